@@ -1,0 +1,23 @@
+"""SymRegistration: symmetric deformable registration with deep networks and with an optimiser.
+
+The front door. Importing it costs nothing: torch is loaded when the first name that needs it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_DOORS = {
+    "Job": "job", "Options": "job", "InputError": "job", "RegistrationError": "job",
+    "Volume": "volumes", "read_volume": "volumes",
+    "register": "pipeline", "run": "pipeline", "Result": "pipeline",
+}
+__all__ = [*_DOORS, "__version__"]
+
+
+def __getattr__(name: str):
+    if name not in _DOORS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_DOORS[name]}", __name__), name)

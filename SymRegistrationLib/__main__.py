@@ -1,0 +1,8 @@
+"""``python -m SymRegistrationLib``: the same as the ``symreg`` command."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

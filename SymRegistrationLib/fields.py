@@ -1,0 +1,317 @@
+"""Field mathematics: the words in which every method speaks.
+
+Level 1, torch only. One convention throughout (METHODS 1.1): a displacement field ``u`` is (N, 3, D, H, W), channels
+in array-axis order, in voxels of its own grid, and pulls back: ``phi(x) = x + u(x)`` lives on the output grid and
+points into the input image. Voxel centres are integers; sampling is linear with ``align_corners=True``; outside its
+grid a field keeps its border value. All functions leave their arguments alone, work on CPU and CUDA, on batches, in
+float32 and float64, and are differentiable unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FieldPair:
+    """Both directions of one registration on the common working grid; no method returns only one.
+
+    Attributes:
+        fixed_to_moving: (N, 3, D, H, W) voxels, pull-back, maps fixed points to moving points: warps the moving image.
+        moving_to_fixed: the same the other way: warps the fixed image.
+        inverse_method: how the second came to be: ``svf``, ``dinet``, ``fixed_point`` or ``symmetric``.
+        residual: largest norm of ``compose(fixed_to_moving, moving_to_fixed)`` in voxels, measured.
+    """
+
+    fixed_to_moving: Tensor
+    moving_to_fixed: Tensor
+    inverse_method: str
+    residual: float
+    details: dict = field(default_factory=dict)
+
+    def swapped(self) -> "FieldPair":
+        """The pair of the exchanged registration."""
+        return FieldPair(self.moving_to_fixed, self.fixed_to_moving, self.inverse_method, self.residual, self.details)
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """A numerical inverse with its quality. ``residual`` is max |w + u o (id + w)| in voxels."""
+
+    field: Tensor
+    residual: float
+    iterations: int
+
+
+# ---------------------------------------------------------------------------------------------- sampling
+
+def _check_field(u: Tensor, name: str = "field") -> None:
+    if u.dim() != 5 or u.shape[1] != 3:
+        raise ValueError(f"{name} must be (N, 3, D, H, W) in voxels, got {tuple(u.shape)}")
+
+
+@lru_cache(maxsize=16)
+def _axis(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.linspace(-1, 1, n, device=device, dtype=dtype) if n > 1 else torch.zeros(1, device=device, dtype=dtype)
+
+
+def identity(shape: Sequence[int], device="cpu", dtype=torch.float32) -> Tensor:
+    """(1, 3, D, H, W): every voxel's own index, in array-axis order."""
+    axes = [torch.arange(n, device=device, dtype=dtype) for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
+
+
+def _sampling_grid(u: Tensor, size: Sequence[int]) -> Tensor:
+    """Displacement to grid_sample's (N, D, H, W, 3) coordinates (x, y, z = W, H, D) of an image of ``size``."""
+    shape = u.shape[2:]
+    grid = u.new_empty((u.shape[0], *shape, 3)) if not u.requires_grad else None
+    parts = []
+    for axis in range(3):
+        scale = 2.0 / max(size[axis] - 1, 1)
+        if size[axis] == shape[axis]:
+            base = _axis(shape[axis], u.device, u.dtype)
+        else:
+            base = torch.arange(shape[axis], device=u.device, dtype=u.dtype) * scale - 1
+        base = base.view([-1 if k == axis else 1 for k in range(3)])
+        if grid is None:
+            parts.append(u[:, axis] * scale + base)
+        else:
+            torch.add(base, u[:, axis], alpha=scale, out=grid[..., 2 - axis])
+    return grid if grid is not None else torch.stack(parts[::-1], dim=-1)
+
+
+def sample(image: Tensor, grid: Tensor, mode: str = "bilinear", padding: str = "border") -> Tensor:
+    """``grid_sample`` with align_corners=True that also uses all CPU cores for a batch of one.
+
+    PyTorch's CPU kernel runs in parallel over the batch only, so one volume is split along an output axis.
+    """
+    n, depth = grid.shape[0], grid.shape[1]
+    chunks = torch.get_num_threads() if image.device.type == "cpu" and n == 1 else 1
+    if chunks > 1 and depth >= chunks:
+        while depth % chunks:
+            chunks -= 1
+    if chunks <= 1 or depth < chunks:
+        return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=True)
+    parts = grid.reshape(chunks, depth // chunks, *grid.shape[2:])
+    out = F.grid_sample(image.expand(chunks, *image.shape[1:]), parts, mode=mode, padding_mode=padding, align_corners=True)
+    return out.transpose(0, 1).reshape(1, image.shape[1], *grid.shape[1:4])
+
+
+def warp(image: Tensor, u: Tensor, mode: str = "bilinear", padding: str = "border") -> Tensor:
+    """Pull ``image`` back through ``phi = id + u``: ``out(x) = image(x + u(x))``.
+
+    Args:
+        image: (N, C, D', H', W'), may have another size than the field; index 0 of both coincide.
+        u: (N, 3, D, H, W) voxels.
+        mode: ``bilinear`` (that is, trilinear) or ``nearest`` (for labels).
+        padding: ``border`` or ``zeros``.
+
+    Returns:
+        (N, C, D, H, W).
+
+    Raises:
+        ValueError: ``u`` is not a field, or the batch sizes differ.
+    """
+    _check_field(u)
+    if image.dim() != 5 or image.shape[0] not in (1, u.shape[0]):
+        raise ValueError(f"image must be (N, C, D, H, W) with N = 1 or {u.shape[0]}, got {tuple(image.shape)}")
+    image = image.expand(u.shape[0], -1, -1, -1, -1)
+    return sample(image, _sampling_grid(u.to(image.dtype), image.shape[2:]), mode, padding)
+
+
+def compose(first: Tensor, then: Tensor) -> Tensor:
+    """Displacement of ``phi_first o phi_then``: warping by it equals warping by ``first``, then by ``then``.
+
+    ``u(x) = then(x) + first(x + then(x))``. Both (N, 3, D, H, W), voxels of one grid. Differentiable.
+    """
+    return then + warp(first, then)
+
+
+def exponentiate(v: Tensor, steps: int = 7) -> Tensor:
+    """exp(v) of a stationary velocity field by scaling and squaring; the inverse map is ``exponentiate(-v)``.
+
+    Args:
+        v: (N, 3, D, H, W), voxels per unit time.
+        steps: number of squarings T (all four methods' bases use 7).
+    """
+    _check_field(v, "velocity")
+    u = v / 2**steps
+    for _ in range(steps):
+        u = compose(u, u)
+    return u
+
+
+@torch.no_grad()
+def invert(u: Tensor, start: Tensor | None = None, tolerance: float = 0.01, iterations: int = 60) -> Inversion:
+    """Numerical inverse of a displacement field by damped fixed-point steps (METHODS 1.5); not differentiable.
+
+    The plain step ``w <- -u(x + w)`` diverges where ``|grad u| >= 1`` although the map is invertible, so the step
+    of each voxel is halved whenever its residual grew, and grows back slowly.
+
+    Args:
+        u: (N, 3, D, H, W) voxels.
+        start: first guess, default ``-u``.
+        tolerance: stop when the largest residual is below, in voxels.
+        iterations: stop after so many steps at the latest.
+
+    Returns:
+        :class:`Inversion` with the measured residual of the returned field.
+    """
+    _check_field(u)
+    w = (-u if start is None else start).clone()
+    best, best_worst = w, float("inf")
+    step = torch.full_like(u[:, :1], 0.7)
+    before = None
+    used = 0
+    for used in range(iterations + 1):
+        residual = w + warp(u, w)
+        size = square_sum(residual)
+        worst = float(size.max()) ** 0.5
+        if worst < best_worst:
+            best, best_worst = w, worst
+        if worst < tolerance or used == iterations:
+            break
+        if before is not None:
+            step = torch.where(size > before, step * 0.5, (step * 1.1).clamp_(max=1.0)).clamp_(min=0.05)
+        before = size
+        w = w - step * residual
+    return Inversion(best, best_worst, used)
+
+
+def inverse_consistency(forward: Tensor, inverse: Tensor) -> Tensor:
+    """(N, 1, D, H, W): |forward o inverse - id| in voxels at every voxel of the inverse's grid."""
+    return square_sum(compose(forward, inverse)).sqrt()
+
+
+def square_sum(u: Tensor) -> Tensor:
+    """(N, 1, D, H, W): squared length of every vector; an explicit sum, since ``norm(dim=1)`` is slow on CPU."""
+    return (u[:, 0] ** 2 + u[:, 1] ** 2 + u[:, 2] ** 2)[:, None]
+
+
+# ---------------------------------------------------------------------------------------------- resizing
+
+def resize(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """(N, C, *) -> (N, C, *shape), trilinear, corner voxels onto corner voxels."""
+    if tuple(image.shape[2:]) == tuple(shape):
+        return image
+    return F.interpolate(image, size=tuple(shape), mode="trilinear", align_corners=True)
+
+
+def resize_field(u: Tensor, shape: Sequence[int]) -> Tensor:
+    """A voxel field on another lattice over the same corners: values scale with (new - 1) / (old - 1) per axis."""
+    factors = [(n - 1) / max(o - 1, 1) if o > 1 else 1.0 for n, o in zip(shape, u.shape[2:])]
+    return scale_channels(resize(u, shape), factors)
+
+
+def upsample2(u: Tensor) -> Tensor:
+    """Twice the size, values times 2 exactly (METHODS 1.3, the networks' pyramid convention)."""
+    return 2 * resize(u, [2 * n for n in u.shape[2:]])
+
+
+def scale_channels(u: Tensor, factors: Sequence[float]) -> Tensor:
+    """Each of the three channels times its own factor."""
+    return u * torch.tensor(list(factors), dtype=u.dtype, device=u.device).view(1, 3, 1, 1, 1)
+
+
+def normalised_to_voxel(u: Tensor) -> Tensor:
+    """(W, H, D)-ordered [-1, 1] units, as LapIRN and SM-GICNet store fields, to array-ordered voxels."""
+    return scale_channels(u.flip(1), [(n - 1) / 2 for n in u.shape[2:]])
+
+
+def voxel_to_normalised(u: Tensor) -> Tensor:
+    """The way back of :func:`normalised_to_voxel`."""
+    return scale_channels(u, [2 / (n - 1) for n in u.shape[2:]]).flip(1)
+
+
+# ---------------------------------------------------------------------------------------------- derivatives
+
+def gradient(image: Tensor, axis: int) -> Tensor:
+    """Central difference along array axis 0, 1 or 2 (per voxel), one-sided at the borders; same shape."""
+    dim, n = axis + 2, image.shape[axis + 2]
+    if n == 1:
+        return torch.zeros_like(image)
+    if image.requires_grad:
+        inner = 0.5 * (image.narrow(dim, 2, n - 2) - image.narrow(dim, 0, n - 2))
+        ends = [image.narrow(dim, k + 1, 1) - image.narrow(dim, k, 1) for k in (0, n - 2)]
+        return torch.cat([ends[0], inner, ends[1]], dim)
+    out = torch.empty_like(image)
+    if n > 2:
+        torch.sub(image.narrow(dim, 2, n - 2), image.narrow(dim, 0, n - 2), out=out.narrow(dim, 1, n - 2)).mul_(0.5)
+    out.select(dim, 0).copy_(image.select(dim, 1) - image.select(dim, 0))
+    out.select(dim, n - 1).copy_(image.select(dim, n - 1) - image.select(dim, n - 2))
+    return out
+
+
+def jacobian_determinant(u: Tensor, matrix: Tensor | None = None) -> Tensor:
+    """det(I + grad u) at every voxel, central differences; (N, 1, D, H, W).
+
+    Args:
+        u: (N, 3, D, H, W) voxels. For a field in mm between two grids use ``matrix``.
+        matrix: (3, 3); when given, ``u`` holds displacement vectors in mm and ``matrix`` maps an index step to mm
+            (columns = array axes); the determinant is then that of the physical map.
+    """
+    _check_field(u)
+    grads = torch.stack([gradient(u, axis) for axis in range(3)], dim=2)  # (N, component, axis, D, H, W)
+    if matrix is not None:
+        inverse = torch.linalg.inv(matrix.double()).to(u)
+        grads = torch.einsum("ncadhw,ab->ncbdhw", grads, inverse)
+    (a, b, c), (d, e, f), (g, h, i) = ([grads[:, r, s] + (r == s) for s in range(3)] for r in range(3))
+    return (a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))[:, None]
+
+
+def sd_log_jacobian(determinant: Tensor, mask: Tensor | None = None) -> float:
+    """Standard deviation of log det over the mask, det clipped at 1e-9 (METHODS 1.8, the plain form)."""
+    values = determinant[mask] if mask is not None else determinant
+    return float(values.clamp(min=1e-9).log().std(unbiased=False))
+
+
+# ---------------------------------------------------------------------------------------------- filters
+
+@lru_cache(maxsize=64)
+def _band(kind: str, width: float, n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(n, n) matrix that filters one axis: ``box`` of ``width`` voxels (plain sum / width, zeros outside), or ``gauss``."""
+    distance = (torch.arange(n)[:, None] - torch.arange(n)[None, :]).abs().double()
+    if kind == "box":
+        matrix = (distance <= width // 2).double() / width
+    else:
+        matrix = torch.exp(-0.5 * (distance / width) ** 2) * (distance <= max(2.0, 4 * width))
+        matrix = matrix / matrix.sum(1, keepdim=True)
+    return matrix.to(device=device, dtype=dtype)
+
+
+def _filter(image: Tensor, kind: str, widths: Sequence[float]) -> Tensor:
+    """Separable filter as three small matrix products: on CPU twice as fast as running sums, and exact in float32."""
+    n, c, d, h, w = image.shape
+    bands = [_band(kind, float(s), size, image.device, image.dtype) if s > 0 else None
+             for s, size in zip(widths, (d, h, w))]
+    out = image
+    if bands[2] is not None:
+        out = torch.matmul(out, bands[2].T)
+    if bands[1] is not None:
+        out = torch.matmul(bands[1], out)
+    if bands[0] is not None:
+        out = torch.matmul(bands[0], out.reshape(n, c, d, h * w)).view(n, c, d, h, w)
+    return out
+
+
+def box_mean(image: Tensor, window: int) -> Tensor:
+    """Mean over a cube of ``window`` (odd) voxels, zeros counted outside; (N, C, D, H, W)."""
+    return _filter(image, "box", (window,) * 3)
+
+
+def gaussian(image: Tensor, sigma: float | Sequence[float]) -> Tensor:
+    """Gaussian smoothing, ``sigma`` in voxels (one or per axis), weights renormalised at the borders."""
+    return _filter(image, "gauss", (sigma,) * 3 if isinstance(sigma, (int, float)) else sigma)
+
+
+def downsample2(image: Tensor, times: int = 1) -> Tensor:
+    """Average pooling k3 s2 p1 without counting the padding, as LapIRN and HSyN shrink images."""
+    for _ in range(times):
+        image = F.avg_pool3d(image, 3, stride=2, padding=1, count_include_pad=False)
+    return image

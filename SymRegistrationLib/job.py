@@ -1,0 +1,197 @@
+"""What a run is asked to do, and how it says no.
+
+Level 0: standard library only, so that the Slicer module can build and check a job before torch exists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable
+
+PRESETS = ("fast", "default", "thorough")
+INITIALS = ("none", "centre", "rigid", "affine")
+METRICS = ("auto", "lncc", "mse", "ncc", "mind", "mi")
+FORMATS = ("h5", "nrrd", "nii.gz")
+
+#: ``progress(stage, fraction, message)``: the only call-back of the pipeline; ``fraction`` is of the whole run, 0 to 1.
+Progress = Callable[[str, float, str], None]
+
+
+def silent(stage: str, fraction: float, message: str) -> None:
+    """A progress call-back that says nothing."""
+
+
+class RegistrationError(Exception):
+    """A run failed for a reason that can be told in one line.
+
+    Args:
+        message: names the file or node and says what is wrong.
+        hint: what the user can do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = ""):
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class InputError(RegistrationError):
+    """The request or one of its inputs cannot be used; nothing was computed and nothing was written."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to register; independent of the two scans.
+
+    Attributes:
+        method: a name from ``symreg methods``; ``syn`` needs no weights.
+        preset: ``fast``, ``default`` or ``thorough``: how much time the optimiser may take.
+        metric: similarity of the optimiser; ``auto`` looks at the aligned pair and takes ``lncc`` for one contrast,
+            ``mind`` for two.
+        initial: ``none``, ``centre``, ``rigid``, ``affine``, or the path of a transform file (ITK: fixed -> moving).
+        refine: optimiser levels run after a network, starting from its result; 0 = none.
+        spacing: working voxel size in mm; ``None`` lets the method decide.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        seed: of everything random.
+        threads: CPU threads; ``None`` = all that torch finds.
+        weights: a ``.safetensors`` file for the method; ``None`` = the shipped ones.
+        uncertainty: number of perturbed runs; 0 = no uncertainty map.
+        memory_gb: stay below this much working memory; ``None`` = what is free.
+        method_options: switches of the method itself, checked by it.
+    """
+
+    method: str = "syn"
+    preset: str = "default"
+    metric: str = "auto"
+    initial: str = "affine"
+    refine: int = 0
+    spacing: float | None = None
+    device: str = "auto"
+    seed: int = 0
+    threads: int | None = None
+    weights: str | None = None
+    uncertainty: int = 0
+    memory_gb: float | None = None
+    method_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _choice("preset", self.preset, PRESETS)
+        _choice("metric", self.metric, METRICS)
+        if self.refine < 0:
+            raise InputError(f"refine is {self.refine}.", "Give the number of optimiser levels, 0 for none.")
+        if self.uncertainty < 0 or self.uncertainty == 1:
+            raise InputError(f"uncertainty is {self.uncertainty}.", "A spread needs at least 2 runs; 0 turns the map off.")
+        if self.spacing is not None and not self.spacing > 0:
+            raise InputError(f"spacing is {self.spacing} mm.", "Give a positive voxel size.")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads is {self.threads}.", "Give at least 1.")
+        if self.memory_gb is not None and not self.memory_gb > 0:
+            raise InputError(f"memory_gb is {self.memory_gb}.", "Give a positive number of gigabytes.")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One registration from files to files: what the command line, a batch row and the Slicer module all send.
+
+    Paths are strings. ``output`` is a folder. See :class:`Options` for ``options``.
+    """
+
+    fixed: str
+    moving: str
+    output: str
+    fixed_mask: str | None = None
+    moving_mask: str | None = None
+    fixed_labels: str | None = None
+    moving_labels: str | None = None
+    fixed_points: str | None = None
+    moving_points: str | None = None
+    transform_format: str = "h5"
+    composite: bool = False
+    report: bool = True
+    guide_with_points: bool = False
+    options: Options = field(default_factory=Options)
+
+    def __post_init__(self) -> None:
+        _choice("transform_format", self.transform_format, FORMATS)
+        for kind in ("labels", "points"):
+            one, other = getattr(self, f"fixed_{kind}"), getattr(self, f"moving_{kind}")
+            if bool(one) != bool(other):
+                missing = "moving" if one else "fixed"
+                raise InputError(f"{kind} are given for one scan only.", f"Add --{missing}-{kind}, or leave both out.")
+        if self.guide_with_points and not self.fixed_points:
+            raise InputError("guide_with_points needs landmarks.", "Add --fixed-points and --moving-points.")
+        if self.composite and self.transform_format != "h5":
+            raise InputError("a composite transform can only be stored as .h5.", "Use --transform-format h5.")
+
+    def to_json(self) -> str:
+        """The job as one JSON text; :meth:`from_json` gives it back."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Job":
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            InputError: not JSON, not an object, an unknown or missing field, or a value that is not allowed.
+        """
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"the job is not JSON: {error}.") from None
+        return cls.from_dict(raw)
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> "Job":
+        """Build a job from plain data, checking names and types. Raises InputError."""
+        data = _checked(cls, raw, "job")
+        data["options"] = Options(**_checked(Options, data.get("options", {}), "options"))
+        return cls(**data)
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name} is '{value}'.", f"Choose one of: {', '.join(allowed)}.")
+
+
+_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "dict[str, Any]": dict, "Options": dict}
+
+
+def _checked(cls: type, raw: Any, what: str) -> dict[str, Any]:
+    """``raw`` as keyword arguments of the dataclass ``cls``, every name and type checked."""
+    if not isinstance(raw, dict):
+        raise InputError(f"the {what} must be a JSON object, not {type(raw).__name__}.")
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for name in raw:
+        if name not in known:
+            raise InputError(f"unknown field '{name}' in the {what}.", f"Known: {', '.join(known)}.")
+    for name, f in known.items():
+        if name not in raw:
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+                raise InputError(f"the {what} has no '{name}'.")
+            continue
+        kinds = [kind.strip() for kind in str(f.type).split("|")]
+        value = raw[name]
+        if value is None and "None" in kinds:
+            continue
+        expected = _TYPES[kinds[0]]
+        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+            raise InputError(f"'{name}' in the {what} must be {kinds[0]}, not {value!r}.")
+    return dict(raw)
+
+
+def existing_file(path: str | Path, what: str) -> Path:
+    """``path`` if something is there. Raises InputError naming ``what``."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{what} '{path}' does not exist.", "Check the path.")
+    return path

@@ -1,0 +1,157 @@
+"""Similarity and regularity as plain functions of (N, C, D, H, W) tensors (METHODS 1.6, 1.7, 4.7).
+
+Level 2. Every similarity is a loss: smaller is better. All are computed in float32 or better, also under autocast.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .fields import box_mean, jacobian_determinant
+
+
+def _full_precision(*images: Tensor) -> tuple[Tensor, ...]:
+    return tuple(image.float() if image.dtype in (torch.float16, torch.bfloat16) else image for image in images)
+
+
+def _no_autocast(image: Tensor):
+    return torch.autocast(image.device.type, enabled=False)
+
+
+def local_moments(a: Tensor, b: Tensor, window: int) -> tuple[Tensor, ...]:
+    """Local means, variances and covariance over a cube: (mean_a, mean_b, var_a, var_b, cov), variances >= 0."""
+    n = a.shape[1]
+    mean_a, mean_b, aa, bb, ab = box_mean(torch.cat([a, b, a * a, b * b, a * b], 1), window).split(n, 1)
+    return mean_a, mean_b, (aa - mean_a * mean_a).clamp_min(0), (bb - mean_b * mean_b).clamp_min(0), ab - mean_a * mean_b
+
+
+def lncc_map(a: Tensor, b: Tensor, window: int = 9, eps: float = 1e-5) -> Tensor:
+    """Squared local correlation, 0..1, over a cube of ``window`` voxels (METHODS 1.6, VoxelMorph form)."""
+    a, b = _full_precision(a, b)
+    with _no_autocast(a):
+        _, _, var_a, var_b, cov = local_moments(a, b, window)
+        return cov * cov / (var_a * var_b + eps)
+
+
+def lncc(a: Tensor, b: Tensor, window: int = 9, eps: float = 1e-5, mask: Tensor | None = None) -> Tensor:
+    """-mean of :func:`lncc_map` over all voxels, or weighted by ``mask``; -1 is perfect."""
+    return -_mean(lncc_map(a, b, window, eps), mask)
+
+
+def mse(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared difference."""
+    a, b = _full_precision(a, b)
+    return _mean((a - b) ** 2, mask)
+
+
+def ncc(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
+    """1 - Pearson correlation over the volume, mean over the batch (AD-RegNet eq. 20); 0 is perfect."""
+    a, b = _full_precision(a, b)
+    weight = torch.ones_like(a) if mask is None else mask.to(a).expand_as(a)
+    total = weight.flatten(1).sum(1).clamp_min(1e-6).view(-1, 1, 1, 1, 1)
+
+    def centred(x: Tensor) -> Tensor:
+        return x - (x * weight).flatten(1).sum(1).view(-1, 1, 1, 1, 1) / total
+
+    a, b = centred(a), centred(b)
+    cov = (weight * a * b).flatten(1).sum(1)
+    var = (weight * a * a).flatten(1).sum(1) * (weight * b * b).flatten(1).sum(1)
+    return (1 - cov / (var.sqrt() + 1e-6)).mean()
+
+
+def ssim(a: Tensor, b: Tensor, window: int = 7, mask: Tensor | None = None) -> Tensor:
+    """1 - mean local structural similarity (AD-RegNet eq. 22), cube window, C1 = 0.01^2, C2 = 0.03^2 for [0, 1] data."""
+    a, b = _full_precision(a, b)
+    with _no_autocast(a):
+        mean_a, mean_b, var_a, var_b, cov = local_moments(a, b, window)
+        c1, c2 = 0.01**2, 0.03**2
+        value = (2 * mean_a * mean_b + c1) * (2 * cov + c2)
+        value = value / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+        return 1 - _mean(value, mask)
+
+
+def mind(image: Tensor, radius: int = 1, dilation: int = 2) -> Tensor:
+    """MIND-SSC: 12 self-similarity channels that do not depend on the contrast (Heinrich 2013).
+
+    Patch distances between the pairs of six neighbours that are not opposite each other, divided by their local mean.
+
+    Returns:
+        (N, 12, D, H, W), each channel 0..1.
+    """
+    (image,) = _full_precision(image)
+    with _no_autocast(image):
+        shifts = [(s if axis == k else 0 for k in range(3)) for axis in range(3) for s in (-dilation, dilation)]
+        shifts = [tuple(shift) for shift in shifts]
+        padded = F.pad(image, (dilation,) * 6, mode="replicate")
+        shape = image.shape[2:]
+
+        def moved(shift):
+            slices = [slice(dilation + s, dilation + s + n) for s, n in zip(shift, shape)]
+            return padded[(slice(None), slice(None), *slices)]
+
+        views = [moved(shift) for shift in shifts]
+        distances = torch.cat([(views[i] - views[j]) ** 2 for i in range(6) for j in range(i) if i // 2 != j // 2], 1)
+        distances = box_mean(distances, 2 * radius + 1)
+        distances = distances - distances.amin(1, keepdim=True)
+        variance = distances.mean(1, keepdim=True)
+        floor = variance.mean((2, 3, 4), keepdim=True)
+        return torch.exp(-distances / variance.clamp(min=1e-3 * floor, max=1e3 * floor).clamp_min(1e-12))
+
+
+def mind_ssd(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared difference of MIND-SSC features: works across contrasts; 0 is perfect."""
+    return _mean((mind(a) - mind(b)) ** 2, mask)
+
+
+def mutual_information(a: Tensor, b: Tensor, bins: int = 32, mask: Tensor | None = None) -> Tensor:
+    """-Mattes-type mutual information in nats of images in [0, 1], linear Parzen window; mean over the batch.
+
+    Differentiable in both images. Cost is one scatter of four corners a voxel, so it suits coarse levels.
+    """
+    a, b = _full_precision(a, b)
+    weight = torch.ones_like(a) if mask is None else mask.to(a).expand_as(a)
+    total = a.new_zeros(())
+    for x, y, w in zip(a.flatten(1), b.flatten(1), weight.flatten(1)):
+        joint = _joint_histogram(x, y, w, bins)
+        joint = joint / joint.sum().clamp_min(1e-12)
+        marginal = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+        total = total - (joint * ((joint + 1e-12) / (marginal + 1e-12)).log()).sum()
+    return total / a.shape[0]
+
+
+def _joint_histogram(x: Tensor, y: Tensor, w: Tensor, bins: int) -> Tensor:
+    """(bins, bins): each sample spread linearly over its 2 x 2 nearest bins."""
+    xs, ys = (v.clamp(0, 1) * (bins - 1) for v in (x, y))
+    x0, y0 = (v.detach().floor().clamp(max=bins - 2) for v in (xs, ys))
+    fx, fy = xs - x0, ys - y0
+    index = (x0 * bins + y0).long()
+    joint = x.new_zeros(bins * bins)
+    for dx, wx in ((0, 1 - fx), (1, fx)):
+        for dy, wy in ((0, 1 - fy), (1, fy)):
+            joint = joint.index_add(0, index + dx * bins + dy, w * wx * wy)
+    return joint.view(bins, bins)
+
+
+def diffusion(u: Tensor) -> Tensor:
+    """Mean squared forward difference of a field, averaged over the three axes (METHODS 1.7), voxel units."""
+    terms = [(u.narrow(d, 1, u.shape[d] - 1) - u.narrow(d, 0, u.shape[d] - 1)).square().mean() for d in (2, 3, 4)]
+    return sum(terms) / 3
+
+
+def negative_jacobian(u: Tensor) -> Tensor:
+    """Mean of relu(-det(I + grad u)): zero without folding (AD-RegNet's L_jac)."""
+    return F.relu(-jacobian_determinant(u)).mean()
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return values.mean()
+    weight = mask.to(values).expand(values.shape[0], 1, *values.shape[2:])
+    return (values * weight).sum() / (weight.sum() * values.shape[1]).clamp_min(1e-6)
+
+
+#: The similarities a user can name.
+SIMILARITIES = {"lncc": lncc, "mse": mse, "ncc": ncc, "ssim": ssim, "mind": mind_ssd, "mi": mutual_information}
+

@@ -1,0 +1,55 @@
+"""The registry of learned methods: every file of this folder that does not begin with ``_`` is one."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from ..job import InputError
+from . import _base
+from ._base import Card, SymmetricNetwork
+
+
+def _discover() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"{__name__}.{module.name}")
+
+
+def names() -> list[str]:
+    """Names of all learned methods, sorted."""
+    _discover()
+    return sorted(_base._REGISTRY)
+
+
+def network_class(name: str) -> type[SymmetricNetwork]:
+    """The class of a method. Raises InputError with the known names."""
+    _discover()
+    if name not in _base._REGISTRY:
+        raise InputError(f"there is no method '{name}'.", f"Known: {', '.join(['syn', *names()])}.")
+    return _base._REGISTRY[name]
+
+
+def card(name: str) -> Card:
+    """The card of a method. Raises InputError with the known names."""
+    return network_class(name).card
+
+
+def create(name: str, size: str = "small", **options) -> SymmetricNetwork:
+    """A network with fresh weights.
+
+    Args:
+        name: from :func:`names`.
+        size: a key of the card's ``sizes``.
+        options: the method's own switches; they override the size's.
+
+    Raises:
+        InputError: unknown name, size or switch.
+    """
+    cls = network_class(name)
+    if size not in cls.card.sizes:
+        raise InputError(f"{name} has no size '{size}'.", f"Known: {', '.join(cls.card.sizes)}.")
+    try:
+        return cls(**{**cls.card.sizes[size], **options})
+    except TypeError as error:
+        raise InputError(f"{name} does not take these options ({error}).") from None

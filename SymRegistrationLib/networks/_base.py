@@ -1,0 +1,169 @@
+"""The contract of a learned method: one file, one card, one class, one recipe.
+
+Level 3. A method file in this folder defines exactly one :class:`SymmetricNetwork` and registers it; nothing else
+has to be edited for the command line, the trainer, the tests and the documentation to know it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Mapping
+
+from torch import Tensor, nn
+
+from ..fields import FieldPair
+from ..job import InputError
+
+
+@dataclass(frozen=True)
+class Card:
+    """What can be known of a method without building it.
+
+    Attributes:
+        name: as typed after ``--method``.
+        title: one line for people.
+        publication: authors, title, venue, DOI or arXiv.
+        deviations: what differs from the publication, one sentence each.
+        licence: of this implementation.
+        size_multiple: every axis of an input is padded to a multiple of this.
+        minimum_size: smallest axis the network accepts, voxels.
+        bytes_per_voxel: peak inference memory per working-grid voxel and size name, measured, float32.
+        spacing: default working voxel size, mm.
+        intensity: rule that maps a scan to the network's input.
+        inverse_method: ``svf``, ``dinet`` or ``fixed_point``.
+        exchange_tolerance: voxels by which exchanging the inputs may change the exchanged fields; 0 = exactly.
+        sizes: parameters of the constructor per size name; ``published`` and ``small`` always exist.
+    """
+
+    name: str
+    title: str
+    publication: str
+    deviations: tuple[str, ...]
+    licence: str
+    size_multiple: int
+    minimum_size: int
+    bytes_per_voxel: Mapping[str, float]
+    spacing: float
+    intensity: str
+    inverse_method: str
+    exchange_tolerance: float
+    sizes: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One leg of progressive training.
+
+    Attributes:
+        level: finest level trained in this stage, 1 = coarsest.
+        iterations: optimiser steps of the published schedule.
+        learning_rate: of Adam.
+        frozen: steps at the start during which coarser levels stay as they are.
+    """
+
+    level: int
+    iterations: int
+    learning_rate: float
+    frozen: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the publication trains: stages in order, batch size, and the shape of the learning rate."""
+
+    stages: tuple[Stage, ...]
+    batch: int = 1
+    halve_every: int | None = None
+    notes: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkOutput:
+    """What a network says of one pair; ``pair`` always, the rest for losses and for looking at.
+
+    Attributes:
+        pair: both directions on the input grid, voxels. During training its tensors carry gradients.
+        velocity: (N, 3, D, H, W) when the maps are exp(+v), exp(-v); else None.
+        aux: named extras: per-level fields, half fields, attention maps.
+    """
+
+    pair: FieldPair
+    velocity: Tensor | None = None
+    aux: dict[str, Any] = field(default_factory=dict)
+
+
+class SymmetricNetwork(nn.Module):
+    """Base of all learned methods.
+
+    ``forward(moving, fixed)`` takes two (N, 1, D, H, W) float tensors in [0, 1] on one working grid whose axes are
+    multiples of ``card.size_multiple``, and returns a :class:`NetworkOutput`. It does not change its inputs.
+    """
+
+    card: Card
+    recipe: Recipe
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
+        raise NotImplementedError
+
+    def objective(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> dict[str, Tensor]:
+        """The published loss of one training step as named, already weighted terms; their sum is minimised.
+
+        Args:
+            moving, fixed: (N, 1, D, H, W).
+            level: finest level in use, 1 = coarsest; ``None`` = all.
+        """
+        raise NotImplementedError
+
+    def parameter_groups(self, level: int) -> list[nn.Parameter]:
+        """Parameters that belong to ``level`` (1 = coarsest), for progressive training and freezing."""
+        raise NotImplementedError
+
+    @property
+    def levels(self) -> int:
+        """Number of levels that :attr:`recipe` trains one after the other."""
+        return max(stage.level for stage in self.recipe.stages)
+
+    def check_inputs(self, moving: Tensor, fixed: Tensor) -> None:
+        """Refuse what the network cannot take. Raises InputError."""
+        if moving.shape != fixed.shape or moving.dim() != 5 or moving.shape[1] != 1:
+            raise InputError(f"{self.card.name} needs two (N, 1, D, H, W) tensors of one shape, got "
+                             f"{tuple(moving.shape)} and {tuple(fixed.shape)}.")
+        multiple, least = self.card.size_multiple, self.card.minimum_size
+        for n in moving.shape[2:]:
+            if n < least or n % multiple:
+                raise InputError(f"{self.card.name} needs axes of at least {least} voxels in multiples of {multiple}, got "
+                                 f"{tuple(moving.shape[2:])}.", "Pad the volumes, or choose a smaller --spacing.")
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def padded_shape(shape, card: Card) -> tuple[int, ...]:
+    """``shape`` raised to the multiples and the minimum of a method."""
+    return tuple(max(math.ceil(n / card.size_multiple), math.ceil(card.minimum_size / card.size_multiple)) * card.size_multiple
+                 for n in shape)
+
+
+_REGISTRY: dict[str, type[SymmetricNetwork]] = {}
+
+
+def register(cls: type[SymmetricNetwork]) -> type[SymmetricNetwork]:
+    """Class decorator: makes a method known by its card's name. A second method of one name is an error."""
+    name = cls.card.name
+    if name in _REGISTRY:
+        raise ValueError(f"two methods are called '{name}': {_REGISTRY[name].__module__} and {cls.__module__}")
+    _REGISTRY[name] = cls
+    return cls
+
+
+def zero_init(conv: nn.Conv3d, std: float = 1e-5) -> nn.Conv3d:
+    """Give a displacement head weights N(0, ``std``) and bias 0, so that an untrained network is near the identity."""
+    nn.init.normal_(conv.weight, 0.0, std)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+

@@ -1,0 +1,240 @@
+"""Images on disk and in memory, always with their place in space (SimpleITK underneath)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from .geometry import Grid
+from .job import InputError, existing_file
+
+FORMATS_HINT = "Readable are NIfTI, NRRD, MHA/MHD, MGZ (with nibabel) and a folder with one DICOM series."
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A 3-D scalar image.
+
+    Attributes:
+        array: (D, H, W), any real type.
+        grid: where the voxels are, LPS mm.
+        name: for messages, the file or node.
+        notes: what had to be repaired when it was read.
+    """
+
+    array: np.ndarray
+    grid: Grid
+    name: str = "volume"
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.array.shape != self.grid.shape:
+            raise ValueError(f"{self.name}: array {self.array.shape} and grid {self.grid.shape} differ")
+
+    def to_itk(self) -> sitk.Image:
+        """The same image as SimpleITK's; the voxels are copied."""
+        return to_itk(self.array, self.grid)
+
+
+def to_itk(array: np.ndarray, grid: Grid, vector: bool = False) -> sitk.Image:
+    """(D, H, W) or, with ``vector``, (D, H, W, C) array to a SimpleITK image on ``grid``."""
+    array = array.astype(np.uint8) if array.dtype == bool else array
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array), isVector=vector)
+    _, spacing, origin, direction = grid.itk
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    image.SetDirection(direction)
+    return image
+
+
+def grid_of(image: sitk.Image) -> Grid:
+    """The grid of a 3-D SimpleITK image."""
+    return Grid.from_itk(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+
+def read_volume(path: str | os.PathLike, what: str = "image") -> Volume:
+    """Read and check one scan.
+
+    Args:
+        path: a file, or a folder with a DICOM series.
+        what: its part in the run, for messages ("fixed image").
+
+    Raises:
+        InputError: missing, unreadable, not 3-D scalar, singular direction, empty, constant, or without finite voxels.
+    """
+    volume = _read(path, what)
+    array, notes = volume.array, list(volume.notes)
+    if np.issubdtype(array.dtype, np.floating):
+        bad = ~np.isfinite(array)
+        if bad.all():
+            raise InputError(f"{what} '{path}' has no finite voxel.", "Export it again.")
+        if bad.any():
+            array = np.where(bad, array[~bad].min(), array)
+            notes.append(f"{what}: {int(bad.sum())} NaN or infinite voxels were set to the lowest finite value")
+    if array.min() == array.max():
+        raise InputError(f"{what} '{path}' is constant ({array.flat[0]}).", "There is nothing to align; check the export.")
+    return Volume(array, volume.grid, volume.name, tuple(notes))
+
+
+def read_labels(path: str | os.PathLike, what: str = "label map") -> Volume:
+    """Read a label map as int32. Raises InputError as :func:`read_volume`, or when values are not whole numbers."""
+    volume = _read(path, what)
+    array = volume.array
+    if np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all() or np.abs(array - np.round(array)).max() > 1e-3:
+            raise InputError(f"{what} '{path}' holds values that are not whole numbers.", "Give a label map, not an image.")
+    return Volume(np.round(array).astype(np.int32), volume.grid, volume.name, volume.notes)
+
+
+def read_mask(path: str | os.PathLike, grid: Grid, what: str = "mask") -> np.ndarray:
+    """Read a mask onto ``grid`` (nearest neighbour through physical space when it lies on another grid).
+
+    Returns:
+        (D, H, W) bool.
+
+    Raises:
+        InputError: unreadable, or no voxel set inside the image.
+    """
+    volume = _read(path, what)
+    mask = volume.array > 0
+    if not mask.any():
+        raise InputError(f"{what} '{path}' is empty.", "Draw something into it, or leave the mask out.")
+    if not volume.grid.same_as(grid):
+        mask = resample_labels(Volume(mask.astype(np.uint8), volume.grid), grid) > 0
+        if not mask.any():
+            raise InputError(f"{what} '{path}' lies wholly outside its image.", "Check that the two belong together.")
+    return mask
+
+
+def resample_labels(volume: Volume, grid: Grid) -> np.ndarray:
+    """(D, H, W) of ``volume`` at the voxels of ``grid``, nearest neighbour, 0 outside."""
+    reference = to_itk(np.zeros(grid.shape, np.uint8), grid)
+    return sitk.GetArrayFromImage(
+        sitk.Resample(volume.to_itk(), reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    )
+
+
+def write_volume(path: str | os.PathLike, array: np.ndarray, grid: Grid) -> None:
+    """Write an array with its grid; the format follows the file name (.nii.gz, .nrrd, .mha)."""
+    sitk.WriteImage(to_itk(array, grid), str(path), useCompression=True)
+
+
+def foreground(array: np.ndarray) -> np.ndarray:
+    """(D, H, W) bool: where the scan holds something; Otsu's threshold on a robust range, loosened by half.
+
+    Air and padding are dark in CT and MR alike, so the brighter side counts.
+    """
+    low, high = robust_range(array)
+    sample = array[:: max(1, array.shape[0] // 64), ::2, ::2]
+    sample = np.clip(sample.astype(np.float32), low, high)
+    counts, edges = np.histogram(sample, bins=128)
+    middles = (edges[1:] + edges[:-1]) / 2
+    weight = np.cumsum(counts)
+    mean = np.cumsum(counts * middles)
+    total, whole = weight[-1], mean[-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = (whole * weight - mean * total) ** 2 / (weight * (total - weight))
+    threshold = middles[int(np.nanargmax(between))]
+    return array > low + 0.5 * (threshold - low)
+
+
+def robust_range(array: np.ndarray, mask: np.ndarray | None = None) -> tuple[float, float]:
+    """Intensity range that a few outliers cannot stretch.
+
+    The lower end is the 0.5 percentile, the upper end the 99.5 percentile of the voxels above it, so that a large
+    empty background does not squeeze the anatomy. Falls back to minimum and maximum for nearly constant scans.
+    """
+    values = array[mask] if mask is not None else array
+    values = values.ravel()
+    values = values[:: max(1, values.size // 500_000)].astype(np.float32)
+    low = float(np.percentile(values, 0.5))
+    bright = values[values > low]
+    high = float(np.percentile(bright, 99.5)) if bright.size else low
+    if not high > low:
+        low, high = float(array.min()), float(array.max())
+    return low, high
+
+
+def _read(path: str | os.PathLike, what: str) -> Volume:
+    path = existing_file(path, what)
+    if path.is_dir():
+        image = _read_dicom(path, what)
+    elif path.name.lower().endswith((".mgz", ".mgh")):
+        return _read_mgz(path, what)
+    else:
+        image = _read_itk(path, what)
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
+        image = image[:, :, :, 0]
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(
+            f"{what} '{path}' is {image.GetDimension()}-D with {image.GetNumberOfComponentsPerPixel()} values a voxel.",
+            "A 3-D scalar volume is needed; extract one first.",
+        )
+    notes = [] if min(image.GetSize()) > 1 else [f"{what}: one of its axes has a single voxel"]
+    try:
+        grid = grid_of(image)
+    except ValueError:
+        raise InputError(f"{what} '{path}' has a singular orientation in its header.", "Export it again.") from None
+    return Volume(sitk.GetArrayFromImage(image), grid, str(path), tuple(notes))
+
+
+def _read_itk(path: Path, what: str) -> sitk.Image:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        voxels = float(np.prod(reader.GetSize(), dtype=float))
+        if voxels == 0:
+            raise InputError(f"{what} '{path}' has no voxels.", FORMATS_HINT)
+        # A damaged header can declare terabytes; compression never reaches 1:2000 on a scan.
+        if voxels > 2000.0 * max(path.stat().st_size, 1) and path.suffix not in (".mhd", ".nhdr"):
+            raise InputError(f"{what} '{path}' declares {voxels:.3g} voxels in a file of {path.stat().st_size} bytes.",
+                             "The header is damaged; export it again.")
+        return reader.Execute()
+    except InputError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise InputError(f"{what} '{path}' could not be read as an image ({reason[:160]}).", FORMATS_HINT) from None
+
+
+def _read_dicom(folder: Path, what: str) -> sitk.Image:
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if not series:
+        raise InputError(f"{what} folder '{folder}' holds no DICOM series.", FORMATS_HINT)
+    if len(series) > 1:
+        raise InputError(f"{what} folder '{folder}' holds {len(series)} DICOM series.", "Put one series into its own folder.")
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    try:
+        return reader.Execute()
+    except RuntimeError as error:
+        raise InputError(f"{what} folder '{folder}' could not be read ({str(error).strip().splitlines()[-1][:160]}).") from None
+
+
+def _read_mgz(path: Path, what: str) -> Volume:
+    try:
+        import nibabel
+    except ImportError:
+        raise InputError(f"{what} '{path}' is an MGZ file, which needs nibabel.", "pip install nibabel, or convert to NIfTI.") from None
+    try:
+        image = nibabel.load(str(path))
+        array = np.asarray(image.dataobj)
+    except Exception as error:  # nibabel raises many kinds; all of them mean an unreadable file
+        raise InputError(f"{what} '{path}' could not be read ({error}).", FORMATS_HINT) from None
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    if array.ndim != 3:
+        raise InputError(f"{what} '{path}' is {array.ndim}-D.", "A 3-D scalar volume is needed.")
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = lps[:3, 2::-1], lps[:3, 3]
+    array = array.transpose(2, 1, 0)
+    try:
+        return Volume(array.astype(array.dtype.newbyteorder("=")), Grid(array.shape, matrix), str(path))
+    except ValueError:
+        raise InputError(f"{what} '{path}' has a singular orientation in its header.", "Export it again.") from None
