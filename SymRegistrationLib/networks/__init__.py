@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from types import MappingProxyType
 
 from ..job import InputError
 from . import _base
@@ -49,7 +50,10 @@ def create(name: str, size: str = "small", **options) -> SymmetricNetwork:
     cls = network_class(name)
     if size not in cls.card.sizes:
         raise InputError(f"{name} has no size '{size}'.", f"Known: {', '.join(cls.card.sizes)}.")
+    options = {**cls.card.sizes[size], **options}
     try:
-        return cls(**{**cls.card.sizes[size], **options})
+        network = cls(**options)
     except TypeError as error:
         raise InputError(f"{name} does not take these options ({error}).") from None
+    network.size, network.options = size, MappingProxyType(options)
+    return network

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Mapping
+from types import MappingProxyType
+from typing import Any, Mapping, Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fields import FieldPair
+from ..fields import FieldPair, inverse_consistency
 from ..job import InputError
 
 
@@ -98,10 +101,18 @@ class SymmetricNetwork(nn.Module):
 
     ``forward(moving, fixed)`` takes two (N, 1, D, H, W) float tensors in [0, 1] on one working grid whose axes are
     multiples of ``card.size_multiple``, and returns a :class:`NetworkOutput`. It does not change its inputs.
+    Every displacement or velocity head is an ``nn.Conv3d`` with three output channels; with zero heads the result is the
+    identity.
+
+    Attributes:
+        size: key of the card's ``sizes`` that :func:`networks.create` used; "" when built directly.
+        options: all arguments of the constructor, so that weights can name what they belong to.
     """
 
     card: Card
     recipe: Recipe
+    size: str = ""
+    options: Mapping[str, Any] = MappingProxyType({})
 
     def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
         raise NotImplementedError
@@ -116,7 +127,10 @@ class SymmetricNetwork(nn.Module):
         raise NotImplementedError
 
     def parameter_groups(self, level: int) -> list[nn.Parameter]:
-        """Parameters that belong to ``level`` (1 = coarsest), for progressive training and freezing."""
+        """Parameters that belong to ``level`` (1 = coarsest), for progressive training and freezing.
+
+        What several levels share is in the group of each; freezing coarser levels spares what the current one lists.
+        """
         raise NotImplementedError
 
     @property
@@ -141,10 +155,40 @@ def parameter_count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def padded_shape(shape, card: Card) -> tuple[int, ...]:
+def padded_shape(shape: Sequence[int], card: Card) -> tuple[int, ...]:
     """``shape`` raised to the multiples and the minimum of a method."""
-    return tuple(max(math.ceil(n / card.size_multiple), math.ceil(card.minimum_size / card.size_multiple)) * card.size_multiple
-                 for n in shape)
+    return tuple(math.ceil(max(n, card.minimum_size) / card.size_multiple) * card.size_multiple for n in shape)
+
+
+def pad_to(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """Zero padding of (N, C, D, H, W) to a larger ``shape``, the same on both sides up to one voxel."""
+    widths = []
+    for have, want in zip(reversed(image.shape[2:]), reversed(tuple(shape))):
+        widths += [(want - have) // 2, (want - have) - (want - have) // 2]
+    return F.pad(image, widths) if any(widths) else image
+
+
+def crop_to(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """The middle of (N, C, D, H, W): undoes :func:`pad_to`."""
+    for axis, want in enumerate(shape):
+        have = image.shape[axis + 2]
+        if have != want:
+            image = image.narrow(axis + 2, (have - want) // 2, want)
+    return image
+
+
+def measured_pair(fixed_to_moving: Tensor, moving_to_fixed: Tensor, method: str) -> FieldPair:
+    """A :class:`FieldPair` whose residual is measured, the larger of the two orders; gradients stay in the fields."""
+    with torch.no_grad():
+        residual = max(float(inverse_consistency(fixed_to_moving, moving_to_fixed).max()),
+                       float(inverse_consistency(moving_to_fixed, fixed_to_moving).max()))
+    return FieldPair(fixed_to_moving, moving_to_fixed, method, residual)
+
+
+def check_choice(switch: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Refuse a method switch that has no such value. Raises InputError."""
+    if value not in allowed:
+        raise InputError(f"{switch} is {value!r}.", f"Choose one of: {', '.join(map(str, allowed))}.")
 
 
 _REGISTRY: dict[str, type[SymmetricNetwork]] = {}
@@ -165,5 +209,3 @@ def zero_init(conv: nn.Conv3d, std: float = 1e-5) -> nn.Conv3d:
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     return conv
-
-

@@ -1,0 +1,269 @@
+"""HSyN: two half-way displacement fields from a three-level pyramid, and a network that inverts them.
+
+Paper: Q. Sha, K. Sun, C. Jiang, M. Xu, Z. Xue, X. Cao, D. Shen, "Hierarchical Symmetric Normalization Registration
+using Deformation-Inverse Network", MICCAI 2024 (open access). Written from the paper; no code was copied.
+
+SN-Net takes the moving and the fixed image to a mean space with ``u_mf`` and ``u_fm`` (half fields, on the mean grid);
+DI-Net inverts a half field. Forward ``phi_mf o phi_fm^-1`` on the fixed grid, inverse ``phi_fm o phi_mf^-1`` on the
+moving grid.
+
+What differs from the paper:
+
+* The magnitude constraint, printed as the mean of the signed vector sum, is the mean square of it.
+* DI-Net learns from both half fields, the paper says one; both are needed for the inverse map.
+* The weight of DI-Net's smoothness is 0.02; the printed 1 would blur the inverse.
+* Each U-Net pads to multiples of 16, and fields outside their grid keep their border value instead of falling to zero.
+* The inverse starts at DI-Net's and is finished by fixed-point steps (``inverse="dinet+refine"``); ``"dinet"`` is the
+  paper's.
+* Size ``small``: the same three levels, each at half the published resolution (1/8, 1/4, 1/2), three poolings instead of
+  four, the finest one fed with the 2 x 2 x 2 blocks of the full-resolution images as channels, its similarity measured
+  at full resolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..fields import FieldPair, compose, downsample2, invert, resize, warp
+from ..losses import diffusion, lncc
+from ._base import (Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, crop_to, measured_pair, pad_to,
+                    register, zero_init)
+from ._blocks import space_to_depth
+
+_CARD = Card(
+    name="hsyn",
+    title="HSyN: hierarchical symmetric normalisation, two half-way fields and a learned inverse",
+    publication="Sha et al., Hierarchical Symmetric Normalization Registration using Deformation-Inverse Network, "
+                "MICCAI 2024",
+    deviations=(
+        "The magnitude constraint is the mean square of u_mf + u_fm; the printed form is a signed vector.",
+        "DI-Net is trained on both half fields and its smoothness weighs 0.02, not 1.",
+        "DI-Net's inverse is refined by fixed-point steps unless inverse=dinet.",
+        "U-Nets pad to multiples of 16 instead of 32; fields keep their border value outside the grid.",
+        "Size small works at half resolution with three poolings, fed by 2x2x2 blocks of the full-resolution images.",
+    ),
+    licence="Apache-2.0",
+    size_multiple=16,
+    minimum_size=32,
+    bytes_per_voxel={"published": 1400.0, "small": 200.0},
+    spacing=1.5,
+    intensity="robust percentiles to [0, 1], background 0",
+    inverse_method="dinet",
+    exchange_tolerance=0.0,
+    sizes={
+        "published": {},
+        "small": {"encoder": (16, 32, 48), "decoder": (48, 32, 32), "tail": (24, 16), "finest": 2},
+    },
+)
+
+
+@dataclass(frozen=True)
+class _Switches:
+    """Arguments of :class:`HSyN`.
+
+    Attributes:
+        encoder, decoder, tail: channels of each U-Net.
+        finest: lattice of the finest level: 1 = every voxel, 2 = every second.
+        levels: 3, 2 or 1 (the paper's "w/o MT"); the finest ones stay.
+        sn_mode: ``swap`` runs the network in both orders of input (paper), ``two_head`` once with two heads (its code).
+        symmetric: False = one direction only (the paper's "w/o SN"): ``u_fm`` is zero.
+        mag: ``smc``, ``mc`` (magnitudes only) or ``none``.
+        inverse: ``dinet``, ``fixed_point`` or ``dinet+refine``.
+        smooth: weight of the half fields' diffusion.
+    """
+
+    encoder: Sequence[int] = (16, 32, 32, 32)
+    decoder: Sequence[int] = (32, 32, 32, 32)
+    tail: Sequence[int] = (32, 16, 16)
+    finest: int = 1
+    levels: int = 3
+    sn_mode: str = "swap"
+    symmetric: bool = True
+    mag: str = "smc"
+    inverse: str = "dinet+refine"
+    smooth: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("finest", self.finest, (1, 2))
+        check_choice("levels", self.levels, (1, 2, 3))
+        check_choice("sn_mode", self.sn_mode, ("swap", "two_head"))
+        check_choice("mag", self.mag, ("smc", "mc", "none"))
+        check_choice("inverse", self.inverse, ("dinet", "fixed_point", "dinet+refine"))
+
+
+class _UNet(nn.Module):
+    """VoxelMorph-2 layout: one convolution per scale down, one per scale up, a tail at full size, linear heads."""
+
+    def __init__(self, channels: int, switches: _Switches, heads: int = 1):
+        super().__init__()
+        encoder, decoder = list(switches.encoder), list(switches.decoder)
+        skips = encoder[::-1]
+        self.down = nn.ModuleList(_conv(a, b) for a, b in zip([channels, *encoder], encoder))
+        inputs = [encoder[-1], *(a + b for a, b in zip(decoder, skips))]
+        self.up = nn.ModuleList(_conv(a, b) for a, b in zip(inputs, decoder))
+        tail = list(switches.tail)
+        self.tail = nn.ModuleList(_conv(a, b) for a, b in zip([decoder[-1] + skips[-1], *tail], tail))
+        self.heads = nn.ModuleList(zero_init(nn.Conv3d(tail[-1], 3, 3, padding=1)) for _ in range(heads))
+        self.multiple = 2 ** len(encoder)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, C, D, H, W) -> one (N, 3, D, H, W) field per head, voxels of this lattice, float32."""
+        shape = x.shape[2:]
+        x = pad_to(x, [-(-n // self.multiple) * self.multiple for n in shape])
+        skips = []
+        for conv in self.down:
+            x = F.leaky_relu(conv(x), 0.2)
+            skips.append(x)
+            x = F.max_pool3d(x, 2)
+        for conv in self.up:
+            x = F.leaky_relu(conv(x), 0.2)
+            x = torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skips.pop()], 1)
+        for conv in self.tail:
+            x = F.leaky_relu(conv(x), 0.2)
+        return [crop_to(head(x), shape).float() for head in self.heads]
+
+
+def _conv(a: int, b: int) -> nn.Conv3d:
+    return nn.Conv3d(a, b, 3, padding=1)
+
+
+def _up(u: Tensor, factor: int) -> Tensor:
+    """A field on a ``factor`` times finer lattice, values times ``factor`` (METHODS 1.3)."""
+    return u if factor == 1 else factor * resize(u, [factor * n for n in u.shape[2:]])
+
+
+@register
+class HSyN(SymmetricNetwork):
+    """SN-Net and DI-Net. See the file's docstring; arguments: :class:`_Switches`."""
+
+    card = _CARD
+
+    def __init__(self, **switches) -> None:
+        super().__init__()
+        s = self.switches = _Switches(**switches)
+        self.scales = [4 * s.finest, 2 * s.finest, s.finest][-s.levels:]
+        self.windows = [3, 5, 7][-s.levels:]
+        heads = 2 if s.sn_mode == "two_head" and s.symmetric else 1
+        blocks = [16 if scale == 2 and scale == self.scales[-1] else 2 for scale in self.scales]
+        self.sn = nn.ModuleList(_UNet(channels, s, heads) for channels in blocks)
+        self.di = _UNet(3, s)
+        self.recipe = _recipe(s.levels)
+
+    # ------------------------------------------------------------------------------------------ fields
+
+    def _view(self, image: Tensor, field: Tensor | None, scale: int) -> Tensor:
+        """What a level sees of an image: warped at full resolution from the original, then brought to its lattice."""
+        image = image if field is None else warp(image, field, padding="zeros")
+        if scale == 2 and scale == self.scales[-1]:
+            return space_to_depth(image)
+        return _shrink(image, scale)
+
+    def _predict(self, level: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """One level's two increments of the half fields, voxels of its lattice."""
+        net = self.sn[level]
+        if not self.switches.symmetric:
+            (a,) = net(torch.cat([x, y], 1))
+            return a, torch.zeros_like(a)
+        if self.switches.sn_mode == "two_head":
+            a, b = net(torch.cat([x, y], 1))
+            return a, b
+        return net(torch.cat([x, y], 1))[0], net(torch.cat([y, x], 1))[0]
+
+    def half_fields(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Increments (a_l, b_l) of the half fields of moving and fixed, per level, each on its own lattice."""
+        found: list[tuple[Tensor, Tensor]] = []
+        for index in range(level or self.switches.levels):
+            scale = self.scales[index]
+            a, b = self.combined(found, 1) if found else (None, None)
+            found.append(self._predict(index, self._view(moving, a, scale), self._view(fixed, b, scale)))
+        return found
+
+    def combined(self, increments: list[tuple[Tensor, Tensor]], scale: int) -> tuple[Tensor, Tensor]:
+        """phi_1 o phi_2 o ... on the lattice of ``scale`` (1 = the input's), for both half fields, in its voxels."""
+        totals = []
+        for side in (0, 1):
+            total = None
+            for own, pair in zip(self.scales, increments):
+                step = _up(pair[side], own // scale)
+                total = step if total is None else compose(total, step)
+            totals.append(total)
+        return totals[0], totals[1]
+
+    def _di(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """DI-Net: (the half-resolution field that is regularised, the inverse of ``u`` on its lattice)."""
+        (raw,) = self.di(u)
+        half = 0.5 * resize(raw, [max(n // 2, 1) for n in raw.shape[2:]])
+        return half, 2 * resize(half, raw.shape[2:])
+
+    def _inverse(self, u: Tensor, lattice: Tensor) -> Tensor:
+        """The inverse of a half field ``u`` (input grid); ``lattice`` is the same field where DI-Net works."""
+        if self.switches.inverse == "fixed_point":
+            return invert(u).field
+        w = _up(self._di(lattice)[1], self.switches.finest)
+        return w if self.switches.inverse == "dinet" else invert(u, start=w, iterations=20).field
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
+        self.check_inputs(moving, fixed)
+        increments = self.half_fields(moving, fixed)
+        coarse = self.combined(increments, self.switches.finest)
+        a, b = (_up(u, self.switches.finest) for u in coarse)
+        inverse_a, inverse_b = self._inverse(a, coarse[0]), self._inverse(b, coarse[1])
+        forward, inverse = compose(a, inverse_b), compose(b, inverse_a)
+        method = "fixed_point" if self.switches.inverse == "fixed_point" else "dinet"
+        pair: FieldPair = measured_pair(forward, inverse, method)
+        return NetworkOutput(pair, aux={"half_fields": (a, b), "half_inverses": (inverse_a, inverse_b),
+                                        "increments": increments})
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def objective(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> dict[str, Tensor]:
+        s = self.switches
+        level = level or s.levels
+        increments = self.half_fields(moving, fixed, level)
+        scale = self.scales[level - 1]
+        a, b = self.combined(increments, scale)
+        # The finest level answers for the field as it is delivered: at full resolution.
+        seen = 1 if level == s.levels else scale
+        x = warp(_shrink(moving, seen), _up(a, scale // seen), padding="zeros")
+        y = warp(_shrink(fixed, seen), _up(b, scale // seen), padding="zeros")
+        terms = {"similarity": lncc(x, y, self.windows[level - 1]),
+                 "smooth": s.smooth * (diffusion(a) + diffusion(b))}
+        if s.symmetric and s.mag == "smc":
+            # Both fields live on the mean grid, so a + b = 0 says exactly that its points are midpoints.
+            terms["magnitude"] = 0.1 * (a + b).square().mean()
+        elif s.symmetric and s.mag == "mc":
+            terms["magnitude"] = 0.1 * (a.square().sum(1) - b.square().sum(1)).mean().abs()
+        factor = scale // s.finest
+        sides = (a, b) if s.symmetric else (a,)
+        return {**terms, **self._inverse_terms([_up(u.detach(), factor) for u in sides])}
+
+    def _inverse_terms(self, fields: list[Tensor]) -> dict[str, Tensor]:
+        """DI-Net's own loss on detached fields: mean squared composition (voxel^2) and smoothness."""
+        error, rough = [], []
+        for u in fields:
+            half, w = self._di(u)
+            error.append(compose(u, w).square().mean())
+            rough.append(diffusion(half))
+        return {"inverse": sum(error) / len(error), "inverse_smooth": 0.02 * sum(rough) / len(rough)}
+
+    def parameter_groups(self, level: int) -> list[nn.Parameter]:
+        return [*self.sn[level - 1].parameters(), *self.di.parameters()]
+
+
+def _shrink(image: Tensor, scale: int) -> Tensor:
+    return downsample2(image, scale.bit_length() - 1)
+
+
+def _recipe(levels: int) -> Recipe:
+    """Adam 1e-4, 150k steps: 30k, 30k, 90k for levels 1 to 3, coarser levels frozen for the first 4k of a stage."""
+    iterations = [30_000, 30_000, 90_000][-levels:]
+    stages = tuple(Stage(level, n, 1e-4, frozen=4_000 if level > 1 else 0) for level, n in enumerate(iterations, 1))
+    return Recipe(stages, batch=1, notes="random ordered pairs, affinely aligned")
+
+
+HSyN.recipe = _recipe(3)
