@@ -81,6 +81,11 @@ class Grid:
         """(3,) LPS mm of the middle of the grid."""
         return self.points((np.asarray(self.shape) - 1) / 2)
 
+    @property
+    def volume(self) -> float:
+        """mm^3 that the voxels fill."""
+        return float(abs(np.linalg.det(self.matrix[:3, :3])) * np.prod(self.shape))
+
     def points(self, indices) -> np.ndarray:
         """(..., 3) indices -> (..., 3) LPS mm."""
         return apply(self.matrix, indices)

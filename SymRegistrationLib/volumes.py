@@ -120,7 +120,7 @@ def resample_labels(volume: Volume, grid: Grid) -> np.ndarray:
 
 def write_volume(path: str | os.PathLike, array: np.ndarray, grid: Grid) -> None:
     """Write an array with its grid; the format follows the file name (.nii.gz, .nrrd, .mha)."""
-    sitk.WriteImage(to_itk(array, grid), str(path), useCompression=True)
+    sitk.WriteImage(to_itk(array, grid), str(path), useCompression=True, compressionLevel=1)
 
 
 def foreground(array: np.ndarray) -> np.ndarray:

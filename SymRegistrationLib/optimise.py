@@ -1,0 +1,239 @@
+"""Method ``syn``: the symmetric diffeomorphic optimiser, and the refinement after any network.
+
+Level 3. After Avants et al., "Symmetric diffeomorphic image registration with cross-correlation", Med Image Anal 2008,
+in our own formulation (METHODS 3.8's half-way maps, optimised instead of learned). The state is two half-way fields
+``u_f`` (mid -> fixed) and ``u_m`` (mid -> moving). One step warps both images to the middle, takes the exact gradient of
+the local correlation there, smooths it, scales it so that its longest vector is ``step`` voxels, and composes it onto
+both halves. The full maps are ``phi_m o phi_f^-1`` and ``phi_f o phi_m^-1``: one state gives both, so exchanging the
+inputs exchanges the results.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Sequence
+
+import torch
+from torch import Tensor
+
+from .fields import (FieldPair, box_mean, compose, gaussian, gradient, inverse_consistency, invert,
+                     jacobian_determinant, resize, resize_field, square_sum, warp)
+from .job import Progress, silent
+from .losses import local_moments, mind
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the optimiser walks from coarse to fine.
+
+    Attributes:
+        shrink: factor of each level, coarse to fine; 1 = the working grid itself.
+        iterations: most steps per level.
+        step: longest update per step, voxels of the level.
+        window: of the local correlation, voxels (odd).
+        smooth_update: Gaussian sigma on every update ("fluid"), voxels of the level.
+        smooth_total: Gaussian sigma on the half-way fields after every step ("elastic"), voxels.
+        least_determinant: half-way fields are eased where their Jacobian determinant falls below.
+        tolerance: a level ends when its similarity gained less than this over the last ``patience`` steps.
+    """
+
+    shrink: tuple[float, ...] = (2, 1)
+    iterations: tuple[int, ...] = (50, 25)
+    step: float = 0.5
+    window: int = 5
+    smooth_update: float = 1.7
+    smooth_total: float = 0.5
+    least_determinant: float = 0.3
+    tolerance: float = 1e-3
+    patience: int = 8
+
+    def last(self, levels: int) -> "Schedule":
+        """Only the ``levels`` finest levels: the refinement after a network."""
+        return replace(self, shrink=self.shrink[-levels:], iterations=self.iterations[-levels:])
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named balance of time and detail.
+
+    Attributes:
+        voxels: of the working grid; its spacing follows from the size of the anatomy.
+        schedule: what is done there.
+    """
+
+    voxels: float
+    schedule: Schedule
+
+
+_PRESETS = {
+    "fast": Preset(2.5e5, Schedule(shrink=(2, 1), iterations=(60, 30))),
+    "default": Preset(6e5, Schedule(shrink=(4, 2, 1), iterations=(40, 50, 40))),
+    "thorough": Preset(4.5e6, Schedule(shrink=(4, 2, 1), iterations=(60, 40, 15))),
+}
+#: Peak memory of a run per working-grid voxel, measured (Testing/benchmarks), float32.
+BYTES_PER_VOXEL = 500
+
+
+def preset(name: str) -> Preset:
+    """``fast``, ``default`` or ``thorough``."""
+    return _PRESETS[name]
+
+
+@torch.no_grad()
+def optimise(fixed: Tensor, moving: Tensor, schedule: Schedule = Schedule(), metric: str = "lncc",
+             weight: Tensor | None = None, start: FieldPair | None = None, progress: Progress = silent) -> FieldPair:
+    """Register two images on one grid.
+
+    Args:
+        fixed, moving: (1, 1, D, H, W) float32 in [0, 1].
+        metric: ``lncc``, ``mse``, ``ncc`` or ``mind``.
+        weight: (2, 1, D, H, W), where fixed and moving may be looked at; ``None`` = everywhere.
+        start: begin from this result (it is split into halves) instead of from the identity.
+        progress: called as ``progress("optimise", fraction, message)``.
+
+    Returns:
+        :class:`FieldPair` in voxels of the grid, ``inverse_method="symmetric"``, residual measured.
+    """
+    images = torch.cat([fixed, moving])
+    halves = torch.zeros(2, 3, *fixed.shape[2:], device=fixed.device) if start is None else split(start)
+    shapes = [_level_shape(fixed.shape[2:], factor) for factor in schedule.shrink]
+    work = [n * math.prod(shape) for n, shape in zip(schedule.iterations, shapes)]
+    done = 0.0
+    for k, (shape, iterations) in enumerate(zip(shapes, schedule.iterations)):
+        level = _Level(images, weight, shape, schedule, metric)
+        halves = resize_field(halves, shape)
+
+        def report(step: int, value: float, base=done, share=work[k] / iterations) -> None:
+            progress("optimise", min(1.0, (base + share * step) / sum(work)),
+                     f"level {k + 1} of {len(shapes)}, step {step}, similarity {value:.4f}")
+
+        halves = level.run(halves, iterations, report)
+        halves = ease(halves, schedule.least_determinant)
+        done += work[k]
+    return join(resize_field(halves, fixed.shape[2:]))
+
+
+def join(halves: Tensor) -> FieldPair:
+    """(2, 3, D, H, W) half-way fields, fixed first, to the full maps in both directions."""
+    inverse = invert(halves, tolerance=0.005, iterations=40)
+    full = compose(halves.flip(0), inverse.field)
+    forward, backward = full[:1], full[1:]
+    residual = max(float(inverse_consistency(forward, backward).max()), float(inverse_consistency(backward, forward).max()))
+    return FieldPair(forward, backward, "symmetric", residual, {"half_inverse_residual": inverse.residual})
+
+
+def split(pair: FieldPair) -> Tensor:
+    """Half-way fields (2, 3, D, H, W), fixed first, of a full pair: each voxel's match is parted in the middle.
+
+    With ``m(x) = x + u(x) / 2`` the midpoint of a fixed point and its match, ``m^-1`` maps the middle to the fixed
+    scan and ``phi o m^-1`` to the moving one; done from both sides and averaged, it favours neither.
+    """
+    both = torch.cat([pair.fixed_to_moving, pair.moving_to_fixed])
+    to_own = invert(both / 2, tolerance=0.01, iterations=30).field
+    to_other = compose(both, to_own)
+    return (to_own + to_other.flip(0)) / 2
+
+
+def ease(halves: Tensor, least: float, rounds: int = 4) -> Tensor:
+    """Smooth half-way fields only where they are squeezed below ``least`` in volume, so that they stay invertible."""
+    for _ in range(rounds):
+        squeezed = (jacobian_determinant(halves) < least).to(halves)
+        if not bool(squeezed.any()):
+            break
+        blend = gaussian(squeezed, 1.5).mul_(4).clamp_(max=1)
+        halves = halves + blend * (gaussian(halves, 1.5) - halves)
+    return halves
+
+
+def _level_shape(shape: Sequence[int], factor: float) -> tuple[int, ...]:
+    return tuple(max(min(n, 8), round((n - 1) / factor) + 1) for n in shape)
+
+
+class _Level:
+    """One resolution: images shrunk onto corner-aligned voxels, and the steps taken there."""
+
+    def __init__(self, images: Tensor, weight: Tensor | None, shape: tuple[int, ...], schedule: Schedule, metric: str):
+        ratios = [(o - 1) / max(n - 1, 1) for o, n in zip(images.shape[2:], shape)]
+        sigma = [0.5 * math.sqrt(r * r - 1) if r > 1.01 else 0.0 for r in ratios]
+        if any(sigma):
+            images = resize(gaussian(images, sigma), shape)
+            weight = None if weight is None else resize(weight, shape)
+        self.schedule, self.metric = schedule, metric
+        self.features = mind(images) if metric == "mind" else images
+        self.weight = weight
+
+    def run(self, halves: Tensor, iterations: int, report) -> Tensor:
+        """At most ``iterations`` steps; stops when the similarity no longer rises."""
+        schedule, history, told = self.schedule, [], time.monotonic()
+        for step in range(iterations):
+            update, value = self.update(halves)
+            history.append(value)
+            if time.monotonic() - told > 0.2 or step == 0:
+                told = time.monotonic()
+                report(step, value)
+            if step > schedule.patience and value - history[-1 - schedule.patience] < schedule.tolerance:
+                break
+            halves = compose(halves, update)
+            if schedule.smooth_total > 0:
+                halves = gaussian(halves, schedule.smooth_total)
+            if step % 10 == 9:
+                halves = ease(halves, schedule.least_determinant, rounds=1)
+        return halves
+
+    def update(self, halves: Tensor) -> tuple[Tensor, float]:
+        """The next step (2, 3, D, H, W) in voxels and the present similarity (larger is better)."""
+        warped = warp(self.features, halves)
+        weight = None if self.weight is None else warp(self.weight, halves, padding="zeros").prod(0, keepdim=True)
+        force, value = _FORCES[self.metric](warped[:1], warped[1:], self.schedule.window, weight)
+        # d similarity / d u = force * gradient of the warped image, summed over its channels.
+        direction = torch.cat([(force * gradient(warped, axis)).sum(1, keepdim=True) for axis in range(3)], 1)
+        direction = gaussian(direction, self.schedule.smooth_update)
+        longest = float(square_sum(direction).max()) ** 0.5
+        return direction * (self.schedule.step / max(longest, 1e-12)), value
+
+
+def _lncc_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None) -> tuple[Tensor, float]:
+    """Exact gradient of sum(cc) with respect to both images (adjoint of the box filters included).
+
+    cc = cov^2 / (va vb + eps); its adjoint needs the box means of A = 2 cov / den, B = -cc vb / den and C = -cc va / den
+    and of their products with the local means (FEASIBILITY 3).
+    """
+    mean_a, mean_b, var_a, var_b, cov = local_moments(a, b, window)
+    den = var_a * var_b + 1e-5
+    cc = cov * cov / den
+    if weight is None:
+        value = float(cc.mean())
+        p = 2 * cov / den
+        q, r = -cc * var_b / den, -cc * var_a / den
+    else:
+        value = float((cc * weight).sum() / weight.sum().clamp_min(1e-6))
+        p = weight * 2 * cov / den
+        q, r = -weight * cc * var_b / den, -weight * cc * var_a / den
+    terms = torch.cat([p, q, r, p * mean_b + 2 * q * mean_a, p * mean_a + 2 * r * mean_b], 1)
+    p, q, r, ab, ba = box_mean(terms, window).split(1, 1)
+    return torch.cat([b * p + 2 * a * q - ab, a * p + 2 * b * r - ba]), value
+
+
+def _difference_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None) -> tuple[Tensor, float]:
+    """Gradient of -mean squared difference; for ``mse`` and, over 12 channels, for ``mind``."""
+    difference = a - b
+    if weight is not None:
+        difference = difference * weight
+    return torch.cat([-difference, difference]), -float(difference.square().mean())
+
+
+def _global_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None) -> tuple[Tensor, float]:
+    """Gradient of the correlation over the whole volume."""
+    w = torch.ones_like(a) if weight is None else weight
+    total = w.sum()
+    a, b = a - (a * w).sum() / total, b - (b * w).sum() / total
+    aa, bb, ab = (w * a * a).sum(), (w * b * b).sum(), (w * a * b).sum()
+    norm = (aa * bb).sqrt().clamp_min(1e-6)
+    value = ab / norm
+    return torch.cat([w * (b / norm - value * a / aa), w * (a / norm - value * b / bb)]), float(value)
+
+
+_FORCES = {"lncc": _lncc_force, "mse": _difference_force, "mind": _difference_force, "ncc": _global_force}
+

@@ -1,0 +1,288 @@
+"""One registration from two volumes to transforms, maps and numbers: the stream behind all three doors.
+
+Level 4. ``register`` works in memory; ``run`` reads files, registers and writes (see :mod:`outputs`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from . import alignment, devices, optimise, preprocess, quality, transforms
+from .fields import FieldPair
+from .job import InputError, Options, Progress, silent
+from .points import PointSet
+from .volumes import Volume, foreground
+
+#: Share of the whole run that each stage is expected to take, for progress.
+SHARES = {"prepare": 0.05, "align": 0.2, "method": 0.55, "output": 0.2}
+#: Aligned pairs that correlate less than this over the volume are taken for two different contrasts.
+ONE_CONTRAST = 0.6
+
+
+@dataclass(frozen=True, eq=False)
+class Extras:
+    """What may come with the two scans; every part is optional.
+
+    Attributes:
+        fixed_mask, moving_mask: (D, H, W) bool on the scan's grid: restrict the similarity.
+        fixed_labels, moving_labels: label maps on any grid: only evaluated.
+        fixed_points, moving_points: landmarks, row by row: evaluated, and with ``guide`` they start the alignment.
+    """
+
+    fixed_mask: np.ndarray | None = None
+    moving_mask: np.ndarray | None = None
+    fixed_labels: Volume | None = None
+    moving_labels: Volume | None = None
+    fixed_points: PointSet | None = None
+    moving_points: PointSet | None = None
+    guide: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Everything one registration yields.
+
+    Attributes:
+        transforms: forward and inverse in mm, initial alignment included.
+        warped_moving, aligned_moving: (D, H, W) on the fixed grid: after everything, and after the alignment alone.
+        warped_fixed: (D, H, W) on the moving grid.
+        jacobian: (D, H, W) on the fixed grid, determinant of the forward map.
+        ice_mm: (D, H, W) on the fixed grid, inverse consistency error in mm.
+        uncertainty: (D, H, W) on the fixed grid, mm, or None.
+        metrics: the numbers, see ``metrics.json`` in the README.
+    """
+
+    fixed: Volume
+    moving: Volume
+    transforms: transforms.TransformPair
+    alignment: alignment.Alignment
+    warped_moving: np.ndarray
+    warped_fixed: np.ndarray
+    aligned_moving: np.ndarray
+    jacobian: np.ndarray
+    ice_mm: np.ndarray
+    metrics: dict
+    uncertainty: np.ndarray | None = None
+
+    @property
+    def forward(self) -> transforms.DenseTransform:
+        """Fixed point -> moving point, on the fixed grid plus margin."""
+        return self.transforms.forward
+
+    @property
+    def inverse(self) -> transforms.DenseTransform:
+        """Moving point -> fixed point, on the moving grid plus margin."""
+        return self.transforms.inverse
+
+
+@dataclass
+class _Clock:
+    """Seconds per stage, and progress as a share of the whole run."""
+
+    progress: Progress
+    seconds: dict = field(default_factory=dict)
+    base: float = 0.0
+    stage: str = ""
+    started: float = 0.0
+
+    def enter(self, stage: str, message: str) -> None:
+        self.leave()
+        self.stage, self.started = stage, time.perf_counter()
+        self.progress(stage, self.base, message)
+
+    def leave(self) -> None:
+        if self.stage:
+            self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + time.perf_counter() - self.started
+            self.base += SHARES[self.stage]
+            self.stage = ""
+
+    def inner(self, stage: str, fraction: float, message: str) -> None:
+        """Progress call-back for what runs inside the present stage."""
+        self.progress(stage, self.base + SHARES[self.stage] * min(max(fraction, 0.0), 1.0), message)
+
+
+def register(fixed: Volume, moving: Volume, options: Options = Options(), extras: Extras = Extras(),
+             progress: Progress = silent) -> Result:
+    """Register two volumes symmetrically.
+
+    Args:
+        fixed, moving: the scans; they are not changed.
+        options: see :class:`~SymRegistrationLib.job.Options`.
+        extras: masks, labels, landmarks.
+        progress: called as ``progress(stage, fraction of the whole run, message)``.
+
+    Returns:
+        :class:`Result`.
+
+    Raises:
+        InputError: something about the inputs or options; nothing was computed.
+        RegistrationError: the run itself failed.
+    """
+    clock = _Clock(progress)
+    device = devices.resolve(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    clock.enter("prepare", "normalising intensities")
+    scans = [preprocess.prepare(volume, mask, device)
+             for volume, mask in ((fixed, extras.fixed_mask), (moving, extras.moving_mask))]
+    notes = [*fixed.notes, *moving.notes]
+    if fixed.grid.same_as(moving.grid) and np.array_equal(fixed.array, moving.array):
+        notes.append("fixed and moving are the same image; the result should be the identity")
+    clock.enter("align", f"initial alignment: {options.initial}")
+    pose = alignment.align(*scans, options.initial, "mi" if options.metric in ("mi", "mind") else "auto", options.seed,
+                           _guides(extras))
+    if pose.unsure:
+        notes.append(f"the initial alignment is unsure (confidence {pose.confidence:.2f}): another pose fits nearly as "
+                     "well; check the result, or give landmarks or a start transform")
+    clock.enter("method", f"method: {options.method}")
+    pair, space, metric = _solve(scans, pose, options, clock.inner, notes)
+    clock.enter("output", "transforms and maps")
+    result = _finish(fixed, moving, scans, pose, pair, space, extras, notes)
+    clock.leave()
+    progress("output", 1.0, "done")
+    result.metrics.update(method=options.method, preset=options.preset, metric=metric, device=str(device), seed=options.seed,
+                          seconds={**{k: round(v, 3) for k, v in clock.seconds.items()},
+                                   "total": round(sum(clock.seconds.values()), 3)},
+                          peak_memory_gb=round(devices.peak_memory_gb(), 3))
+    return result
+
+
+def _guides(extras: Extras) -> tuple[np.ndarray, np.ndarray] | None:
+    if not extras.guide:
+        return None
+    if extras.fixed_points is None or extras.moving_points is None:
+        raise InputError("landmarks shall guide the alignment but none were given.", "Add --fixed-points and --moving-points.")
+    return extras.fixed_points.points, extras.moving_points.points
+
+
+def _solve(scans, pose, options: Options, progress: Progress, notes: list[str]
+           ) -> tuple[FieldPair, preprocess.Workspace, str]:
+    """The method itself: working grid, network or optimiser, refinement."""
+    finest = float(min(scan.grid.spacing.min() for scan in scans))
+
+    def space_for(spacing: float, multiple: int = 1) -> preprocess.Workspace:
+        return preprocess.workspace(*scans, pose.mid_to_fixed, pose.mid_to_moving, spacing, multiple)
+
+    plan = optimise.preset(options.preset)
+    volume = preprocess.working_grid(*scans, pose.mid_to_fixed, pose.mid_to_moving, finest * 2).volume
+    budget = _voxel_budget(plan.voxels, options, scans[0].image.device, notes)
+    spacing = options.spacing or max(finest, (volume / budget) ** (1 / 3))
+    if options.method == "syn":
+        space = space_for(spacing)
+        metric = _metric(options.metric, pose, notes)
+        pair = optimise.optimise(space.fixed, space.moving, plan.schedule, metric, space.weight, progress=progress)
+        return pair, space, metric
+    from . import inference, networks  # learned methods are loaded only when asked for
+
+    card = networks.card(options.method)
+    space = space_for(options.spacing or max(finest, card.spacing), card.size_multiple)
+    share = 0.5 if options.refine else 1.0
+    pair = inference.run_network(space.moving, space.fixed, options.method, options,
+                                 progress=lambda stage, f, text: progress(stage, share * f, text))
+    if not options.refine:
+        return pair, space, "network"
+    metric = _metric(options.metric, pose, notes)
+    fine = space_for(spacing)
+    start = preprocess.transfer(pair, space.grid, fine.grid)
+    pair = optimise.optimise(fine.fixed, fine.moving, plan.schedule.last(options.refine), metric, fine.weight, start,
+                             lambda stage, f, text: progress(stage, share + (1 - share) * f, text))
+    return pair, fine, metric
+
+
+def _voxel_budget(wanted: float, options: Options, device: torch.device, notes: list[str]) -> float:
+    """Voxels of the working grid: what the preset wants, or what fits the memory, said aloud."""
+    room = options.memory_gb * 1e9 if options.memory_gb else 0.6 * devices.free_memory(device)
+    fits = max(room / optimise.BYTES_PER_VOXEL, 10_000)
+    if fits < wanted:
+        notes.append(f"the working grid was coarsened to {fits:.3g} voxels to stay within {room / 1e9:.1f} GB of memory")
+    return min(wanted, fits)
+
+
+def _metric(asked: str, pose: alignment.Alignment, notes: list[str]) -> str:
+    """The optimiser's similarity; ``auto`` decides by how well the aligned scans correlate as they are."""
+    if asked == "mi":
+        return "mind"  # mutual information steers the alignment; its local counterpart in the optimiser is MIND
+    if asked != "auto":
+        return asked
+    if pose.measure == "mi" or (pose.kind in ("rigid", "affine") and pose.similarity < ONE_CONTRAST):
+        notes.append("the scans look like different contrasts; the modality-independent metric 'mind' was used")
+        return "mind"
+    return "lncc"
+
+
+def _finish(fixed: Volume, moving: Volume, scans, pose, pair: FieldPair, space, extras: Extras, notes: list[str]) -> Result:
+    """From fields to everything a user gets."""
+    physical = transforms.to_physical(pair, space, fixed.grid, moving.grid)
+    content = foreground(fixed.array)
+    warped_moving = transforms.resample_through(moving, physical.forward, fixed.grid)
+    warped_fixed = transforms.resample_through(fixed, physical.inverse, moving.grid)
+    aligned = transforms.resample_through(moving, physical.matrix, fixed.grid)
+    jacobian = transforms.jacobian_on(physical.forward, fixed.grid)
+    ice = transforms.inverse_consistency_on(physical.forward, physical.inverse, fixed.grid)
+    metrics = {
+        "alignment": {"kind": pose.kind, "confidence": round(pose.confidence, 4), "unsure": pose.unsure,
+                      "similarity": _number(pose.similarity), "measure": pose.measure, "matrix": pose.matrix.tolist()},
+        "quality": {**quality.jacobian_summary(jacobian, content),
+                    **quality.ice_summary(ice, content, float(np.mean(fixed.grid.spacing))),
+                    "inverse_method": pair.inverse_method, "residual_voxel": pair.residual},
+        "similarity": _similarities(scans, pose, space, pair),
+        "labels": _labels(extras, physical),
+        "landmarks": _landmarks(extras, physical),
+        "notes": notes,
+    }
+    folded = metrics["quality"]["folded_voxels"]
+    if folded:
+        notes.append(f"{folded} voxels are folded (Jacobian determinant <= 0); see jacobian.nii.gz")
+    return Result(fixed, moving, physical, pose, warped_moving, warped_fixed, aligned, jacobian, ice, metrics)
+
+
+def _similarities(scans, pose, space: preprocess.Workspace, pair: FieldPair) -> dict:
+    """Local correlation before anything, after the alignment, after the method, all on working-type grids."""
+    from .fields import warp
+
+    after = quality.similarity(space.fixed, warp(space.moving, pair.fixed_to_moving))
+    aligned = quality.similarity(space.fixed, space.moving)
+    try:
+        raw = preprocess.workspace(*scans, np.eye(4), np.eye(4), float(space.grid.spacing[0]))
+        before = quality.similarity(raw.fixed, raw.moving)
+    except InputError:  # as scanned, the two do not even overlap
+        before = 0.0
+    return {"name": "lncc", "before": before, "aligned": aligned, "after": after}
+
+
+def _labels(extras: Extras, physical: transforms.TransformPair) -> dict | None:
+    if extras.fixed_labels is None or extras.moving_labels is None:
+        return None
+    tables = {name: quality.label_overlap(extras.fixed_labels, extras.moving_labels, through)
+              for name, through in (("before", np.eye(4)), ("aligned", physical.matrix), ("after", physical.forward))}
+    labels = sorted(set().union(*tables.values()))
+    return {**{f"mean_{name}": quality.mean(table) for name, table in tables.items()},
+            "per_label": {str(n): {name: table.get(n, 0.0) for name, table in tables.items()} for n in labels}}
+
+
+def _landmarks(extras: Extras, physical: transforms.TransformPair) -> dict | None:
+    if extras.fixed_points is None or extras.moving_points is None:
+        return None
+    points = extras.fixed_points.points, extras.moving_points.points
+    before, aligned, after = (quality.target_registration_error(t, *points)
+                              for t in (np.eye(4), physical.matrix, physical.forward))
+    return {"count": len(after), "mean_before_mm": float(before.mean()), "mean_aligned_mm": float(aligned.mean()),
+            "mean_after_mm": float(after.mean()), "p95_after_mm": float(np.percentile(after, 95)),
+            "labels": list(extras.fixed_points.labels), "before_mm": before.tolist(), "after_mm": after.tolist()}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 5)
+
+
+def run(job, progress: Progress = silent) -> dict:
+    """Read a job's files, register, write its output folder. See :func:`SymRegistrationLib.outputs.run`."""
+    from .outputs import run as run_files
+
+    return run_files(job, progress)

@@ -1,0 +1,207 @@
+"""From two scans in their own spaces to two tensors on one working grid, and what is needed to come back.
+
+Level 2. The working grid lies **half-way** between the scans: the initial alignment is split into two equal parts, one
+for each scan, so that exchanging fixed and moving exchanges everything downstream. Both scans are resampled once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .fields import FieldPair, gaussian, sample
+from .geometry import Grid, apply, canonical_axes, index_map
+from .job import InputError
+from .volumes import Volume, foreground, robust_range
+
+#: Content may be cut by the field of view; a face of the volume with more than this share of foreground counts as cut.
+CUT_FACE = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A scan made ready for computing: intensities in [0, 1], the place of its content, whether its border cuts it.
+
+    Attributes:
+        image: (1, 1, D, H, W) float32, robust range mapped to [0, 1], clipped.
+        grid: of ``image``.
+        mask: (1, 1, D, H, W) float32 in {0, 1}: where the similarity may look; ``None`` = everywhere.
+        inside: (n, 3) LPS mm sample of the content (foreground within the mask).
+        cut: True when content touches the border of the field of view: beyond it lies the unknown, not air.
+    """
+
+    image: Tensor
+    grid: Grid
+    mask: Tensor | None
+    inside: np.ndarray
+    cut: bool
+
+    @property
+    def centroid(self) -> np.ndarray:
+        """(3,) LPS mm, middle of the content."""
+        return self.inside.mean(0)
+
+
+def prepare(volume: Volume, mask: np.ndarray | None = None, device: torch.device | str = "cpu") -> Scan:
+    """Normalise intensities and find the content.
+
+    Args:
+        volume: the scan.
+        mask: (D, H, W) bool on its grid, restricts the similarity.
+
+    Raises:
+        InputError: the mask leaves nothing.
+    """
+    content = foreground(volume.array)
+    low, high = robust_range(volume.array, content)
+    low = min(low, robust_range(volume.array)[0])
+    if mask is not None:
+        content = content & mask
+        if not content.any():
+            content = mask
+    where = _sample_indices(content)
+    if len(where) < 8:
+        raise InputError(f"'{volume.name}' has almost no content to align.", "Check the image and its mask.")
+    image = torch.from_numpy(np.ascontiguousarray(volume.array, dtype=np.float32)).to(device)[None, None]
+    image = ((image - low) / (high - low)).clamp_(0, 1)
+    weights = None if mask is None else torch.from_numpy(mask.astype(np.float32)).to(device)[None, None]
+    return Scan(image, volume.grid, weights, volume.grid.points(where), _is_cut(content))
+
+
+def _sample_indices(content: np.ndarray, target: int = 20_000) -> np.ndarray:
+    """(n, 3) indices of about ``target`` foreground voxels, evenly thinned."""
+    flat = np.flatnonzero(content)
+    flat = flat[:: max(1, len(flat) // target)]
+    return np.stack(np.unravel_index(flat, content.shape), axis=1).astype(float)
+
+
+def _is_cut(content: np.ndarray) -> bool:
+    """Whether any face of the volume is crossed by much content."""
+    faces = [content.take(end, axis=axis) for axis in range(3) for end in (0, -1)]
+    return any(face.mean() > CUT_FACE for face in faces)
+
+
+def shrink(scan: Scan, spacing: float) -> Scan:
+    """The scan averaged down to about ``spacing`` mm (never up), same field of view."""
+    grid = scan.grid.resampled(np.maximum(scan.grid.spacing, spacing))
+    if grid.shape == scan.grid.shape:
+        return scan
+    mask = None if scan.mask is None else F.adaptive_avg_pool3d(scan.mask, grid.shape)
+    return Scan(F.adaptive_avg_pool3d(scan.image, grid.shape), grid, mask, scan.inside, scan.cut)
+
+
+@dataclass(frozen=True, eq=False)
+class Workspace:
+    """Both scans on the working grid, half-way between them.
+
+    Attributes:
+        fixed, moving: (1, 1, D, H, W) float32 in [0, 1].
+        weight: (2, 1, D, H, W) where each (fixed, moving) may be looked at, or ``None`` = everywhere.
+        grid: the working grid in mid-space mm.
+        mid_to_fixed, mid_to_moving: (4, 4) mm, mid-space point -> point of the scan.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    weight: Tensor | None
+    grid: Grid
+    mid_to_fixed: np.ndarray
+    mid_to_moving: np.ndarray
+
+
+def workspace(fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid_to_moving: np.ndarray,
+              spacing: float, multiple: int = 1) -> Workspace:
+    """Resample both scans onto a common isotropic grid half-way between them.
+
+    Args:
+        spacing: voxel size in mm.
+        multiple: every axis of the grid is a multiple of this.
+
+    Raises:
+        InputError: after alignment the two contents do not overlap.
+    """
+    grid = working_grid(fixed, moving, mid_to_fixed, mid_to_moving, spacing, multiple)
+    images, weights = zip(*(resample(scan, grid, to) for scan, to in ((fixed, mid_to_fixed), (moving, mid_to_moving))))
+    weight = None
+    if any(w is not None for w in weights):
+        weight = torch.cat([torch.ones_like(images[0]) if w is None else w for w in weights])
+        if float(weight.prod(0).sum()) < 8:
+            raise InputError("the masks leave nothing that both scans show.", "Enlarge the masks, or check --initial.")
+    return Workspace(images[0], images[1], weight, grid, mid_to_fixed, mid_to_moving)
+
+
+def working_grid(fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid_to_moving: np.ndarray,
+                 spacing: float, multiple: int = 1) -> Grid:
+    """Isotropic grid over what both scans show, with a margin; its axes lie half-way between theirs."""
+    mapped, axes = [], np.zeros((3, 3))
+    for scan, to in ((fixed, mid_to_fixed), (moving, mid_to_moving)):
+        back = np.linalg.inv(to)
+        mapped.append(apply(back, scan.inside))
+        axes = axes + canonical_axes(_rotation(back[:3, :3]) @ scan.grid.axes)
+    axes = _rotation(axes) if np.linalg.svd(axes)[1].min() > 0.3 else np.eye(3)[:, ::-1]
+    boxes = [np.percentile(points @ axes, [0.5, 99.5], axis=0) for points in mapped]
+    low, high = np.maximum(boxes[0][0], boxes[1][0]), np.minimum(boxes[0][1], boxes[1][1])
+    if (high <= low).any():
+        raise InputError("the two scans do not overlap in space after the initial alignment.",
+                         "Use --initial centre, rigid or affine, or check that they show the same part of the body.")
+    margin = 0.06 * (high - low).max() + 2 * spacing
+    size = (high - low) + 2 * margin
+    shape = [max(4, multiple * math.ceil((s / spacing + 1) / multiple)) for s in size]
+    return Grid.centred(shape, spacing, axes @ ((low + high) / 2), axes)
+
+
+def _rotation(matrix: np.ndarray) -> np.ndarray:
+    """The orthogonal part of a matrix (polar decomposition)."""
+    u, _, vt = np.linalg.svd(matrix)
+    return u @ vt
+
+
+def resample(scan: Scan, grid: Grid, to_scan: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    """One scan on ``grid``: (1, 1, D, H, W) image, and its weight or ``None`` when all of it counts.
+
+    Smooths first when the grid is coarser, so that nothing aliases. Beyond a border that cuts content the image is
+    continued and weighs nothing; otherwise beyond the border is background.
+    """
+    ratio = grid.spacing[0] / scan.grid.spacing
+    sigma = [0.5 * math.sqrt(r * r - 1) if r > 1.2 else 0.0 for r in ratio]
+    image = gaussian(scan.image, sigma) if any(sigma) else scan.image
+    coordinates = affine_grid(grid.shape, index_map(grid, to_scan, scan.grid), image)
+    out = sample(image, coordinates, padding="border" if scan.cut else "zeros")
+    weight = None
+    if scan.mask is not None:
+        weight = sample(scan.mask, coordinates, padding="zeros")
+    elif scan.cut:
+        weight = ((coordinates.abs() <= 1.0 + 1e-4).all(-1, keepdim=True)).permute(0, 4, 1, 2, 3).to(image)
+        if bool(weight.all()):
+            weight = None
+    return out, weight
+
+
+def transfer(pair: FieldPair, source: Grid, target: Grid) -> FieldPair:
+    """A field pair carried from one working grid to another in the same mid-space; voxels of ``target``."""
+    linear = torch.from_numpy(target.inverse[:3, :3] @ source.matrix[:3, :3])
+
+    def carried(u: Tensor) -> Tensor:
+        moved = sample(u, affine_grid(target.shape, source.inverse @ target.matrix, u))[0]
+        return (linear.to(moved) @ moved.reshape(3, -1)).view(1, 3, *target.shape)
+
+    return FieldPair(carried(pair.fixed_to_moving), carried(pair.moving_to_fixed), pair.inverse_method, pair.residual)
+
+
+def affine_grid(shape, matrix: np.ndarray, image: Tensor) -> Tensor:
+    """(1, D, H, W, 3) grid_sample coordinates: index of a lattice of ``shape`` -> (4, 4) -> index of ``image``."""
+    size = np.asarray(image.shape[2:], float)
+    scale = np.where(size > 1, 2 / np.maximum(size - 1, 1), 0.0)
+    linear, offset = matrix[:3, :3] * scale[:, None], matrix[:3, 3] * scale - np.where(size > 1, 1.0, 0.0)
+    out = image.new_empty((1, *shape, 3))
+    steps = [torch.arange(n, device=image.device, dtype=torch.float64) for n in shape]
+    for axis in range(3):
+        d, h, w = (linear[axis, k] * steps[k] for k in range(3))
+        plane = (d[:, None] + h[None, :] + offset[axis]).to(image.dtype)
+        torch.add(plane[:, :, None], w.to(image.dtype)[None, None, :], out=out[0, ..., 2 - axis])
+    return out

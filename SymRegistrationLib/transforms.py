@@ -1,0 +1,255 @@
+"""From voxels of the working grid to millimetres of the two scans, and to files: the only place where both meet.
+
+Level 2. A transform file maps points of its output space to points of its input space (ITK's resampling direction;
+Slicer's *FromParent*). Vectors are LPS mm.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+
+from .fields import FieldPair, gradient, sample
+from .geometry import Grid, apply
+from .job import InputError
+from .preprocess import Workspace, affine_grid
+from .volumes import Volume, grid_of, to_itk
+
+#: Voxels handled at once when a whole volume is mapped, so that memory stays flat.
+SLAB = 4_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class DenseTransform:
+    """A displacement grid in mm: point p -> p + displacement(p); linear inside, border value outside.
+
+    Attributes:
+        grid: where the vectors sit.
+        displacement: (D, H, W, 3) float32, LPS mm (x, y, z).
+    """
+
+    grid: Grid
+    displacement: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.displacement.shape != (*self.grid.shape, 3):
+            raise ValueError(f"displacement {self.displacement.shape} does not fit the grid {self.grid.shape}")
+
+    def map_points(self, points: np.ndarray) -> np.ndarray:
+        """(n, 3) LPS mm -> (n, 3) LPS mm, computed in float64."""
+        points = np.atleast_2d(np.asarray(points, float))
+        index = np.clip(self.grid.indices(points), 0, np.asarray(self.grid.shape) - 1)
+        low = np.minimum(np.floor(index).astype(int), np.maximum(np.asarray(self.grid.shape) - 2, 0))
+        part = index - low
+        moved = points.copy()
+        for corner in np.ndindex(2, 2, 2):
+            at = np.minimum(low + corner, np.asarray(self.grid.shape) - 1)
+            share = np.prod(np.where(corner, part, 1 - part), axis=1)
+            moved += share[:, None] * self.displacement[at[:, 0], at[:, 1], at[:, 2]]
+        return moved
+
+    def on(self, grid: Grid) -> Tensor:
+        """(3, D, H, W) float32: the displacement (x, y, z in mm) at every voxel of another grid."""
+        field = torch.from_numpy(np.moveaxis(self.displacement, -1, 0))[None]
+        matrix = self.grid.inverse @ grid.matrix
+        return sample(field, affine_grid(grid.shape, matrix, field))[0]
+
+    def to_itk(self) -> sitk.DisplacementFieldTransform:
+        """The same as SimpleITK's transform (double precision; zero displacement outside, unlike here)."""
+        return sitk.DisplacementFieldTransform(to_itk(self.displacement.astype(np.float64), self.grid, vector=True))
+
+
+@dataclass(frozen=True, eq=False)
+class TransformPair:
+    """Both physical transforms of one registration, initial alignment included.
+
+    Attributes:
+        forward: on the fixed scan's grid plus margin, fixed point -> moving point: brings the moving scan onto the fixed.
+        inverse: on the moving scan's grid plus margin, moving point -> fixed point.
+        matrix: (4, 4) LPS mm, the initial alignment alone, fixed -> moving.
+    """
+
+    forward: DenseTransform
+    inverse: DenseTransform
+    matrix: np.ndarray
+
+
+def to_physical(pair: FieldPair, space: Workspace, fixed: Grid, moving: Grid, margin: float = 6.0) -> TransformPair:
+    """Carry a field pair from the working grid to the scans.
+
+    The lattice of each transform follows its scan's axes and field of view, ``margin`` mm larger on all sides, and is
+    as fine as the scan or as the working grid, whichever is coarser: finer would only repeat the same information.
+    """
+    spacing = float(space.grid.spacing[0])
+    lattices = []
+    for grid in (fixed, moving):
+        grown = grid.padded(margin)
+        lattices.append(grown if (grid.spacing > 0.7 * spacing).all() else grown.resampled(np.maximum(grid.spacing, spacing)))
+    to_fixed, to_moving = space.mid_to_fixed, space.mid_to_moving
+    forward = _physical(pair.fixed_to_moving, space.grid, lattices[0], np.linalg.inv(to_fixed), to_moving)
+    inverse = _physical(pair.moving_to_fixed, space.grid, lattices[1], np.linalg.inv(to_moving), to_fixed)
+    return TransformPair(forward, inverse, to_moving @ np.linalg.inv(to_fixed))
+
+
+def _physical(u: Tensor, working: Grid, lattice: Grid, before: np.ndarray, after: np.ndarray) -> DenseTransform:
+    """``after o (id + u) o before`` as displacement in mm on ``lattice``."""
+    at = affine_grid(lattice.shape, working.inverse @ before @ lattice.matrix, u)
+    vectors = sample(u, at)[0]
+    linear = torch.from_numpy((after @ working.matrix)[:3, :3]).to(vectors)
+    moved = (linear @ vectors.reshape(3, -1)).view(3, *lattice.shape)
+    moved += affine_displacement(after @ before, lattice).to(moved.device)
+    return DenseTransform(lattice, np.ascontiguousarray(moved.permute(1, 2, 3, 0).cpu().numpy()))
+
+
+def affine_displacement(matrix: np.ndarray, grid: Grid) -> Tensor:
+    """(3, D, H, W) float32 mm: ``matrix p - p`` at every voxel point p of ``grid``."""
+    relative = (matrix - np.eye(4)) @ grid.matrix
+    steps = [torch.arange(n, dtype=torch.float64) for n in grid.shape]
+    parts = []
+    for row in range(3):
+        plane = relative[row, 0] * steps[0][:, None] + relative[row, 1] * steps[1] + relative[row, 3]
+        parts.append(plane.float()[:, :, None] + (relative[row, 2] * steps[2]).float())
+    return torch.stack(parts)
+
+
+# ---------------------------------------------------------------------------------------------- using a transform
+
+def resample_through(volume: Volume, transform: "DenseTransform | np.ndarray", grid: Grid, mode: str = "bilinear",
+                     outside: float | None = None) -> np.ndarray:
+    """Pull a volume back onto ``grid``.
+
+    Args:
+        volume: the input image or label map.
+        transform: dense, or a (4, 4) matrix in LPS mm; output point -> input point.
+        mode: ``bilinear`` or ``nearest``.
+        outside: value beyond the field of view; default: the volume's minimum for images, 0 for ``nearest``.
+
+    Returns:
+        (D, H, W) in the volume's own type; whole numbers are rounded.
+    """
+    if outside is None:
+        outside = 0.0 if mode == "nearest" else float(volume.array.min())
+    source = torch.from_numpy(np.ascontiguousarray(volume.array, dtype=np.float32))[None, None] - outside
+    out = np.empty(grid.shape, volume.array.dtype)
+    whole = np.issubdtype(volume.array.dtype, np.integer)
+    for start, stop, part in slabs(grid):
+        coordinates = point_coordinates(transform, part, volume.grid)
+        values = sample(source, coordinates, mode, "zeros")[0, 0] + outside
+        out[start:stop] = (values.round() if whole else values).numpy().astype(out.dtype)
+    return out
+
+
+def slabs(grid: Grid):
+    """(start, stop, sub-grid) along D, each about :data:`SLAB` voxels."""
+    step = max(1, SLAB // max(1, grid.shape[1] * grid.shape[2]))
+    for start in range(0, grid.shape[0], step):
+        stop = min(grid.shape[0], start + step)
+        yield start, stop, grid.cropped((start, 0, 0), (stop, *grid.shape[1:]))
+
+
+def point_coordinates(transform: "DenseTransform | np.ndarray", grid: Grid, source: Grid) -> Tensor:
+    """(1, D, H, W, 3) grid_sample coordinates in ``source`` of the mapped voxel points of ``grid``."""
+    like = torch.empty(1, 1, *source.shape)
+    if isinstance(transform, np.ndarray):
+        return affine_grid(grid.shape, source.inverse @ transform @ grid.matrix, like)
+    base = affine_grid(grid.shape, source.inverse @ grid.matrix, like)
+    size = np.maximum(np.asarray(source.shape) - 1, 1)
+    linear = (source.inverse[:3, :3] * (2 / size)[:, None])[::-1].copy()
+    moved = torch.from_numpy(linear).float() @ transform.on(grid).reshape(3, -1)
+    return base + moved.view(3, *grid.shape).permute(1, 2, 3, 0)
+
+
+def jacobian_on(transform: DenseTransform, grid: Grid) -> np.ndarray:
+    """(D, H, W) float32: determinant of the physical map at the voxels of ``grid``, central differences there."""
+    out = np.empty(grid.shape, np.float32)
+    steps = torch.from_numpy(np.linalg.inv(grid.matrix[:3, :3])).float()
+    for start, stop, _ in slabs(grid):
+        low, high = max(0, start - 1), min(grid.shape[0], stop + 1)
+        u = transform.on(grid.cropped((low, 0, 0), (high, *grid.shape[1:])))[None]
+        grads = torch.stack([gradient(u, axis)[0] for axis in range(3)], 1)
+        grads = torch.einsum("cadhw,ab->cbdhw", grads, steps)
+        (a, b, c), (d, e, f), (g, h, i) = ([grads[r, s] + (r == s) for s in range(3)] for r in range(3))
+        det = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+        out[start:stop] = det[start - low: start - low + stop - start].numpy()
+    return out
+
+
+def inverse_consistency_on(forward: DenseTransform, inverse: DenseTransform, grid: Grid) -> np.ndarray:
+    """(D, H, W) float32 mm: how far each voxel point of ``grid`` lies from itself after forward, then inverse."""
+    out = np.empty(grid.shape, np.float32)
+    field = torch.from_numpy(np.moveaxis(inverse.displacement, -1, 0))[None]
+    for start, stop, part in slabs(grid):
+        there = forward.on(part)
+        back = sample(field, point_coordinates(forward, part, inverse.grid))[0]
+        out[start:stop] = (there + back).square_().sum(0).sqrt_().numpy()
+    return out
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+def write_transform(path: str | os.PathLike, transform: DenseTransform, matrix: np.ndarray | None = None) -> None:
+    """Write a transform: ``.h5`` (ITK), ``.nrrd`` or ``.nii.gz`` (5-D, intent 1006).
+
+    Args:
+        matrix: (4, 4) LPS mm; when given, ``.h5`` holds a composite: first a grid, then this affine, with the same sum.
+    """
+    path = str(path)
+    if path.endswith(".h5"):
+        if matrix is None:
+            sitk.WriteTransform(transform.to_itk(), path)
+            return
+        affine = sitk.AffineTransform(3)
+        affine.SetMatrix(matrix[:3, :3].ravel().tolist())
+        affine.SetTranslation(matrix[:3, 3].tolist())
+        sitk.WriteTransform(sitk.CompositeTransform([affine, _remainder(transform, matrix).to_itk()]), path)
+        return
+    image = to_itk(transform.displacement, transform.grid, vector=True)
+    if path.endswith((".nii", ".nii.gz")):
+        image.SetMetaData("intent_code", "1006")
+    sitk.WriteImage(image, path, useCompression=True, compressionLevel=1)
+
+
+def _remainder(transform: DenseTransform, matrix: np.ndarray) -> DenseTransform:
+    """The grid that, followed by the affine, equals ``transform``."""
+    grid = transform.grid
+    points = grid.points(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1))
+    moved = apply(np.linalg.inv(matrix), points + transform.displacement)
+    return DenseTransform(grid, (moved - points).astype(np.float32))
+
+
+def read_transform(path: str | os.PathLike) -> sitk.Transform:
+    """Read any transform file that maps points: ITK .h5/.tfm/.txt/.mat, or a displacement image .nrrd/.nii(.gz)/.mha.
+
+    Raises:
+        InputError: missing, unreadable, or an image that is not a displacement field.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"transform '{path}' does not exist.", "Check the path.")
+    name = path.name.lower()
+    try:
+        if not name.endswith((".nrrd", ".nhdr", ".nii", ".nii.gz", ".mha", ".mhd")):
+            return sitk.ReadTransform(str(path))
+        image = sitk.ReadImage(str(path), sitk.sitkVectorFloat64)
+    except RuntimeError as error:
+        raise InputError(f"transform '{path}' could not be read ({str(error).strip().splitlines()[-1][:120]}).",
+                         "Give an ITK transform (.h5, .tfm, .mat, .txt) or a displacement grid (.nrrd, .nii.gz).") from None
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
+        raise InputError(f"transform '{path}' is an image, not a displacement grid.", "Give the transform, not the scan.")
+    return sitk.DisplacementFieldTransform(image)
+
+
+def dense(transform: sitk.Transform, grid: Grid) -> DenseTransform:
+    """Any SimpleITK transform as a dense one on ``grid``; a displacement field keeps its own grid."""
+    if transform.GetName() == "DisplacementFieldTransform":
+        image = sitk.DisplacementFieldTransform(transform).GetDisplacementField()
+        return DenseTransform(grid_of(image), sitk.GetArrayFromImage(image).astype(np.float32))
+    size, spacing, origin, direction = grid.itk
+    image = sitk.TransformToDisplacementField(transform, sitk.sitkVectorFloat32, size, origin, spacing, direction)
+    return DenseTransform(grid, sitk.GetArrayFromImage(image))
