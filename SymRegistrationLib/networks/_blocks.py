@@ -1,7 +1,8 @@
-"""Building blocks that at least two methods use."""
+"""Building blocks that at least two methods use, and the Haar transform."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -10,3 +11,22 @@ def space_to_depth(image: Tensor) -> Tensor:
     n, c, d, h, w = image.shape
     blocks = image.reshape(n, c, d // 2, 2, h // 2, 2, w // 2, 2)
     return blocks.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(n, 8 * c, d // 2, h // 2, w // 2)
+
+
+#: Rows: the orthonormal Haar filters of a 2 x 2 x 2 block, low-pass first; columns in :func:`space_to_depth`'s order.
+HAAR = torch.tensor([[(-1.0) ** bin(row & column).count("1") for column in range(8)] for row in range(8)]) / 8**0.5
+
+
+def haar(image: Tensor) -> Tensor:
+    """(N, 1, D, H, W) -> (N, 8, D/2, H/2, W/2): low-pass band, then seven detail bands; keeps the energy."""
+    with torch.autocast(image.device.type, enabled=False):
+        return torch.einsum("ij,njdhw->nidhw", HAAR.to(image.device), space_to_depth(image).float())
+
+
+def energy_map(image: Tensor) -> Tensor:
+    """(N, 1, D/2, H/2, W/2): squared Haar details summed, divided by their 99.5 % quantile, cut to [0, 1]."""
+    energy = haar(image)[:, 1:].square().sum(1, keepdim=True)
+    flat = energy.flatten(1)
+    flat = flat[:, :: max(flat.shape[1] // 200_000, 1)]
+    top = flat.kthvalue(max(round(0.995 * flat.shape[1]), 1), dim=1).values.clamp_min(1e-6)
+    return (energy / top.view(-1, 1, 1, 1, 1)).clamp(max=1.0)

@@ -57,7 +57,7 @@ _CARD = Card(
     exchange_tolerance=0.0,
     sizes={
         "published": {},
-        "small": {"encoder": (16, 32, 48), "decoder": (48, 32, 32), "tail": (24, 16), "finest": 2},
+        "small": {"encoder": (16, 32, 48), "decoder": (48, 32, 32), "tail": (16, 16), "finest": 2},
     },
 )
 

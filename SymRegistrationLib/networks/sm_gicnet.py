@@ -1,0 +1,454 @@
+"""SM-GICNet: a stationary velocity from a four-level Haar pyramid, trained in both directions at once.
+
+Paper: "Symmetric Multi-level Gradient-Inverse Consistency Network", MIDL 2025. Written from the paper and from facts
+about its code; no code was copied.
+
+Level l of 1/8, 1/4, 1/2, 1/1 sees the low-pass pair warped by the level before, that level's displacement, at 1/4 and
+1/2 the energy maps of the Haar details, and adds a bounded velocity. The map is exp(V), its inverse exp(-V).
+
+What differs from the paper or its code:
+
+* The pyramid is computed on the fly; low-pass bands are divided by 2^1.5 per level, energy maps by their 99.5 % quantile.
+* Total velocity V_l = up(V_{l-1}) + R softsign(head); the code integrates a displacement a second time.
+  ``compose="displacement"`` composes the levels' maps instead. R is given per level in parts of the half extent.
+* The inverse-consistency term is GradICON's between the two network directions (``inv``); the paper's formula is zero by
+  construction for exp(V), exp(-V). The symmetric term compares images of one space, as the code does.
+* Difference weighting uses the absolute value at both levels; the paper's gate keeps the encoder's skip.
+* ``antisymmetric="result"`` delivers exp of (V_AB - V_BA) / 2; ``"levels"`` takes that mean at every level already, in
+  training too: exchanging the inputs then exchanges the two maps exactly. ``"none"`` is the paper's.
+* Head weights start near zero; smoothness in voxels carries the factor 4 that the change of unit brings.
+* Between levels fields are upsampled as blocks of two voxels, which is where Haar's coarse samples lie.
+* Size ``small``: widths 32, 32, 16, 16, and level 4 works at 1/2 on the eight Haar bands of the full-resolution pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..fields import compose, exponentiate, scale_channels, warp
+from ..job import InputError
+from ..losses import diffusion, lncc, mse
+from ._base import (Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, measured_pair, register,
+                    zero_init)
+from ._blocks import energy_map, haar
+
+_CARD = Card(
+    name="sm-gicnet",
+    title="SM-GICNet: symmetric multi-level network with gradient inverse consistency, velocity field",
+    publication="Symmetric Multi-level Gradient-Inverse Consistency Network, MIDL 2025",
+    deviations=(
+        "Haar pyramid and energy maps on the fly, rescaled to [0, 1].",
+        "The levels' velocities add up and are integrated once; level 1 may go twice as far, for large poses.",
+        "Inverse consistency is GradICON's between the two network directions.",
+        "The result is exp(+-(V_AB - V_BA) / 2), which exchanges exactly; antisymmetric=none gives the paper's.",
+        "Separate up-convolutions and kept skips unless gate=code.",
+        "Size small has widths 32, 32, 16, 16 and its fourth level works at half resolution on Haar bands.",
+    ),
+    licence="Apache-2.0",
+    size_multiple=16,
+    minimum_size=32,
+    bytes_per_voxel={"published": 1400.0, "small": 300.0},
+    spacing=1.5,
+    intensity="robust percentiles to [0, 1], background 0",
+    inverse_method="svf",
+    exchange_tolerance=0.0,
+    sizes={
+        "published": {},
+        "small": {"widths": (32, 32, 16, 16), "fine": "bands", "antisymmetric": "levels"},
+    },
+)
+
+_WINDOWS = (3, 5, 7, 9)
+
+
+@dataclass(frozen=True)
+class _Switches:
+    """Arguments of :class:`SMGICNet`.
+
+    Attributes:
+        widths: channels of the four levels, coarsest first.
+        levels: 4 to 1; the finest ones stay (1 = the paper's "w/o multi-level").
+        fine: what level 4 works on: ``full`` resolution, or the Haar ``bands`` at half of it.
+        symmetric: False trains on (A, B) only (the paper's "w/o symmetric structure").
+        antisymmetric: ``none``, ``result`` or ``levels``.
+        compose: ``velocity`` or ``displacement``.
+        gate: ``paper``, ``code`` or ``none``.
+        inv: ``gradicon_cross``, ``icon_cross``, ``icon_self`` or ``none``.
+        inv_weight: 0.01 in the paper, 1.5 in GradICON.
+        ranges: R of the four levels, parts of the half extent.
+        smooth: multiplies the smoothness terms.
+        anti_fold: weight of the code's anti-folding term.
+    """
+
+    widths: Sequence[int] = (32, 32, 32, 32)
+    levels: int = 4
+    fine: str = "full"
+    symmetric: bool = True
+    antisymmetric: str = "result"
+    compose: str = "velocity"
+    gate: str = "paper"
+    inv: str = "gradicon_cross"
+    inv_weight: float = 0.01
+    ranges: Sequence[float] = (0.8, 0.4, 0.4, 0.4)
+    smooth: float = 1.0
+    anti_fold: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("levels", self.levels, (1, 2, 3, 4))
+        check_choice("fine", self.fine, ("full", "bands"))
+        check_choice("antisymmetric", self.antisymmetric, ("none", "result", "levels"))
+        check_choice("compose", self.compose, ("velocity", "displacement"))
+        check_choice("gate", self.gate, ("paper", "code", "none"))
+        check_choice("inv", self.inv, ("gradicon_cross", "icon_cross", "icon_self", "none"))
+        if len(self.ranges) != 4 or min(self.ranges) <= 0:
+            raise InputError(f"ranges is {self.ranges!r}.", "Give four positive numbers, coarsest level first.")
+        if self.antisymmetric != "none" and (not self.symmetric or self.compose == "displacement"):
+            raise InputError(f"antisymmetric={self.antisymmetric} needs both directions and a velocity.",
+                             "Add antisymmetric=none, or leave out symmetric=False and compose=displacement.")
+
+
+# ---------------------------------------------------------------------------------------------- pyramid
+
+class _Pyramid:
+    """Low-pass images by scale (1, 2, 4, 8) and energy maps at 2 and 4 of one volume."""
+
+    def __init__(self, image: Tensor):
+        self.low = {1: image}
+        for scale in (2, 4, 8):
+            # The mean of a block is the orthonormal low-pass divided by 2^1.5.
+            self.low[scale] = F.avg_pool3d(self.low[scale // 2], 2)
+        self.energy = {2: energy_map(image), 4: energy_map(self.low[2])}
+
+
+def _up(u: Tensor, factor: int) -> Tensor:
+    """A field on the lattice of halved voxels (blocks, as Haar makes them), values times ``factor``; exact conjugation."""
+    if factor == 1:
+        return u
+    return factor * F.interpolate(u, scale_factor=float(factor), mode="trilinear", align_corners=False)
+
+
+def weigh_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both images times 0.5 + 0.5 d, d = ||a| - |b|| scaled to [0, 1] over the volume (AMNet's intensity difference)."""
+    d = (a.abs() - b.abs()).abs()
+    low, high = d.amin((2, 3, 4), keepdim=True), d.amax((2, 3, 4), keepdim=True)
+    weight = 0.5 + 0.5 * (d - low) / (high - low).clamp_min(1e-6)
+    return a * weight, b * weight
+
+
+# ---------------------------------------------------------------------------------------------- blocks
+
+def _conv(a: int, b: int, size: int = 3, stride: int = 1) -> nn.Conv3d:
+    return nn.Conv3d(a, b, size, stride, size // 2, bias=False)
+
+
+def _grow(c: int) -> nn.ConvTranspose3d:
+    return nn.ConvTranspose3d(c, c, 2, 2, bias=False)
+
+
+class _Residual(nn.Module):
+    """Two convolutions around a skip: pre-activated, LeakyReLU 0.2 (levels 1 to 3), or ``post``-activated, 0.01 (level 4)."""
+
+    def __init__(self, c: int, post: bool = False):
+        super().__init__()
+        self.a, self.b, self.post = _conv(c, c), _conv(c, c), post
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.post:
+            return x + F.leaky_relu(self.b(F.leaky_relu(self.a(x))))
+        return F.leaky_relu(x + self.b(F.leaky_relu(self.a(F.leaky_relu(x, 0.2)), 0.2)), 0.2)
+
+
+class _Head(nn.Module):
+    """Two maps of one size -> three numbers per voxel in (-1, 1), float32."""
+
+    def __init__(self, c: int):
+        super().__init__()
+        self.a, self.b = _conv(2 * c, c), zero_init(_conv(c, 3), 1e-3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.softsign(self.b(F.leaky_relu(self.a(torch.cat([x, y], 1)), 0.2)).float())
+
+
+class _Level1(nn.Module):
+    """1/8: the low-pass pair alone."""
+
+    def __init__(self, c: int):
+        super().__init__()
+        self.inlet, self.first, self.second = _conv(2, c), _Residual(c), _Residual(c)
+        self.down, self.grow, self.skip, self.head = _conv(c, c, stride=2), _grow(c), _conv(c, c), _Head(c)
+
+    def forward(self, pair: Tensor, energy: Tensor | None, flow: Tensor) -> Tensor:
+        f0 = self.first(self.inlet(pair))
+        x = self.grow(self.second(self.first(self.down(f0))))
+        return self.head(self.skip(self.skip(f0)), x)
+
+
+class _Level23(nn.Module):
+    """1/4 (``depth`` 2) and 1/2 (``depth`` 3): image and energy branches, then a residual hourglass."""
+
+    def __init__(self, c: int, depth: int):
+        super().__init__()
+        half = c // 2
+        self.wide = depth == 3
+        if self.wide:
+            self.image, self.energy, self.narrow = _conv(5, c), _conv(5, c), _conv(c, half)
+        else:
+            self.image, self.energy = _conv(5, half), _conv(2, half)
+        self.first = _Residual(c)
+        self.down = nn.ModuleList(nn.Sequential(_conv(c, c, stride=2), _Residual(c)) for _ in range(depth))
+        self.up = nn.ModuleList(nn.Sequential(_Residual(c), _grow(c)) for _ in range(depth))
+        self.skip, self.head = _conv(c, c), _Head(c)
+
+    def forward(self, pair: Tensor, energy: Tensor, flow: Tensor) -> Tensor:
+        image = self.image(torch.cat([pair, flow], 1))
+        if self.wide:
+            image, energy = self.narrow(image), self.narrow(self.energy(torch.cat([energy, flow], 1)))
+        else:
+            energy = self.energy(energy)
+        x = f0 = self.first(torch.cat([image, energy], 1))
+        for step in (*self.down, *self.up):
+            x = step(x)
+        return self.head(self.skip(f0), x)
+
+
+class _Gate(nn.Module):
+    """Additive attention between an encoder map and the decoder map at half its size (Attention U-Net)."""
+
+    def __init__(self, c: int, channels: int):
+        super().__init__()
+        self.encoder, self.decoder = nn.Conv3d(c, c, 1), nn.Conv3d(c, c, 1)
+        self.psi = nn.Conv3d(c, channels, 1)
+
+    def forward(self, encoder: Tensor, decoder: Tensor) -> Tensor:
+        """Weights in (0, 1) at the decoder's size."""
+        e = F.interpolate(self.encoder(encoder), size=decoder.shape[2:], mode="trilinear", align_corners=True)
+        return torch.sigmoid(self.psi(F.relu(e + self.decoder(decoder))))
+
+
+class _Level4(nn.Module):
+    """1/1: a U-Net with attention gates; ``inlet`` is the number of image channels of the pair."""
+
+    def __init__(self, c: int, gate: str, inlet: int):
+        super().__init__()
+        self.kind = gate
+        self.inlet = nn.Sequential(_conv(inlet + 3, c), nn.LeakyReLU(0.2), _conv(c, c))
+        self.encode = nn.ModuleList(_Residual(c, post=True) for _ in range(4))
+        self.down = nn.ModuleList(_conv(c, c, stride=2) for _ in range(3))
+        self.decode = nn.ModuleList(_Residual(c, post=True) for _ in range(2))
+        self.gates = nn.ModuleList(_Gate(c, c if gate == "code" else 1) for _ in range(0 if gate == "none" else 3))
+        self.grow = nn.ModuleList(_grow(c) for _ in range(1 if gate == "code" else 3))
+        self.merge = nn.ModuleList(_conv(2 * c, c, 1) for _ in range(0 if gate == "code" else 3))
+        self.head = _Head(c)
+
+    def forward(self, pair: Tensor, energy: Tensor | None, flow: Tensor) -> Tensor:
+        x = self.inlet(torch.cat([pair, flow], 1))
+        maps = [self.encode[0](x)]
+        for down, group in zip(self.down, self.encode[1:]):
+            maps.append(group(down(maps[-1])))
+        x = maps[3]
+        for index, encoder in enumerate((maps[2], maps[1], maps[0])):
+            x = self._decoded(index, encoder, x)
+            # The last map goes straight into the head, beside the unreduced first one.
+            x = self.decode[index](x) if index < 2 else x
+        return self.head(x, maps[0])
+
+    def _decoded(self, index: int, encoder: Tensor, x: Tensor) -> Tensor:
+        """The decoder map ``x`` at the encoder map's size, gated."""
+        if self.kind == "code":
+            return self.grow[0](x * self.gates[index](encoder, x))
+        if self.kind == "paper":
+            weight = self.gates[index](encoder, x)
+            encoder = encoder * F.interpolate(weight, size=encoder.shape[2:], mode="trilinear", align_corners=True)
+        return self.merge[index](torch.cat([self.grow[index](x), encoder], 1))
+
+
+# ---------------------------------------------------------------------------------------------- network
+
+@dataclass(frozen=True, eq=False)
+class _Direction:
+    """One direction at one level, voxels of its lattice; ``inverse`` only where it was asked for."""
+
+    velocity: Tensor | None
+    phi: Tensor
+    inverse: Tensor | None
+
+
+@register
+class SMGICNet(SymmetricNetwork):
+    """The four levels. See the file's docstring; arguments: :class:`_Switches`."""
+
+    card = _CARD
+
+    def __init__(self, **switches) -> None:
+        super().__init__()
+        s = self.switches = _Switches(**switches)
+        bands = s.fine == "bands"
+        nets = [_Level1(s.widths[0]), _Level23(s.widths[1], 2), _Level23(s.widths[2], 3),
+                _Level4(s.widths[3], s.gate, 16 if bands else 2)]
+        self.nets = nn.ModuleList(nets[-s.levels:])
+        # Which of the four levels each one is, and its lattice.
+        self.kinds = list(range(4))[-s.levels:]
+        self.scales = [8, 4, 2, 2 if bands else 1][-s.levels:]
+        self.recipe = _recipe(s.levels)
+
+    def _increment(self, level: int, a: _Pyramid, b: _Pyramid, flow: Tensor) -> Tensor:
+        """The velocity that a level adds for moving ``a``, fixed ``b``; ``flow`` (its lattice): the map so far."""
+        kind, scale = self.kinds[level], self.scales[level]
+        energy = None
+        if kind == 3:
+            pair = weigh_difference(warp(a.low[1], _up(flow, scale)), b.low[1])
+            pair = torch.cat([haar(x) / 8**0.5 for x in pair] if scale == 2 else pair, 1)
+        else:
+            pair = (warp(a.low[scale], flow), b.low[scale])
+            pair = torch.cat(weigh_difference(*pair) if kind == 2 else pair, 1)
+        if kind in (1, 2):
+            energy = torch.cat([warp(a.energy[scale], flow), b.energy[scale]], 1)
+        half = [n / 2 for n in flow.shape[2:]]
+        raw = self.nets[level](pair, energy, scale_channels(flow, [1 / n for n in half]))
+        return self.switches.ranges[kind] * scale_channels(raw, half)
+
+    def _advance(self, before: _Direction | None, increment: Tensor, factor: int, inverse: bool) -> _Direction:
+        """The total map of a level from that of the level before (``factor`` coarser) and its increment."""
+        if self.switches.compose == "velocity":
+            v = increment if before is None else _up(before.velocity, factor) + increment
+            return _Direction(v, exponentiate(v), exponentiate(-v) if inverse else None)
+        phi, back = exponentiate(increment), exponentiate(-increment)
+        if before is not None:
+            phi, back = compose(_up(before.phi, factor), phi), compose(back, _up(before.inverse, factor))
+        return _Direction(None, phi, back)
+
+    def run(self, moving: Tensor, fixed: Tensor, level: int | None = None,
+            both: bool = True) -> list[tuple[_Direction, _Direction | None]]:
+        """Per level: (moving -> fixed, fixed -> moving), the second ``None`` unless ``both``."""
+        s, a, b = self.switches, _Pyramid(moving), _Pyramid(fixed)
+        joint = s.antisymmetric == "levels"
+        steps: list[tuple[_Direction, _Direction | None]] = []
+        for index in range(level or s.levels):
+            scale = self.scales[index]
+            factor = self.scales[index - 1] // scale if steps else 1
+            ab, ba = steps[-1] if steps else (None, None)
+            zero = moving.new_zeros((len(moving), 3, *(n // scale for n in moving.shape[2:])))
+            flows = [_up(d.phi, factor) if d is not None else zero for d in (ab, ba)]
+            last = index + 1 == (level or s.levels)
+            d_ab = self._increment(index, a, b, flows[0])
+            d_ba = self._increment(index, b, a, flows[1]) if both else None
+            if joint:
+                ab = self._advance(ab, (d_ab - d_ba) / 2, factor, True)
+                steps.append((ab, _Direction(-ab.velocity, ab.inverse, ab.phi)))
+            else:
+                steps.append((self._advance(ab, d_ab, factor, last),
+                              self._advance(ba, d_ba, factor, last) if both else None))
+        return steps
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
+        self.check_inputs(moving, fixed)
+        s = self.switches
+        steps = self.run(moving, fixed, both=s.antisymmetric != "none")
+        ab, ba = steps[-1]
+        velocity, phi, back = ab.velocity, ab.phi, ab.inverse
+        if s.antisymmetric == "result":
+            velocity = (ab.velocity - ba.velocity) / 2
+            phi, back = exponentiate(velocity), exponentiate(-velocity)
+        scale = self.scales[-1]
+        pair = measured_pair(_up(phi, scale), _up(back, scale), "svf")
+        return NetworkOutput(pair, None if velocity is None else _up(velocity, scale), aux={"levels": steps})
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def objective(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> dict[str, Tensor]:
+        s = self.switches
+        level = level or s.levels
+        steps = self.run(moving, fixed, level, both=s.symmetric)
+        a, b = _Pyramid(moving), _Pyramid(fixed)
+        terms: dict[str, list[Tensor]] = {"similarity": [], "smooth": [], "anti_fold": []}
+        for index, pair in enumerate(steps):
+            weight = 2.0 ** (index + 1 - level)
+            for direction, x, y in _ways(pair, a, b):
+                terms["similarity"].append(weight * self._similarity(index, direction.phi, x, y))
+                terms["smooth"].append(weight * 4 * s.smooth * diffusion(direction.phi))
+                terms["anti_fold"].append(weight * s.anti_fold * anti_fold(direction.phi))
+        terms["multi_level"] = self._multi_level(steps, level, a, b)
+        if s.antisymmetric != "levels":
+            terms.update(self._inverse_terms(steps[-1], level, a, b))
+        return {name: sum(parts) for name, parts in terms.items() if parts}
+
+    def _seen(self, index: int) -> int:
+        """Scale of the images that a level is judged by: level 4's is always 1."""
+        return 1 if self.kinds[index] == 3 else self.scales[index]
+
+    def _similarity(self, index: int, phi: Tensor, a: _Pyramid, b: _Pyramid) -> Tensor:
+        """-LNCC of the level's low-pass pair, and of its energy pair at 1/4 and 1/2."""
+        kind, scale, seen = self.kinds[index], self.scales[index], self._seen(index)
+        total = lncc(warp(a.low[seen], _up(phi, scale // seen)), b.low[seen], _WINDOWS[kind])
+        if kind in (1, 2):
+            total = total + lncc(warp(a.energy[scale], phi), b.energy[scale], _WINDOWS[kind])
+        return total
+
+    def _multi_level(self, steps, level: int, a: _Pyramid, b: _Pyramid) -> list[Tensor]:
+        """L_Mu = MSE(w_i, (w_i + w_{i-1}) / 2): the level must not throw away what the one before found."""
+        if level < 2:
+            return []
+        terms, scale, seen = [], self.scales[level - 1], self._seen(level - 1)
+        for (now, image, _), before in zip(_ways(steps[-1], a, b), steps[-2]):
+            moved = [warp(image.low[seen], _up(d.phi, own // seen))
+                     for d, own in ((now, scale), (before, self.scales[level - 2]))]
+            terms.append(0.0005 * 0.25 * mse(*moved))
+        return terms
+
+    def _inverse_terms(self, step, level: int, a: _Pyramid, b: _Pyramid) -> dict[str, list[Tensor]]:
+        """What ties the two directions and their inverses together at the finest level in use."""
+        s, (ab, ba) = self.switches, step
+        kind, seen = self.kinds[level - 1], self._seen(level - 1)
+        factor = self.scales[level - 1] // seen
+        x, y = a.low[seen], b.low[seen]
+        terms: dict[str, list[Tensor]] = {"inverse_similarity": [], "inverse_smooth": [], "inverse": [], "symmetric": []}
+        for d, m, f in _ways(step, x, y):
+            terms["inverse_similarity"].append(0.1 * lncc(warp(f, _up(d.inverse, factor)), m, 3 if kind < 2 else 7))
+            terms["inverse_smooth"].append((0.1 if kind < 2 else 1.0) * 4 * s.smooth * diffusion(d.inverse))
+        if ba is not None:
+            for one, other, image in ((ab, ba, y), (ba, ab, x)):
+                pair = [warp(image, _up(u, factor)) for u in (one.inverse, other.phi)]
+                terms["symmetric"].append(0.001 * mse(*pair))
+        if s.inv == "icon_self" or ba is None:
+            loops = [(d.phi, d.inverse) for d, *_ in _ways(step, x, y)]
+        else:
+            loops = [(ab.phi, ba.phi), (ba.phi, ab.phi)]
+        for one, other in loops if s.inv != "none" else ():
+            c = compose(one, other)
+            # 9: diffusion averages over 3 axes and 3 channels, the Frobenius norm sums over both.
+            error = 9 * diffusion(c) if s.inv == "gradicon_cross" else c.square().mean()
+            terms["inverse"].append(s.inv_weight * error)
+        return terms
+
+    def parameter_groups(self, level: int) -> list[nn.Parameter]:
+        return list(self.nets[level - 1].parameters())
+
+
+def _ways(step, a, b) -> list[tuple]:
+    """(direction, its moving image, its fixed image) of the directions that were run."""
+    return [way for way in ((step[0], a, b), (step[1], b, a)) if way[0] is not None]
+
+
+def anti_fold(u: Tensor) -> Tensor:
+    """ICNet's term: mean of relu(t) t^2, t = u(x) - u(x + 1) - 1, along every axis for all channels, summed over axes."""
+    total = u.new_zeros(())
+    for dim in (2, 3, 4):
+        n = u.shape[dim]
+        t = F.relu(u.narrow(dim, 0, n - 1) - u.narrow(dim, 1, n - 1) - 1)
+        total = total + (t * t * t).mean()
+    return total
+
+
+def _recipe(levels: int) -> Recipe:
+    """The code's lengths; the paper halves the rate every 50k steps after the first 60k of a level."""
+    iterations = [30_000, 40_000, 60_000, 80_000][-levels:]
+    stages = tuple(Stage(level, n, 1e-4, frozen=3_000 if level > 1 else 0) for level, n in enumerate(iterations, 1))
+    return Recipe(stages, batch=1, halve_every=50_000, notes="all ordered pairs, shuffled, not affinely aligned")
+
+
+SMGICNet.recipe = _recipe(4)
