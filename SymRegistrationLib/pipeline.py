@@ -185,6 +185,7 @@ def _solve(scans, pose, options: Options, progress: Progress, notes: list[str]
     share = 0.5 if options.refine else 1.0
     pair = inference.run_network(space.moving, space.fixed, options.method, options,
                                  progress=lambda stage, f, text: progress(stage, share * f, text))
+    notes.extend(pair.details["notes"])
     if not options.refine:
         return pair, space, "network"
     metric = _metric(options.metric, pose, notes)
