@@ -1,0 +1,148 @@
+"""What the numbers of a run mean in words: the verdict with its thresholds, the table's explanations, the command again.
+
+Level 2, no pictures and no torch, so that other views (terminal, Slicer) can say the same.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, fields
+
+from .console import number
+from .job import Job, Options
+
+#: Folded voxels up to this share (%) are tolerable, none is good.
+FOLDED_TOLERABLE = 0.01
+#: Mean inverse consistency error in voxels: good below the first, unusable above the second.
+ICE_GOOD, ICE_BAD = 0.1, 0.5
+#: Local volume changes beyond these factors deserve a look.
+VOLUME_LOW, VOLUME_HIGH = 0.1, 10.0
+VERDICTS = {"good": "No fault found", "look": "Usable, but look closer", "bad": "Do not use this without checking"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One statement; ``level`` is ``good``, ``look`` or ``bad``."""
+
+    level: str
+    text: str
+
+
+def verdict(found: list[Check]) -> tuple[str, str]:
+    """(level, words) of the worst check."""
+    level = next((level for level in ("bad", "look") if any(check.level == level for check in found)), "good")
+    return level, VERDICTS[level]
+
+
+def checks(metrics: dict) -> list[Check]:
+    """Judge the numbers of metrics.json one by one, thresholds stated; parts that are missing are not judged."""
+    found = []
+    alignment = metrics.get("alignment") or {}
+    if alignment.get("kind") not in (None, "none"):
+        unsure = alignment.get("unsure")
+        found.append(Check("bad" if unsure else "good", f"The initial alignment ({alignment['kind']}) " + (
+            "is unsure: another position fits nearly as well." if unsure else "is clear: no other position fits as well.")))
+    similarity = metrics.get("similarity") or {}
+    if similarity:
+        words = "from {before} as scanned over {aligned} aligned to {after}".format(**{k: number(v, 2) for k, v in similarity.items() if k != "name"})
+        better = similarity["after"] >= similarity["aligned"] and similarity["after"] > similarity["before"]
+        found.append(Check("good" if better else "bad", f"The scans became {'more' if better else 'NO more'} alike: {similarity['name']} went {words}."))
+    found += _measured(metrics)
+    return found + _sound(metrics.get("quality") or {})
+
+
+def _measured(metrics: dict) -> list[Check]:
+    """Labels and landmarks, which the method has not seen."""
+    found = []
+    labels, marks = metrics.get("labels"), metrics.get("landmarks")
+    if labels:
+        better = labels["mean_after"] >= max(labels["mean_aligned"], labels["mean_before"])
+        found.append(Check("good" if better else "bad", f"Mean Dice of {len(labels['per_label'])} labels went from {number(labels['mean_before'], 2)} over "
+                           f"{number(labels['mean_aligned'], 2)} aligned to {number(labels['mean_after'], 2)}."))
+    if marks:
+        better = marks["mean_after_mm"] <= min(marks["mean_aligned_mm"], marks["mean_before_mm"])
+        found.append(Check("good" if better else "bad", f"Mean error at {marks['count']} landmarks went from {number(marks['mean_before_mm'], 2)} over "
+                           f"{number(marks['mean_aligned_mm'], 2)} aligned to {number(marks['mean_after_mm'], 2)} mm."))
+    return found
+
+
+def _sound(quality: dict) -> list[Check]:
+    """The transforms as maps: folding, inverse consistency, extreme volume change."""
+    found = []
+    if "folded_percent" in quality:
+        share = quality["folded_percent"]
+        level = "good" if share == 0 else "look" if share <= FOLDED_TOLERABLE else "bad"
+        found.append(Check(level, "No folding: every voxel has a Jacobian determinant above 0." if share == 0 else
+                           f"{number(quality['folded_voxels'])} voxels ({number(share, 4)} %) are folded; up to {FOLDED_TOLERABLE} % is tolerable."))
+    if quality.get("ice_mean_voxel") is not None:
+        mean = quality["ice_mean_voxel"]
+        level = "good" if mean < ICE_GOOD else "look" if mean < ICE_BAD else "bad"
+        found.append(Check(level, f"Forward and inverse undo each other to {number(mean)} voxels on average (good below {ICE_GOOD}, unusable "
+                           f"above {ICE_BAD}); 95 % of points to {number(quality['ice_p95_mm'])} mm."))
+    if "jacobian_min" in quality:
+        low, high = quality["jacobian_min"], quality["jacobian_max"]
+        if low < VOLUME_LOW or high > VOLUME_HIGH:
+            found.append(Check("look", f"Some volume changes are extreme: factors {number(low, 2)} to {number(high, 2)} (usual: {VOLUME_LOW} to {VOLUME_HIGH:g})."))
+    return found
+
+
+_MEANINGS = {
+    "folded_voxels": ("folded voxels", "voxels with a Jacobian determinant of 0 or less: space is turned inside out there", 0),
+    "folded_percent": ("folded, % of the volume", "0 is right for a diffeomorphism", 4),
+    "folded_percent_content": ("folded, % of the content", "the same where the scan shows something", 4),
+    "jacobian_min": ("Jacobian, smallest", "strongest local shrinkage (fixed to moving), as a volume factor", 3),
+    "jacobian_median": ("Jacobian, median", "typical volume factor, the alignment's scale included", 3),
+    "jacobian_max": ("Jacobian, largest", "strongest local growth (fixed to moving)", 3),
+    "sd_log_jacobian": ("SD of log Jacobian", "irregularity of the deformation; lower is smoother", 3),
+    "ice_mean_mm": ("inverse consistency error, mean, mm", "how far a point misses itself after forward and inverse", 4),
+    "ice_p95_mm": ("inverse consistency error, 95 %, mm", "95 of 100 points stay below", 4),
+    "ice_max_mm": ("inverse consistency error, largest, mm", "the worst point in the scan's content", 3),
+    "ice_mean_voxel": ("inverse consistency error, mean, voxels", "the same in voxels of the fixed scan", 4),
+    "inverse_method": ("inverse obtained by", "how the second direction came to be", 0),
+    "residual_voxel": ("largest residual on the working grid, voxels", "worst mismatch of the two fields before they were carried to the scans", 3),
+}
+
+
+def number_rows(metrics: dict) -> list[tuple[str, str, str]]:
+    """(name, value, plain meaning) of everything that was measured."""
+    rows = []
+    alignment, similarity = metrics.get("alignment") or {}, metrics.get("similarity") or {}
+    if similarity:
+        value = " / ".join(number(similarity[k]) for k in ("before", "aligned", "after"))
+        rows.append((f"similarity ({similarity['name']}): as scanned / aligned / registered", value, "local correlation of the intensities, 0 to 1; higher is more alike"))
+    quality = metrics.get("quality") or {}
+    rows += [(name, number(quality[key], digits), meaning) for key, (name, meaning, digits) in _MEANINGS.items() if key in quality]
+    if alignment:
+        rows.append(("initial alignment", str(alignment.get("kind")), "what brought the scans roughly together"))
+        rows.append(("confidence of the alignment", number(alignment.get("confidence"), 2), "0 to 1: how far the best position is ahead of the next"))
+    seconds = metrics.get("seconds") or {}
+    if seconds:
+        rows.append(("time, s", number(seconds.get("total"), 2),
+                     ", ".join(f"{stage} {number(value, 2)}" for stage, value in seconds.items() if stage != "total")))
+    rows.append(("peak memory, GB", number(metrics.get("peak_memory_gb"), 2), "largest size of the process so far"))
+    for name in ("method", "preset", "metric", "device", "seed"):
+        if name in metrics:
+            rows.append((name, str(metrics[name]), "setting"))
+    return rows
+
+
+_FLAGS = {"transform_format": "--transform-format", "composite": "--composite", "guide_with_points": "--guide-with-points", "memory_gb": "--memory"}
+
+
+def command_of(job: dict) -> str:
+    """The ``symreg register`` command that asks for the same job; options at their default are left out."""
+    words = ["symreg", "register", job["fixed"], job["moving"], "-o", job["output"]]
+    options = {**(job.get("options") or {})}
+    switches = options.pop("method_options", None) or {}
+    defaults = {f.name: f.default for f in (*fields(Job), *fields(Options))}
+    for name, value in [*job.items(), *options.items()]:
+        if name in ("fixed", "moving", "output", "options") or value is None or value == defaults.get(name):
+            continue
+        if name == "report":
+            words.append("--no-report")
+            continue
+        flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
+        words += [flag] if value is True else [flag, str(value)]
+    for name, value in switches.items():
+        words += ["--option", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
+    return shlex.join(words)
