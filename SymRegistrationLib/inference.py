@@ -168,9 +168,17 @@ def _placed(network: SymmetricNetwork, device: torch.device) -> SymmetricNetwork
     return network.eval().to(device=device, memory_format=torch.channels_last_3d)
 
 
-def _precision(device: torch.device):
-    """Half precision for what a GPU's matrix units do; field mathematics stays in float32."""
-    return torch.autocast("cuda", torch.float16) if device.type == "cuda" else nullcontext()
+def _precision(device: torch.device, card: Card):
+    """Half precision for convolutions where the device has units for it; field mathematics stays in float32."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", torch.float16)
+    return torch.autocast("cpu", torch.bfloat16) if card.half_on_cpu and _native_bfloat16() else nullcontext()
+
+
+def _native_bfloat16() -> bool:
+    """True where the processor multiplies bfloat16 itself; elsewhere it is emulated and slow."""
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(check() for check in checks if check is not None)
 
 
 def _run(moving: Tensor, fixed: Tensor, network: SymmetricNetwork, plan: _Plan) -> FieldPair:
@@ -178,7 +186,7 @@ def _run(moving: Tensor, fixed: Tensor, network: SymmetricNetwork, plan: _Plan) 
     network = _placed(network, plan.device)
     whole = padded_shape(plan.shape, network.card)
     moved, kept = (pad_to(resize(x.to(plan.device).float(), plan.shape), whole) for x in (moving, fixed))
-    with _precision(plan.device):
+    with _precision(plan.device, network.card):
         pair = network(moved, kept).pair
     fields = [resize_field(crop_to(u.float(), plan.shape), moving.shape[2:]).to(moving.device)
               for u in (pair.fixed_to_moving, pair.moving_to_fixed)]

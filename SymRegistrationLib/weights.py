@@ -191,7 +191,7 @@ def _read_card(path: Path) -> dict[str, Any]:
 def _read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as stream:
-            return dict(stream.metadata() or {}), {name: stream.get_tensor(name) for name in stream.keys()}
+            return dict(stream.metadata() or {}), {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118, not a mapping
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"'{path}' is not a complete safetensors file ({error}).",
                          "Fetch or train it again; pickled .pt files are never read.") from None

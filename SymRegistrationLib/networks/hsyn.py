@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from ..fields import FieldPair, compose, downsample2, invert, resize, warp
 from ..losses import diffusion, lncc
-from ._base import (Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, crop_to, measured_pair, pad_to,
-                    register, zero_init)
+from ._base import (Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, crop_to, in_full_precision,
+                    measured_pair, pad_to, register, zero_init)
 from ._blocks import space_to_depth
 
 _CARD = Card(
@@ -59,6 +59,7 @@ _CARD = Card(
         "published": {},
         "small": {"encoder": (16, 32, 48), "decoder": (48, 32, 32), "tail": (16, 16), "finest": 2},
     },
+    half_on_cpu=True,
 )
 
 
@@ -125,7 +126,7 @@ class _UNet(nn.Module):
             x = torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skips.pop()], 1)
         for conv in self.tail:
             x = F.leaky_relu(conv(x), 0.2)
-        return [crop_to(head(x), shape).float() for head in self.heads]
+        return [crop_to(in_full_precision(head, x), shape) for head in self.heads]
 
 
 def _conv(a: int, b: int) -> nn.Conv3d:

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from ..fields import compose, exponentiate, scale_channels, warp
 from ..job import InputError
 from ..losses import diffusion, lncc, mse
-from ._base import (Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, measured_pair, register,
-                    zero_init)
+from ._base import (Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, in_full_precision,
+                    measured_pair, register, zero_init)
 from ._blocks import energy_map, haar
 
 _CARD = Card(
@@ -61,6 +61,7 @@ _CARD = Card(
         "published": {},
         "small": {"widths": (32, 32, 16, 16), "fine": "bands", "antisymmetric": "levels"},
     },
+    half_on_cpu=True,
 )
 
 _WINDOWS = (3, 5, 7, 9)
@@ -78,11 +79,9 @@ class _Switches:
         antisymmetric: ``none``, ``result`` or ``levels``.
         compose: ``velocity`` or ``displacement``.
         gate: ``paper``, ``code`` or ``none``.
-        inv: ``gradicon_cross``, ``icon_cross``, ``icon_self`` or ``none``.
-        inv_weight: 0.01 in the paper, 1.5 in GradICON.
+        inv, inv_weight: ``gradicon_cross``, ``icon_cross``, ``icon_self`` or ``none``; 0.01 in the paper, 1.5 in GradICON.
         ranges: R of the four levels, parts of the half extent.
-        smooth: multiplies the smoothness terms.
-        anti_fold: weight of the code's anti-folding term.
+        smooth, anti_fold: multiply the smoothness terms and the code's anti-folding term.
     """
 
     widths: Sequence[int] = (32, 32, 32, 32)
@@ -171,7 +170,7 @@ class _Head(nn.Module):
         self.a, self.b = _conv(2 * c, c), zero_init(_conv(c, 3), 1e-3)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return F.softsign(self.b(F.leaky_relu(self.a(torch.cat([x, y], 1)), 0.2)).float())
+        return F.softsign(in_full_precision(self.b, F.leaky_relu(self.a(torch.cat([x, y], 1)), 0.2)))
 
 
 class _Level1(nn.Module):
@@ -299,15 +298,13 @@ class SMGICNet(SymmetricNetwork):
     def _increment(self, level: int, a: _Pyramid, b: _Pyramid, flow: Tensor) -> Tensor:
         """The velocity that a level adds for moving ``a``, fixed ``b``; ``flow`` (its lattice): the map so far."""
         kind, scale = self.kinds[level], self.scales[level]
-        energy = None
         if kind == 3:
             pair = weigh_difference(warp(a.low[1], _up(flow, scale)), b.low[1])
             pair = torch.cat([haar(x) / 8**0.5 for x in pair] if scale == 2 else pair, 1)
         else:
             pair = (warp(a.low[scale], flow), b.low[scale])
             pair = torch.cat(weigh_difference(*pair) if kind == 2 else pair, 1)
-        if kind in (1, 2):
-            energy = torch.cat([warp(a.energy[scale], flow), b.energy[scale]], 1)
+        energy = torch.cat([warp(a.energy[scale], flow), b.energy[scale]], 1) if kind in (1, 2) else None
         half = [n / 2 for n in flow.shape[2:]]
         raw = self.nets[level](pair, energy, scale_channels(flow, [1 / n for n in half]))
         return self.switches.ranges[kind] * scale_channels(raw, half)
@@ -326,23 +323,23 @@ class SMGICNet(SymmetricNetwork):
             both: bool = True) -> list[tuple[_Direction, _Direction | None]]:
         """Per level: (moving -> fixed, fixed -> moving), the second ``None`` unless ``both``."""
         s, a, b = self.switches, _Pyramid(moving), _Pyramid(fixed)
-        joint = s.antisymmetric == "levels"
         steps: list[tuple[_Direction, _Direction | None]] = []
+        ab = ba = None
         for index in range(level or s.levels):
             scale = self.scales[index]
             factor = self.scales[index - 1] // scale if steps else 1
-            ab, ba = steps[-1] if steps else (None, None)
             zero = moving.new_zeros((len(moving), 3, *(n // scale for n in moving.shape[2:])))
             flows = [_up(d.phi, factor) if d is not None else zero for d in (ab, ba)]
             last = index + 1 == (level or s.levels)
             d_ab = self._increment(index, a, b, flows[0])
             d_ba = self._increment(index, b, a, flows[1]) if both else None
-            if joint:
+            if s.antisymmetric == "levels":
                 ab = self._advance(ab, (d_ab - d_ba) / 2, factor, True)
-                steps.append((ab, _Direction(-ab.velocity, ab.inverse, ab.phi)))
+                ba = _Direction(-ab.velocity, ab.inverse, ab.phi)
             else:
-                steps.append((self._advance(ab, d_ab, factor, last),
-                              self._advance(ba, d_ba, factor, last) if both else None))
+                ab = self._advance(ab, d_ab, factor, last)
+                ba = self._advance(ba, d_ba, factor, last) if both else None
+            steps.append((ab, ba))
         return steps
 
     def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
@@ -412,8 +409,7 @@ class SMGICNet(SymmetricNetwork):
             terms["inverse_smooth"].append((0.1 if kind < 2 else 1.0) * 4 * s.smooth * diffusion(d.inverse))
         if ba is not None:
             for one, other, image in ((ab, ba, y), (ba, ab, x)):
-                pair = [warp(image, _up(u, factor)) for u in (one.inverse, other.phi)]
-                terms["symmetric"].append(0.001 * mse(*pair))
+                terms["symmetric"].append(0.001 * mse(*(warp(image, _up(u, factor)) for u in (one.inverse, other.phi))))
         if s.inv == "icon_self" or ba is None:
             loops = [(d.phi, d.inverse) for d, *_ in _ways(step, x, y)]
         else:
