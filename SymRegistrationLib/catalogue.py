@@ -5,7 +5,7 @@ Level 4.
 
 from __future__ import annotations
 
-from . import networks
+from . import networks, weights
 from .console import number
 from .networks._base import parameter_count
 
@@ -23,14 +23,14 @@ _SYN = {
 
 def catalogue() -> list[dict]:
     """One plain dictionary a method, ``syn`` first: name, title, publication, licence, parameters per size, inverse,
-    deviations from the publication, and whether weights are there."""
-    methods = [{**_SYN, "weights": True}]
+    deviations from the publication, and the sizes whose weights came with the package."""
+    methods = [{**_SYN, "weights": []}]
     for name in networks.names():
         card = networks.card(name)
         methods.append({
             "name": name, "title": card.title, "publication": card.publication, "licence": card.licence,
             "parameters": {size: parameter_count(networks.create(name, size)) for size in card.sizes},
-            "inverse": card.inverse_method, "deviations": list(card.deviations), "weights": _weights_present(name),
+            "inverse": card.inverse_method, "deviations": list(card.deviations), "weights": sorted(weights.shipped(name)),
         })
     return methods
 
@@ -40,9 +40,9 @@ def catalogue_table(methods: list[dict]) -> str:
     parts = []
     for method in methods:
         sizes = ", ".join(f"{number(count)} ({size})" for size, count in method["parameters"].items())
-        weights = "none needed" if not sizes else "present" if method["weights"] else "not here: train them, or give --weights FILE"
-        lines = [f"{method['name']}: {method['title']}"]
-        lines += [f"  {key:<12}{value}" for key, value in (("weights", weights), ("parameters", sizes), ("inverse", method["inverse"]),
-                                                           ("paper", method["publication"]), ("licence", method["licence"])) if value]
+        here = ", ".join(method["weights"]) or ("not here: train them, or give --weights FILE" if sizes else "none needed")
+        facts = (("weights", here), ("parameters", sizes), ("inverse", method["inverse"]), ("paper", method["publication"]),
+                 ("licence", method["licence"]))
+        lines = [f"{method['name']}: {method['title']}", *(f"  {key:<12}{value}" for key, value in facts if value)]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from . import __version__
-from .console import Console, duration, jsonable, number, table
+from .console import Console, jsonable, number
 from .job import FORMATS, INITIALS, METRICS, PRESETS, InputError, Job, Options, RegistrationError, existing_file
 
 #: Commands of rooms that may not be there; each module offers ``main(arguments) -> exit code``.
@@ -248,6 +248,7 @@ def _register(args: argparse.Namespace, console: Console) -> None:
     job = _job_of(args)
     check_job(job)
     from .outputs import run
+    from .report_numbers import summary
 
     metrics = run(job, console.progress)
     for note in metrics.get("notes", []):
@@ -307,27 +308,6 @@ def check_job(job: Job) -> None:
         from .networks import network_class
 
         network_class(job.options.method)
-
-
-def summary(metrics: dict, output: str) -> str:
-    """The outcome of a run for people: what became better, what to check, where to look."""
-    quality, rows = metrics["quality"], []
-    similarity = metrics["similarity"]
-    rows.append((f"similarity ({similarity['name']})", *(number(similarity[k]) for k in ("before", "aligned", "after"))))
-    if metrics.get("labels"):
-        rows.append(("Dice", *(number(metrics["labels"][f"mean_{k}"]) for k in ("before", "aligned", "after"))))
-    if metrics.get("landmarks"):
-        rows.append(("landmark error, mm", *(number(metrics["landmarks"][f"mean_{k}_mm"], 2) for k in ("before", "aligned", "after"))))
-    lines = [table(("", "before", "aligned", "after"), rows), "",
-             f"folded voxels              {number(quality['folded_voxels'])} ({number(quality['folded_percent'], 4)} %)",
-             f"inverse consistency error  {number(quality['ice_mean_mm'])} mm mean, {number(quality['ice_p95_mm'])} mm 95 %, "
-             f"{number(quality['ice_max_mm'])} mm largest",
-             f"time                       {duration(metrics['seconds']['total'])} with {metrics['method']} on {metrics['device']}"]
-    if metrics["alignment"].get("unsure"):
-        lines.append("the initial alignment is UNSURE: look at the report before you use this")
-    report = Path(output) / "report.html"
-    lines += ["", f"results in {output}" + (f", look at {report}" if report.exists() else "")]
-    return "\n".join(lines)
 
 
 def _apply(args: argparse.Namespace, console: Console) -> None:

@@ -92,7 +92,7 @@ class Console:
             self._bar.set_postfix_str(f"{message[:40]}, {duration(left)} left" if left is not None else message[:40], refresh=False)
             self._bar.n = round(100 * fraction)
             self._bar.refresh()
-        elif stage != self._stage:
+        elif stage != self._stage and 0 < fraction < 1:  # inputs may still be refused at 0; the result speaks at 1
             tail = f", about {duration(left)} left" if left is not None else ""
             self._err.write(f"[{100 * fraction:3.0f} %] {stage}: {message}{tail}\n")
             self._err.flush()

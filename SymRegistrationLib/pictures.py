@@ -114,8 +114,8 @@ def tilt_degrees(grid: Grid) -> float:
     return float(np.degrees(np.arccos(min(1.0, min(abs(grid.axes[k, order[k]]) for k in range(3))))))
 
 
-def sample_points(volume: Volume, points: np.ndarray) -> np.ndarray:
-    """(...) float32: a volume at (..., 3) LPS mm, trilinear, its lowest sampled value outside."""
+def sample_points(volume: Volume, points: np.ndarray, outside: float) -> np.ndarray:
+    """(...) float32: a volume at (..., 3) LPS mm, trilinear; ``outside`` beyond its field of view."""
     shape = np.array(volume.grid.shape)
     where = volume.grid.indices(points)
     inside = ((where >= -0.5) & (where <= shape - 0.5)).all(axis=-1)
@@ -127,7 +127,7 @@ def sample_points(volume: Volume, points: np.ndarray) -> np.ndarray:
         at = np.minimum(low + corner, shape - 1)
         share = np.prod(np.where(corner, part, 1 - part), axis=-1)
         out += share * volume.array[at[..., 0], at[..., 1], at[..., 2]]
-    return np.where(inside, out, out.min())
+    return np.where(inside, out, np.float32(outside))
 
 
 # ---------------------------------------------------------------------------------------------- lines

@@ -77,15 +77,31 @@ def write_report(path: Path, result, metrics: dict) -> None:
 
 def _scan_pictures(page: _Page, result) -> None:
     """Grey pictures of the fixed scan and of the moving scan in its three stages, and the fixed scan's outlines."""
-    fixed_range, moving_range = robust_range(result.fixed.array), robust_range(result.moving.array)
-    for plane in page.planes:
-        fixed = pictures.grey(plane.cut(result.fixed.array), *fixed_range)
-        before = pictures.sample_points(result.moving, plane.points(result.fixed.grid))
-        page.picture("fixed", plane, np.rint(255 * fixed).astype(np.uint8))
-        for name, image in (("before", before), ("aligned", plane.cut(result.aligned_moving)), ("after", plane.cut(result.warped_moving))):
-            page.picture(name, plane, np.rint(255 * pictures.grey(image, *moving_range)).astype(np.uint8))
-        lines = pictures.level_lines(fixed, pictures.outline_levels(fixed))
+    low, high = robust_range(result.fixed.array)
+    fixed = [pictures.grey(plane.cut(result.fixed.array), low, high) for plane in page.planes]
+    low, high = robust_range(result.moving.array)
+    after = [pictures.grey(plane.cut(result.warped_moving), low, high) for plane in page.planes]
+    # Equal medians: a bright rim of fat in one scan must not make its brain look darker than the other's.
+    gain = np.clip(_median(fixed) / _median(after), 0.5, 2.0)
+    for plane, fixed_cut, after_cut in zip(page.planes, fixed, after):
+        before = pictures.sample_points(result.moving, plane.points(result.fixed.grid), low)
+        aligned = plane.cut(result.aligned_moving)
+        page.picture("fixed", plane, _bytes(fixed_cut))
+        page.picture("before", plane, _bytes(gain * pictures.grey(before, low, high)))
+        page.picture("aligned", plane, _bytes(gain * pictures.grey(aligned, low, high)))
+        page.picture("after", plane, _bytes(gain * after_cut))
+        lines = pictures.level_lines(fixed_cut, pictures.outline_levels(fixed_cut))
         page.picture("lines", plane, np.dstack([np.broadcast_to(_OUTLINE, (*lines.shape, 3)), 255 * lines]).astype(np.uint8))
+
+
+def _median(cuts: list[np.ndarray]) -> float:
+    """Of what the pictures show; 1 when they show nothing."""
+    shown = np.concatenate([cut[cut > 0.1] for cut in cuts])
+    return float(np.median(shown)) if shown.size else 1.0
+
+
+def _bytes(image: np.ndarray) -> np.ndarray:
+    return np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
 def _map_pictures(page: _Page, result, metrics: dict) -> dict[str, float]:

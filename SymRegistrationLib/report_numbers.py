@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, fields
+from pathlib import Path
 
-from .console import number
+from .console import duration, number, table
 from .job import Job, Options
 
 #: Folded voxels up to this share (%) are tolerable, none is good.
@@ -146,3 +147,24 @@ def command_of(job: dict) -> str:
     for name, value in switches.items():
         words += ["--option", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
     return shlex.join(words)
+
+
+def summary(metrics: dict, output: str) -> str:
+    """The outcome of a run for people: what became better, what to check, where to look."""
+    quality, rows = metrics["quality"], []
+    similarity = metrics["similarity"]
+    rows.append((f"similarity ({similarity['name']})", *(number(similarity[k]) for k in ("before", "aligned", "after"))))
+    if metrics.get("labels"):
+        rows.append(("Dice", *(number(metrics["labels"][f"mean_{k}"]) for k in ("before", "aligned", "after"))))
+    if metrics.get("landmarks"):
+        rows.append(("landmark error, mm", *(number(metrics["landmarks"][f"mean_{k}_mm"], 2) for k in ("before", "aligned", "after"))))
+    lines = [table(("", "before", "aligned", "after"), rows), "",
+             f"folded voxels              {number(quality['folded_voxels'])} ({number(quality['folded_percent'], 4)} %)",
+             f"inverse consistency error  {number(quality['ice_mean_mm'])} mm mean, {number(quality['ice_p95_mm'])} mm 95 %, "
+             f"{number(quality['ice_max_mm'])} mm largest",
+             f"time                       {duration(metrics['seconds']['total'])} with {metrics['method']} on {metrics['device']}"]
+    if metrics["alignment"].get("unsure"):
+        lines.append("the initial alignment is UNSURE: look at the report before you use this")
+    report = Path(output) / "report.html"
+    lines += ["", f"results in {output}" + (f", look at {report}" if report.exists() else "")]
+    return "\n".join(lines)
