@@ -1,0 +1,404 @@
+"""AD-RegNet: a shared U-Net, cross-attention both ways, regional attention, and a gated coarse-to-fine synthesis.
+
+Paper: "AD-RegNet", arXiv 2602.07088. Written from the paper; no code of it is public.
+
+Both images pass one 5-level U-Net. Per level, decoder features D_M, D_F exchange information by bidirectional
+cross-attention (BCAM); regional attention (RAA) weighs the result; a head predicts a displacement; a gate W blends it with
+the upsampled coarser one; the finest field warps the moving image once.
+
+What differs from the paper, or fills a gap of it:
+
+* Attention at every level, as printed, needs terabytes. Per level (``attn_levels``, finest first): ``full``, ``window``
+  (4^3 queries, 12^3 keys) or ``none``; by default full at 1/16 and 1/8, windowed at 1/4, none at 1/2 and 1/1.
+* Queries and keys carry a 3-D sinusoidal position; besides values, attention returns the expected offset to the match,
+  which goes straight into the head: values alone cannot say where a match lies. The offset seen from the moving grid enters
+  with the opposite sign. Keys start with the other side's query matrix, so that like attends to like from the first step.
+* ``fusion="compose"`` (default): the level predicts what the coarser field left over, on moving features warped by that
+  field, and the maps are composed: an unattended fine level sees a few voxels only, and could not predict, as the paper's
+  convex ``blend`` asks of it, the total displacement. For large motion compose is the better of the two.
+* RAA weighs regions where they are (the printed sum would lose the layout); regions are counted in input voxels.
+* The gate is sigmoid(f([F, Up(Phi)])); the undefined factor M is 1, or the RAA map with ``modulate=True`` (cut to [0, 1]).
+* ``multires=False`` predicts one field at the finest level from the sum of all levels' upsampled features.
+* Fields go up as blocks of two voxels, which is where the cells of strided 2^3 convolutions lie.
+* No inverse is defined. The network runs both ways on the shared features, and the two maps are made inverse to each other
+  (``inverse="balanced"``): each becomes the mean of itself and the other's fixed-point inverse. ``"fixed_point"`` inverts
+  one run, ``"swapped"`` returns both runs as they are. Training treats both directions (``symmetric``) and adds the mean
+  squared composition, weight 0.05 (``consistency``); 0 and ``symmetric=False`` are the paper's.
+* The landmark term, a pull-back in voxels / 10 (Huber), is off by default (``landmark=0``).
+* Instance normalisation and leaky ReLU 0.2, which the paper does not name.
+* Size ``small``: four levels at 1/2 to 1/16, fed by 2^3 blocks of the full-resolution image as channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..fields import compose, sample, warp
+from ..losses import diffusion, ncc, negative_jacobian, ssim
+from ._base import Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, register, zero_init
+from ._blocks import space_to_depth
+from ._streams import finished_pair, up_blocks, window_attention
+
+_CARD = Card(
+    name="ad-regnet",
+    title="AD-RegNet: shared U-Net, bidirectional cross-attention, regional attention, gated multi-resolution fields",
+    publication="AD-RegNet, arXiv 2602.07088, 2026",
+    deviations=(
+        "Cross-attention is full at 1/16 and 1/8, windowed at 1/4 and absent above; the paper's memory need is infeasible.",
+        "Attention carries positions and returns the expected offset to the match beside the values.",
+        "Levels compose increments on features warped by the coarser field; fusion=blend is the paper's convex blend.",
+        "Regional attention weighs regions in place, with softmax weights scaled to mean 1.",
+        "Both directions run on the shared features and are made inverse by averaging with fixed-point inverses.",
+        "Training uses both directions and a small inverse-consistency term; the landmark term is off.",
+        "Size small: four levels from 1/2 to 1/16 on 2x2x2 blocks of the full-resolution images.",
+    ),
+    licence="Apache-2.0",
+    size_multiple=16,
+    minimum_size=32,
+    bytes_per_voxel={"published": 1400.0, "small": 200.0},
+    spacing=1.5,
+    intensity="robust percentiles to [0, 1], background 0",
+    inverse_method="fixed_point",
+    exchange_tolerance=0.0,
+    sizes={
+        "published": {},
+        "small": {"channels": (16, 32, 64, 128), "finest": 2, "attn_levels": ("none", "window", "full", "full")},
+    },
+)
+
+#: Lattice cells that count as one in the inputs of heads and gates: offsets and displacements there are of order one.
+_UNIT = 8.0
+_WINDOW = 4
+_HIDDEN = 32
+
+
+@dataclass(frozen=True)
+class _Switches:
+    """Arguments of :class:`ADRegNet`.
+
+    Attributes:
+        channels: per level, finest first.
+        finest: lattice of level 0: 1 = every voxel, 2 = every second.
+        bcam: cross-attention at all.
+        raa: regional attention at all.
+        multires: fields at every level, or one at the finest.
+        attn_levels: ``full``, ``window`` or ``none`` per level, finest first.
+        fusion: ``compose`` or ``blend`` (paper).
+        head_in: ``all`` = attention and both features, ``A`` = the attention's result alone, as printed.
+        region: edge of RAA's regions in input voxels; levels whose cells do not divide it have none.
+        modulate: multiply the gate with RAA's map.
+        inverse: ``balanced``, ``fixed_point`` or ``swapped``.
+        symmetric: train both directions.
+        consistency: weight of the mean squared composition, voxel^2 of the finest lattice.
+        landmark: weight of the landmark term, when the objective is given points; the paper's is 1.
+    """
+
+    channels: Sequence[int] = (32, 64, 128, 256, 512)
+    finest: int = 1
+    bcam: bool = True
+    raa: bool = True
+    multires: bool = True
+    attn_levels: Sequence[str] = ("none", "none", "window", "full", "full")
+    fusion: str = "compose"
+    head_in: str = "all"
+    region: int = 16
+    modulate: bool = False
+    inverse: str = "balanced"
+    symmetric: bool = True
+    consistency: float = 0.05
+    landmark: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice("finest", self.finest, (1, 2))
+        check_choice("fusion", self.fusion, ("compose", "blend"))
+        check_choice("head_in", self.head_in, ("all", "A"))
+        check_choice("inverse", self.inverse, ("balanced", "fixed_point", "swapped"))
+        check_choice("number of attn_levels", len(self.attn_levels), (len(self.channels),))
+        check_choice("deepest lattice", self.finest * 2 ** (len(self.channels) - 1), (2, 4, 8, 16))
+        for kind in self.attn_levels:
+            check_choice("attn_levels", kind, ("full", "window", "none"))
+
+
+# ---------------------------------------------------------------------------------------------- backbone
+
+def _conv(a: int, b: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv3d(a, b, 3, padding=1, bias=False), nn.InstanceNorm3d(b, affine=True),
+                         nn.LeakyReLU(0.2, inplace=True))
+
+
+class UNet(nn.Module):
+    """One image to decoder features of every level, finest first; the deepest are the encoder's."""
+
+    def __init__(self, channels: Sequence[int], inlet: int):
+        super().__init__()
+        inputs = [inlet, *channels[:-1]]
+        self.encode = nn.ModuleList(nn.Sequential(_conv(a, b), _conv(b, b)) for a, b in zip(inputs, channels))
+        self.down = nn.ModuleList(nn.Conv3d(c, c, 2, stride=2) for c in channels[:-1])
+        self.grow = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, stride=2) for a, b in zip(channels, channels[1:]))
+        self.decode = nn.ModuleList(nn.Sequential(_conv(2 * c, c), _conv(c, c)) for c in channels[:-1])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = [self.encode[0](x)]
+        for down, encode in zip(self.down, self.encode[1:]):
+            maps.append(encode(down(maps[-1])))
+        for level in reversed(range(len(self.decode))):
+            maps[level] = self.decode[level](torch.cat([self.grow[level](maps[level + 1]), maps[level]], 1))
+        return maps
+
+
+# ---------------------------------------------------------------------------------------------- attention
+
+def positions(shape: Sequence[int], channels: int, device: torch.device) -> Tensor:
+    """(1, D, H, W, C): sines and cosines of the three coordinates, wavelengths from 4 to 256 cells; spare channels 0."""
+    count = channels // 6
+    rates = 2 * torch.pi / (4 * 64 ** (torch.arange(count, device=device) / max(count - 1, 1)))
+    out = torch.zeros((1, *shape, channels), device=device)
+    for axis, n in enumerate(shape):
+        angle = torch.arange(n, device=device)[:, None] * rates
+        wave = torch.cat([angle.sin(), angle.cos()], 1).view([n if k == axis else 1 for k in range(3)] + [-1])
+        out[0, ..., 2 * count * axis:2 * count * (axis + 1)] = wave
+    return out
+
+
+class CrossAttention(nn.Module):
+    """BCAM: six projections, two attentions, one learned mixture."""
+
+    def __init__(self, channels: int, kind: str):
+        super().__init__()
+        self.kind, self.heads = kind, max(channels // 32, 1)
+        self.norm = nn.LayerNorm(channels)
+        # Index 0: role of the moving image, 1: of the fixed one.
+        self.query, self.key, self.value = (nn.ModuleList(nn.Linear(channels, channels, bias=False) for _ in range(2))
+                                            for _ in range(3))
+        with torch.no_grad():
+            self.key[1].weight.copy_(self.query[0].weight)
+            self.key[0].weight.copy_(self.query[1].weight)
+        self.mix = nn.Parameter(torch.zeros(()))
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, D, H, W) twice -> A of the same size, and every head's offset to the match (N, 3 heads, D, H, W), cells."""
+        shape = moving.shape[2:]
+        place = positions(shape, moving.shape[1], moving.device)
+        axes = [torch.arange(n, device=moving.device, dtype=torch.float32) / _UNIT for n in shape]
+        cells = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)[None].expand(len(moving), -1, -1, -1, -1)
+        normed = [self.norm(x.permute(0, 2, 3, 4, 1)) for x in (moving, fixed)]
+        q, k = ([p(x + place) for p, x in zip(group, normed)] for group in (self.query, self.key))
+        v = [p(x) for p, x in zip(self.value, normed)]
+        a_m, o_m = self._attend(q[0], k[1], v[1], cells)
+        a_f, o_f = self._attend(q[1], k[0], v[0], cells)
+        alpha = self.mix.sigmoid()
+        # Seen from the fixed grid the offset is the displacement itself, from the moving grid about its negative.
+        a, offset = alpha * a_m + (1 - alpha) * a_f, (1 - alpha) * o_f - alpha * o_m
+        return a.permute(0, 4, 1, 2, 3), _UNIT * offset.permute(0, 4, 1, 2, 3)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Attended values (N, D, H, W, C) and offsets (N, D, H, W, 3 heads)."""
+        shape, each = q.shape[:-1], q.shape[-1] // self.heads
+        q, k, v = (x.unflatten(-1, (self.heads, each)) for x in (q, k, v))
+        spots = cells.to(v.dtype).unsqueeze(-2).expand(*shape, self.heads, 3)
+        if self.kind == "window":
+            v = torch.cat([v, spots], -1)
+            out = window_attention(q.flatten(-2), k.flatten(-2), v.flatten(-2), self.heads, _WINDOW)
+            out = out.unflatten(-1, (self.heads, -1))
+        else:
+            # One common width, a multiple of eight, lets the fused kernels run, which never hold the N x N matrix.
+            spare = -(each + 3) % 8
+            q, k = (F.pad(x, (0, 3 + spare)) for x in (q, k))
+            v = F.pad(torch.cat([v, spots], -1), (0, spare))
+            q, k, v = (x.flatten(1, 3).transpose(1, 2) for x in (q, k, v))
+            out = F.scaled_dot_product_attention(q, k, v, scale=each**-0.5)
+            out = out.transpose(1, 2).reshape(*shape, self.heads, -1)
+        return out[..., :each].flatten(-2), (out[..., each:each + 3] - spots).flatten(-2)
+
+
+class RegionalAttention(nn.Module):
+    """RAA: a weight per region from self-attention over region means, softmax over regions, mean 1."""
+
+    def __init__(self, channels: int, cells: int):
+        super().__init__()
+        self.cells, self.heads = cells, max(channels // 32, 1)
+        self.norm = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.score = nn.Linear(channels, 1)
+        nn.init.normal_(self.score.weight, 0.0, 1e-2)
+        nn.init.zeros_(self.score.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, D, H, W) -> the map M (N, 1, D, H, W) that multiplies it."""
+        pooled = F.avg_pool3d(x, self.cells, ceil_mode=True, count_include_pad=False)
+        n, c, *regions = pooled.shape
+        tokens = self.norm(pooled.flatten(2).transpose(1, 2))
+        q, k, v = self.qkv(tokens).view(n, -1, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        tokens = tokens + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, -1, c)
+        weights = self.score(tokens).float().softmax(1) * tokens.shape[1]
+        weights = weights.transpose(1, 2).reshape(n, 1, *regions)
+        if self.cells > 1:
+            weights = F.interpolate(weights, scale_factor=float(self.cells), mode="trilinear", align_corners=False)
+        d, h, w = x.shape[2:]
+        return weights[:, :, :d, :h, :w]
+
+
+# ---------------------------------------------------------------------------------------------- levels
+
+class _Level(nn.Module):
+    """Attention, regional weights, head and gate of one level."""
+
+    def __init__(self, channels: int, kind: str, region: int, switches: _Switches, head: bool, gate: bool):
+        super().__init__()
+        self.switches = switches
+        self.attention = CrossAttention(channels, kind) if switches.bcam and kind != "none" else None
+        self.regions = RegionalAttention(channels, region) if switches.raa and region else None
+        width, offsets = 2 * channels, 0
+        if self.attention is not None:
+            width = channels if switches.head_in == "A" else 3 * channels
+            offsets = 3 * self.attention.heads
+        self.hidden = _conv(width, _HIDDEN)
+        self.head = zero_init(nn.Conv3d(_HIDDEN + (offsets if switches.multires else 0), 3, 3, padding=1)) if head else None
+        self.gate = nn.Conv3d(channels + 3, 1, 3, padding=1) if gate else None
+
+    def features(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
+        """What the head needs: F' (``mixed``), hidden map, offsets to the match; and RAA's map."""
+        mixed, offset, weights = fixed, None, None
+        if self.attention is not None:
+            mixed, offset = self.attention(moving, fixed)
+        if self.regions is not None:
+            weights = self.regions(mixed)
+            mixed = mixed * weights.to(mixed.dtype)
+        if self.attention is None:
+            inputs = [mixed, moving]
+        else:
+            inputs = [mixed] if self.switches.head_in == "A" else [mixed, fixed, moving]
+        return {"mixed": mixed, "hidden": self.hidden(torch.cat(inputs, 1)), "offset": offset, "regions": weights}
+
+    def predict(self, found: dict[str, Any]) -> Tensor:
+        """The level's own displacement, cells, float32."""
+        inputs = [found["hidden"]] + ([] if found["offset"] is None else [found["offset"] / _UNIT])
+        return self.head(torch.cat(inputs, 1)).float()
+
+    def fuse(self, own: Tensor, coarse: Tensor, found: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """(total displacement, gate W) from the level's own and the upsampled coarser one, both in cells."""
+        gate = self.gate(torch.cat([found["mixed"], (coarse / _UNIT).to(found["mixed"].dtype)], 1)).float().sigmoid()
+        if self.switches.modulate and found["regions"] is not None:
+            gate = (gate * found["regions"]).clamp(0, 1)
+        return fuse(own, coarse, gate, self.switches.fusion), gate
+
+
+def fuse(own: Tensor, coarse: Tensor, gate: Tensor, fusion: str) -> Tensor:
+    """``blend``: W own + (1 - W) coarse (eq. 15). ``compose``: coarse o W own. All on one lattice."""
+    return compose(coarse, gate * own) if fusion == "compose" else gate * own + (1 - gate) * coarse
+
+
+@register
+class ADRegNet(SymmetricNetwork):
+    """The whole network. See the file's docstring; arguments: :class:`_Switches`."""
+
+    card = _CARD
+    recipe = Recipe((Stage(1, 92_000, 1e-4),), batch=1, halve_every=9_200,
+                    notes="200 epochs of about 460 pairs, rate halved every 20 epochs, early stopping after 20; counts are "
+                          "those of IXI, the paper gives epochs only")
+
+    def __init__(self, **switches) -> None:
+        super().__init__()
+        s = self.switches = _Switches(**switches)
+        self.backbone = UNet(s.channels, 1 if s.finest == 1 else 8)
+        last, levels = len(s.channels) - 1, []
+        for index, (c, kind) in enumerate(zip(s.channels, s.attn_levels)):
+            scale = s.finest * 2**index
+            region = s.region // scale if s.region % scale == 0 else 0
+            levels.append(_Level(c, kind, region, s, head=s.multires or index == 0, gate=s.multires and index < last))
+        self.stages = nn.ModuleList(levels)
+
+    # ------------------------------------------------------------------------------------------ fields
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Decoder features of one image, finest first; the same weights for both images."""
+        return self.backbone(image if self.switches.finest == 1 else space_to_depth(image))
+
+    def direction(self, moving: list[Tensor], fixed: list[Tensor]) -> tuple[Tensor, dict[str, Any]]:
+        """The displacement on the finest lattice, its cells, and what can be looked at, from features."""
+        aux: dict[str, Any] = {"levels": {}, "attention": {}, "regions": {}, "gate": {}}
+        total: Tensor | None = None
+        hidden: Tensor | int = 0
+        for index in reversed(range(len(self.stages))):
+            stage, m = self.stages[index], moving[index]
+            coarse = None if total is None else up_blocks(total, 2)
+            if coarse is not None and self.switches.fusion == "compose":
+                m = warp(m, coarse)
+            found = stage.features(m, fixed[index])
+            if found["offset"] is not None:
+                aux["attention"][index] = found["offset"].unflatten(1, (-1, 3)).mean(1)
+            if found["regions"] is not None:
+                aux["regions"][index] = found["regions"]
+            if not self.switches.multires:
+                hidden = found["hidden"] + (0 if index == len(self.stages) - 1 else up_blocks(hidden, 2) / 2)
+                continue
+            own = stage.predict(found)
+            total = own
+            if coarse is not None:
+                total, aux["gate"][index] = stage.fuse(own, coarse, found)
+            aux["levels"][index] = total
+        if total is None:
+            total = self.stages[0].predict({"hidden": hidden, "offset": None})
+        return total, aux
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
+        """Both directions; ``aux`` holds, per level (0 = finest), fields (``levels``), mean offset to the attended match in
+        cells (``attention``), RAA's map (``regions``) and W (``gate``) of the direction moving -> fixed."""
+        self.check_inputs(moving, fixed)
+        m, f = self.features(moving), self.features(fixed)
+        u, aux = self.direction(m, f)
+        w = None if self.switches.inverse == "fixed_point" else self.direction(f, m)[0]
+        return NetworkOutput(finished_pair(u, w, self.switches.inverse, self.switches.finest), aux=aux)
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def objective(self, moving: Tensor, fixed: Tensor, level: int | None = None,
+                  points: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
+        """L_sim + 0.1 L_reg (+ landmarks), the mean over both directions.
+
+        Args:
+            points: (fixed, moving) landmarks, (N, P, 3) voxels; used when the switch ``landmark`` is not 0.
+        """
+        s = self.switches
+        m, f = self.features(moving), self.features(fixed)
+        u, _ = self.direction(m, f)
+        ways = [(u, moving, fixed, points)]
+        if s.symmetric:
+            w, _ = self.direction(f, m)
+            ways.append((w, fixed, moving, None if points is None else points[::-1]))
+        terms: dict[str, list[Tensor]] = {"ncc": [], "ssim": [], "smooth": [], "folding": [], "landmark": []}
+        for v, a, b, pair in ways:
+            full = up_blocks(v, s.finest)
+            moved = warp(a, full)
+            terms["ncc"].append(ncc(moved, b))
+            terms["ssim"].append(ssim(moved, b))
+            terms["smooth"].append(0.1 * diffusion(full))
+            terms["folding"].append(0.1 * negative_jacobian(full))
+            if s.landmark and pair is not None:
+                terms["landmark"].append(s.landmark * landmark_loss(full, *pair))
+        if s.symmetric and s.consistency:
+            loops = (compose(u, w), compose(w, u))
+            terms["consistency"] = [s.consistency * c.square().sum(1).mean() for c in loops]
+        return {name: sum(parts) / len(parts) for name, parts in terms.items() if parts}
+
+    def parameter_groups(self, level: int) -> list[nn.Parameter]:
+        """One stage: everything."""
+        return list(self.parameters())
+
+
+def landmark_loss(u: Tensor, fixed: Tensor, moving: Tensor) -> Tensor:
+    """Huber loss of p_F + u(p_F) - p_M in units of ten voxels, the pull-back form of the paper's landmark term.
+
+    Args:
+        u: (N, 3, D, H, W) voxels. fixed, moving: (N, P, 3) voxel positions, array-axis order.
+    """
+    size = torch.tensor([max(n - 1, 1) for n in u.shape[2:]], device=u.device, dtype=u.dtype)
+    grid = (2 * fixed.to(u) / size - 1).flip(-1)[:, :, None, None]
+    at = sample(u, grid)[..., 0, 0].transpose(1, 2)
+    distance = (fixed.to(u) + at - moving.to(u)).square().sum(-1).add(1e-8).sqrt() / 10
+    return F.smooth_l1_loss(distance, torch.zeros_like(distance))
