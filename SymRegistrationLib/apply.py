@@ -70,8 +70,10 @@ class Application:
             known = ", ".join(allowed) or "none, points are not interpolated"
             raise InputError(f"interpolation '{self.interpolation}' is not for {self.kind}.", f"Known: {known}.")
         if self.kind != "points" and not self.reference:
-            raise InputError("no reference image is given.", "Add --reference with the image whose grid you want, usually the "
-                             "fixed scan.")
+            raise InputError(
+                "no reference image is given.",
+                "Add --reference with the image whose grid you want, usually the fixed scan.",
+            )
         endings = POINT_ENDINGS if self.kind == "points" else IMAGE_ENDINGS
         if not self.output.lower().endswith(endings):
             raise InputError(f"'{self.output}' has no known ending.", f"Use one of: {', '.join(endings)}.")
@@ -81,8 +83,10 @@ class Application:
         """From plain data, as the worker gets it. Raises InputError on unknown, missing or non-text fields."""
         names = [f.name for f in dataclasses.fields(cls)]
         if not isinstance(raw, dict) or set(raw) - set(names) or not {"input", "transform", "output"} <= set(raw):
-            raise InputError("the apply request must be an object with input, transform and output.",
-                             f"Known fields: {', '.join(names)}.")
+            raise InputError(
+                "the apply request must be an object with input, transform and output.",
+                f"Known fields: {', '.join(names)}.",
+            )
         for name, value in raw.items():
             if not isinstance(value, str) and not (value is None and name in ("reference", "interpolation", "inverse")):
                 raise InputError(f"'{name}' in the apply request must be text, not {value!r}.")
@@ -99,8 +103,12 @@ def apply_transform(request: Application, progress: Progress = silent) -> dict:
     Raises:
         InputError: an input is missing, unreadable or of the wrong kind, or the output cannot be written.
     """
-    for path, what in ((request.input, request.kind), (request.transform, "transform"), (request.reference, "reference image"),
-                       (request.inverse, "inverse transform")):
+    for path, what in (
+        (request.input, request.kind),
+        (request.transform, "transform"),
+        (request.reference, "reference image"),
+        (request.inverse, "inverse transform"),
+    ):
         if path:
             existing_file(path, what)
     check_writable(Path(request.output))
@@ -166,6 +174,7 @@ def _smallest(labels: np.ndarray) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------------------- points
 
+
 @dataclass(frozen=True)
 class _Run:
     """What the metrics.json beside a transform tells: which direction the file is, its sibling, and the scans' names."""
@@ -199,19 +208,32 @@ def _points(request: Application, transform: sitk.Transform) -> dict:
         moved, residual, used, method = _other_way(request, transform, points.points, run, notes)
     outside = int(outside_field(used, moved if method == NUMERICAL else points.points).sum())
     if outside:
-        notes.append(f"{outside} of {len(points)} points lie outside the transform's grid; its border displacement was used")
+        notes.append(
+            f"{outside} of {len(points)} points lie outside the transform's grid; its border displacement was used"
+        )
     missed = int((residual > MISSED_MM).sum())
     if missed:
-        notes.append(f"{missed} of {len(points)} points could not be inverted to {MISSED_MM} mm (worst {residual.max():.2f} mm)")
+        notes.append(
+            f"{missed} of {len(points)} points could not be inverted to {MISSED_MM} mm (worst {residual.max():.2f} mm)"
+        )
     with replacing(request.output) as temporary:
         write_points(temporary, points.moved(moved))
     source, target = (run.moving, run.fixed) if to_fixed else (run.fixed, run.moving)
-    return {"notes": notes, "count": len(points), "from": source, "to": target, "method": method, "outside": outside,
-            "residual_mean_mm": float(residual.mean()), "residual_max_mm": float(residual.max())}
+    return {
+        "notes": notes,
+        "count": len(points),
+        "from": source,
+        "to": target,
+        "method": method,
+        "outside": outside,
+        "residual_mean_mm": float(residual.mean()),
+        "residual_max_mm": float(residual.max()),
+    }
 
 
-def _other_way(request: Application, transform: sitk.Transform, points: np.ndarray, run: _Run,
-               notes: list[str]) -> tuple[np.ndarray, np.ndarray, sitk.Transform, str]:
+def _other_way(
+    request: Application, transform: sitk.Transform, points: np.ndarray, run: _Run, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray, sitk.Transform, str]:
     """Points against the direction of ``transform``: by the other file, or numerically; with residuals in mm."""
     path = Path(request.inverse) if request.inverse else run.sibling
     if path is not None and not transform.IsLinear():
@@ -221,9 +243,14 @@ def _other_way(request: Application, transform: sitk.Transform, points: np.ndarr
         if np.percentile(residual, 95) <= BELONGS_MM:
             return moved, residual, other, path.name
         if request.inverse:
-            raise InputError(f"'{path}' is not the inverse of '{request.transform}': points return "
-                             f"{np.median(residual):.1f} mm away.", "Give the pair of one run, or leave --inverse out.")
-        notes.append(f"{path.name} beside the transform does not belong to it (points return {np.median(residual):.1f} mm "
-                     "away), so the transform was inverted numerically")
+            raise InputError(
+                f"'{path}' is not the inverse of '{request.transform}': points return "
+                f"{np.median(residual):.1f} mm away.",
+                "Give the pair of one run, or leave --inverse out.",
+            )
+        notes.append(
+            f"{path.name} beside the transform does not belong to it (points return {np.median(residual):.1f} mm "
+            "away), so the transform was inverted numerically"
+        )
     moved, residual = invert_points(transform, points)
     return moved, residual, transform, "exact inverse" if transform.IsLinear() else NUMERICAL

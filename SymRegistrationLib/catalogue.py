@@ -13,7 +13,7 @@ _SYN = {
     "name": "syn",
     "title": "symmetric diffeomorphic optimiser; needs no weights and no training, takes any organ and contrast",
     "publication": "Avants et al., Symmetric diffeomorphic image registration with cross-correlation, Medical Image Analysis "
-                   "12:26-41 (2008), doi:10.1016/j.media.2007.06.004",
+    "12:26-41 (2008), doi:10.1016/j.media.2007.06.004",
     "licence": "Apache-2.0",
     "parameters": {},
     "inverse": "both directions from the same half-way fields",
@@ -27,11 +27,18 @@ def catalogue() -> list[dict]:
     methods = [{**_SYN, "weights": []}]
     for name in networks.names():
         card = networks.card(name)
-        methods.append({
-            "name": name, "title": card.title, "publication": card.publication, "licence": card.licence,
-            "parameters": {size: parameter_count(networks.create(name, size)) for size in card.sizes},
-            "inverse": card.inverse_method, "deviations": list(card.deviations), "weights": sorted(weights.shipped(name)),
-        })
+        methods.append(
+            {
+                "name": name,
+                "title": card.title,
+                "publication": card.publication,
+                "licence": card.licence,
+                "parameters": {size: parameter_count(networks.create(name, size)) for size in card.sizes},
+                "inverse": card.inverse_method,
+                "deviations": list(card.deviations),
+                "weights": sorted(weights.shipped(name)),
+            }
+        )
     return methods
 
 
@@ -40,9 +47,16 @@ def catalogue_table(methods: list[dict]) -> str:
     parts = []
     for method in methods:
         sizes = ", ".join(f"{number(count)} ({size})" for size, count in method["parameters"].items())
-        here = ", ".join(method["weights"]) or ("not here: train them, or give --weights FILE" if sizes else "none needed")
-        facts = (("weights", here), ("parameters", sizes), ("inverse", method["inverse"]), ("paper", method["publication"]),
-                 ("licence", method["licence"]))
+        here = ", ".join(method["weights"]) or (
+            "not here: train them, or give --weights FILE" if sizes else "none needed"
+        )
+        facts = (
+            ("weights", here),
+            ("parameters", sizes),
+            ("inverse", method["inverse"]),
+            ("paper", method["publication"]),
+            ("licence", method["licence"]),
+        )
         lines = [f"{method['name']}: {method['title']}", *(f"  {key:<12}{value}" for key, value in facts if value)]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)

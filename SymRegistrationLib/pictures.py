@@ -24,8 +24,12 @@ _VIEWS = {"axial": (2, 1, 0, 1, 1), "coronal": (1, 2, 0, -1, 1), "sagittal": (0,
 _LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))
 
 #: Colours of ``colour``: rows of (position, red, green, blue).
-DIVERGING = np.array([(0, 33, 82, 190), (0.25, 98, 160, 230), (0.5, 236, 236, 236), (0.75, 240, 150, 80), (1, 190, 45, 20)], float)
-SEQUENTIAL = np.array([(0, 20, 20, 40), (0.25, 70, 30, 120), (0.5, 180, 55, 110), (0.75, 245, 135, 60), (1, 252, 240, 160)], float)
+DIVERGING = np.array(
+    [(0, 33, 82, 190), (0.25, 98, 160, 230), (0.5, 236, 236, 236), (0.75, 240, 150, 80), (1, 190, 45, 20)], float
+)
+SEQUENTIAL = np.array(
+    [(0, 20, 20, 40), (0.25, 70, 30, 120), (0.5, 180, 55, 110), (0.75, 245, 135, 60), (1, 252, 240, 160)], float
+)
 FOLDED = (255, 0, 220)
 
 
@@ -70,7 +74,11 @@ class Plane:
         flat = flat if row < column else flat.swapaxes(0, 1)
         for axis, where in ((0, self.rows), (1, self.columns)):
             low = np.clip(np.floor(where).astype(int), 0, max(flat.shape[axis] - 2, 0))
-            part = np.clip(where - low, 0, 1).astype(np.float32).reshape([-1 if k == axis else 1 for k in range(flat.ndim)])
+            part = (
+                np.clip(where - low, 0, 1)
+                .astype(np.float32)
+                .reshape([-1 if k == axis else 1 for k in range(flat.ndim)])
+            )
             high = np.minimum(low + 1, flat.shape[axis] - 1)
             flat = flat.take(low, axis) * (1 - part) + flat.take(high, axis) * part
         return flat
@@ -84,7 +92,11 @@ def planes(volume: Volume) -> list[Plane]:
     middle = content.mean(axis=0) if len(content) else (np.array(grid.shape) - 1) / 2
     margin = MARGIN_MM / grid.spacing + step
     low = np.maximum(np.percentile(content, 0.5, axis=0) - margin, -0.5) if len(content) else np.full(3, -0.5)
-    high = np.minimum(np.percentile(content, 99.5, axis=0) + margin, np.array(grid.shape) - 0.5) if len(content) else np.array(grid.shape) - 0.5
+    high = (
+        np.minimum(np.percentile(content, 99.5, axis=0) + margin, np.array(grid.shape) - 0.5)
+        if len(content)
+        else np.array(grid.shape) - 0.5
+    )
     pixel = float(((high - low) * grid.spacing).max() / PIXELS)
     order, signs = body_axes(grid)
     views = []
@@ -132,6 +144,7 @@ def sample_points(volume: Volume, points: np.ndarray, outside: float) -> np.ndar
 
 # ---------------------------------------------------------------------------------------------- lines
 
+
 def outline_levels(image: np.ndarray) -> tuple[float, float]:
     """Two levels of a (h, w) picture in 0..1: around the body, and between its darker and brighter tissues."""
     content = image[image > 0.1]
@@ -167,6 +180,7 @@ def _blur(image: np.ndarray) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------------------- colours and files
 
+
 def grey(image: np.ndarray, low: float, high: float) -> np.ndarray:
     """(h, w) in 0..1."""
     return np.clip((image - low) / max(high - low, 1e-12), 0, 1)
@@ -189,7 +203,9 @@ def png(image: np.ndarray) -> bytes:
     height, width, channels = image.shape
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     rows = image.reshape(height, -1)
-    up = rows - np.vstack([np.zeros_like(rows[:1]), rows[:-1]])  # PNG's filter 2: differences to the row above, modulo 256
+    up = rows - np.vstack(
+        [np.zeros_like(rows[:1]), rows[:-1]]
+    )  # PNG's filter 2: differences to the row above, modulo 256
     data = np.hstack([np.full((height, 1), 2, np.uint8), up]).tobytes()
 
     def chunk(name: bytes, body: bytes) -> bytes:

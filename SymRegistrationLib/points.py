@@ -78,8 +78,10 @@ def read_points(path: str | Path, what: str = "landmarks") -> PointSet:
     array = np.array(points, dtype=np.float64)
     bad = ~np.isfinite(array).all(axis=1)
     if bad.any():
-        raise InputError(f"{what} '{path}' has a coordinate that is not finite at point {int(np.argmax(bad)) + 1}.",
-                         "Remove or correct it.")
+        raise InputError(
+            f"{what} '{path}' has a coordinate that is not finite at point {int(np.argmax(bad)) + 1}.",
+            "Remove or correct it.",
+        )
     return PointSet(array, tuple(labels), str(path))
 
 
@@ -111,8 +113,10 @@ def paired(fixed: PointSet, moving: PointSet) -> tuple[PointSet, PointSet]:
         InputError: other counts, or names that contradict the order.
     """
     if len(fixed) != len(moving):
-        raise InputError(f"'{fixed.source}' has {len(fixed)} landmarks and '{moving.source}' has {len(moving)}.",
-                         "Both need the same landmarks in the same order.")
+        raise InputError(
+            f"'{fixed.source}' has {len(fixed)} landmarks and '{moving.source}' has {len(moving)}.",
+            "Both need the same landmarks in the same order.",
+        )
     if fixed.labels == moving.labels:
         return fixed, moving
     unique = len(set(fixed.labels)) == len(fixed) == len(set(moving.labels))
@@ -123,12 +127,16 @@ def paired(fixed: PointSet, moving: PointSet) -> tuple[PointSet, PointSet]:
     shared.pop("", None)
     if shared:
         row = next(i for i, (a, b) in enumerate(zip(fixed.labels, moving.labels)) if a != b)
-        raise InputError(f"landmark {row + 1} is '{fixed.labels[row]}' in '{fixed.source}' but '{moving.labels[row]}' in "
-                         f"'{moving.source}'.", "Give both lists the same names, or the same order without names.")
+        raise InputError(
+            f"landmark {row + 1} is '{fixed.labels[row]}' in '{fixed.source}' but '{moving.labels[row]}' in "
+            f"'{moving.source}'.",
+            "Give both lists the same names, or the same order without names.",
+        )
     return fixed, moving
 
 
 # ---------------------------------------------------------------------------------------------- Slicer's JSON
+
 
 def _parse_json(text: str, what: str) -> tuple[list, list[str]]:
     try:
@@ -154,16 +162,36 @@ def _parse_json(text: str, what: str) -> tuple[list, list[str]]:
 
 
 def _to_json(points: PointSet) -> str:
-    controls = [{
-        "id": str(i + 1), "label": label, "description": "", "associatedNodeID": "", "position": [float(v) for v in point],
-        "orientation": [-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0],
-        "selected": True, "locked": False, "visibility": True, "positionStatus": "defined",
-    } for i, (point, label) in enumerate(zip(points.points, points.labels))]
-    schema = ("https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
-              "markups-schema-v1.0.3.json#")
-    markup = {"type": "Fiducial", "coordinateSystem": "LPS", "coordinateUnits": "mm", "locked": False,
-              "fixedNumberOfControlPoints": False, "labelFormat": "%N-%d", "lastUsedControlPointNumber": len(controls),
-              "controlPoints": controls, "measurements": []}
+    controls = [
+        {
+            "id": str(i + 1),
+            "label": label,
+            "description": "",
+            "associatedNodeID": "",
+            "position": [float(v) for v in point],
+            "orientation": [-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0],
+            "selected": True,
+            "locked": False,
+            "visibility": True,
+            "positionStatus": "defined",
+        }
+        for i, (point, label) in enumerate(zip(points.points, points.labels))
+    ]
+    schema = (
+        "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
+        "markups-schema-v1.0.3.json#"
+    )
+    markup = {
+        "type": "Fiducial",
+        "coordinateSystem": "LPS",
+        "coordinateUnits": "mm",
+        "locked": False,
+        "fixedNumberOfControlPoints": False,
+        "labelFormat": "%N-%d",
+        "lastUsedControlPointNumber": len(controls),
+        "controlPoints": controls,
+        "measurements": [],
+    }
     return json.dumps({"@schema": schema, "markups": [markup]}, indent=1)
 
 
@@ -176,6 +204,7 @@ def _signs(system, what: str) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------- CSV and fcsv
+
 
 def _parse_csv(text: str, what: str) -> tuple[list, list[str]]:
     comments = [line.lstrip("# ").strip() for line in text.splitlines() if line.startswith("#")]
@@ -200,7 +229,9 @@ def _parse_csv(text: str, what: str) -> tuple[list, list[str]]:
         try:
             points.append(np.array([float(row[k]) for k in where]) * sign)
         except (ValueError, IndexError):
-            raise InputError(f"{what}: point {number} has no three numbers ({', '.join(row)[:60]}).", FORMATS_HINT) from None
+            raise InputError(
+                f"{what}: point {number} has no three numbers ({', '.join(row)[:60]}).", FORMATS_HINT
+            ) from None
         labels.append(row[label].strip() if label is not None and label < len(row) else "")
     return points, labels
 
@@ -213,7 +244,9 @@ def _rows(text: str) -> list[list[str]]:
     separator = max(",;\t", key=lines[0].count)
     if lines[0].count(separator) == 0:
         return [line.split() for line in lines]
-    return [row for row in csv.reader(io.StringIO("\n".join(lines)), delimiter=separator) if any(c.strip() for c in row)]
+    return [
+        row for row in csv.reader(io.StringIO("\n".join(lines)), delimiter=separator) if any(c.strip() for c in row)
+    ]
 
 
 def _is_number(cell: str) -> bool:
@@ -258,8 +291,10 @@ def _to_csv(points: PointSet) -> str:
 
 def _to_fcsv(points: PointSet) -> str:
     out = io.StringIO()
-    out.write("# Markups fiducial file version = 4.11\n# CoordinateSystem = LPS\n"
-              "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID\n")
+    out.write(
+        "# Markups fiducial file version = 4.11\n# CoordinateSystem = LPS\n"
+        "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID\n"
+    )
     writer = csv.writer(out, lineterminator="\n")
     for i, ((x, y, z), label) in enumerate(zip(points.points, points.labels), start=1):
         writer.writerow([i, *(f"{v:.6f}" for v in (x, y, z)), 0, 0, 0, 1, 1, 1, 0, label, "", ""])

@@ -41,15 +41,21 @@ class _Page:
     def pane(self, plane: Plane, layers: str, extra: str = "", label: str = "") -> str:
         """One view with body letters; ``layers``: picture names, bottom first, each with ``:class,class`` of its own."""
         height, width = plane.shape
-        divs = "".join(f'<div class="layer {name}-{plane.name} {classes.replace(",", " ")}"></div>'
-                       for name, _, classes in (layer.partition(":") for layer in layers.split()))
+        divs = "".join(
+            f'<div class="layer {name}-{plane.name} {classes.replace(",", " ")}"></div>'
+            for name, _, classes in (layer.partition(":") for layer in layers.split())
+        )
         edges = "".join(f'<span class="edge {side}">{letter}</span>' for side, letter in zip("tblr", plane.letters))
-        return (f'<div class="pane" role="img" aria-label="{escape(label or plane.name)}" '
-                f'style="aspect-ratio:{width}/{height};flex:{width} 1 0">{divs}{extra}{edges}</div>')
+        return (
+            f'<div class="pane" role="img" aria-label="{escape(label or plane.name)}" '
+            f'style="aspect-ratio:{width}/{height};flex:{width} 1 0">{divs}{extra}{edges}</div>'
+        )
 
     def views(self, layers: str, extra: str = "", label: str = "") -> str:
         """All three planes in a row, at one scale."""
-        return f'<div class="views">{"".join(self.pane(p, layers, extra, f"{label} {p.name}") for p in self.planes)}</div>'
+        return (
+            f'<div class="views">{"".join(self.pane(p, layers, extra, f"{label} {p.name}") for p in self.planes)}</div>'
+        )
 
 
 def write_report(path: Path, result, metrics: dict) -> None:
@@ -64,16 +70,30 @@ def write_report(path: Path, result, metrics: dict) -> None:
     page = _Page(pictures.planes(result.fixed), [])
     _scan_pictures(page, result)
     limits = _map_pictures(page, result, metrics)
-    parts = [_head(result, metrics), _verdict(metrics), _tiles(metrics), _compare(page, result), _overview(page),
-             _deformation(page, limits), _histogram(result), _numbers(metrics), _labels(metrics), _landmarks(metrics), _repeat(metrics)]
+    parts = [
+        _head(result, metrics),
+        _verdict(metrics),
+        _tiles(metrics),
+        _compare(page, result),
+        _overview(page),
+        _deformation(page, limits),
+        _histogram(result),
+        _numbers(metrics),
+        _labels(metrics),
+        _landmarks(metrics),
+        _repeat(metrics),
+    ]
     title = f"{Path(result.moving.name).name} onto {Path(result.fixed.name).name}"
-    html = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f"<title>{escape(title)}: registration report</title><style>{STYLE}{''.join(page.rules)}</style></head>"
-            f"<body><main>{''.join(parts)}</main><script>{SCRIPT}</script></body></html>")
+    html = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}: registration report</title><style>{STYLE}{''.join(page.rules)}</style></head>"
+        f"<body><main>{''.join(parts)}</main><script>{SCRIPT}</script></body></html>"
+    )
     Path(path).write_text(html, encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------- pictures
+
 
 def _scan_pictures(page: _Page, result) -> None:
     """Grey pictures of the fixed scan and of the moving scan in its three stages, and the fixed scan's outlines."""
@@ -91,7 +111,9 @@ def _scan_pictures(page: _Page, result) -> None:
         page.picture("aligned", plane, _bytes(gain * pictures.grey(aligned, low, high)))
         page.picture("after", plane, _bytes(gain * after_cut))
         lines = pictures.level_lines(fixed_cut, pictures.outline_levels(fixed_cut))
-        page.picture("lines", plane, np.dstack([np.broadcast_to(_OUTLINE, (*lines.shape, 3)), 255 * lines]).astype(np.uint8))
+        page.picture(
+            "lines", plane, np.dstack([np.broadcast_to(_OUTLINE, (*lines.shape, 3)), 255 * lines]).astype(np.uint8)
+        )
 
 
 def _median(cuts: list[np.ndarray]) -> float:
@@ -113,7 +135,9 @@ def _map_pictures(page: _Page, result, metrics: dict) -> dict[str, float]:
     for plane, grey in cuts:
         determinant = plane.cut(result.jacobian)
         share = np.log2(np.maximum(determinant, 1e-6)) / limits["jacobian"]
-        picture = pictures.overlay(grey, pictures.colour(0.5 + share / 2, DIVERGING), np.clip(1.1 * np.abs(share), 0.0, 0.85))
+        picture = pictures.overlay(
+            grey, pictures.colour(0.5 + share / 2, DIVERGING), np.clip(1.1 * np.abs(share), 0.0, 0.85)
+        )
         picture[determinant <= 0] = FOLDED
         page.picture("jacobian", plane, picture)
     matrix = np.array(metrics.get("alignment", {}).get("matrix") or np.eye(4), float)
@@ -121,16 +145,22 @@ def _map_pictures(page: _Page, result, metrics: dict) -> dict[str, float]:
     limits["lattice"] = _round_up(extent / 28, (1, 2, 5, 10, 20, 50))
     for plane, grey in cuts:
         lines = pictures.lattice_lines(_unaligned(plane, result, matrix), limits["lattice"])
-        page.picture("lattice", plane, pictures.overlay(0.55 * grey, np.broadcast_to(_LATTICE, (*lines.shape, 3)), 0.9 * lines))
+        page.picture(
+            "lattice", plane, pictures.overlay(0.55 * grey, np.broadcast_to(_LATTICE, (*lines.shape, 3)), 0.9 * lines)
+        )
     for name, values in (("ice", result.ice_mm), ("uncertainty", result.uncertainty)):
         if values is None:
             continue
         shown = [plane.cut(values) for plane, _ in cuts]
         inside = np.concatenate([v[grey > 0.1] for v, (_, grey) in zip(shown, cuts)])
-        limits[name] = _round_up(np.percentile(inside, 99) if inside.size else 0.1, (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50))
+        limits[name] = _round_up(
+            np.percentile(inside, 99) if inside.size else 0.1, (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
+        )
         for value, (plane, grey) in zip(shown, cuts):
             share = np.clip(value / limits[name], 0, 1)
-            page.picture(name, plane, pictures.overlay(grey, pictures.colour(share, SEQUENTIAL), 0.25 + 0.6 * np.sqrt(share)))
+            page.picture(
+                name, plane, pictures.overlay(grey, pictures.colour(share, SEQUENTIAL), 0.25 + 0.6 * np.sqrt(share))
+            )
     return limits
 
 
@@ -149,11 +179,18 @@ def _round_up(value: float, steps) -> float:
 
 # ---------------------------------------------------------------------------------------------- sections
 
+
 def _head(result, metrics: dict) -> str:
-    run = [metrics.get("method"), metrics.get("preset") and f"preset {metrics['preset']}", metrics.get("device"),
-           metrics.get("seconds") and duration(metrics["seconds"].get("total"))]
-    return (f'<h1>Registration report</h1><p class="soft">{escape(", ".join(str(r) for r in run if r))}</p>'
-            f'<dl class="names"><dt>fixed</dt><dd>{escape(result.fixed.name)}</dd><dt>moving</dt><dd>{escape(result.moving.name)}</dd></dl>')
+    run = [
+        metrics.get("method"),
+        metrics.get("preset") and f"preset {metrics['preset']}",
+        metrics.get("device"),
+        metrics.get("seconds") and duration(metrics["seconds"].get("total")),
+    ]
+    return (
+        f'<h1>Registration report</h1><p class="soft">{escape(", ".join(str(r) for r in run if r))}</p>'
+        f'<dl class="names"><dt>fixed</dt><dd>{escape(result.fixed.name)}</dd><dt>moving</dt><dd>{escape(result.moving.name)}</dd></dl>'
+    )
 
 
 def _verdict(metrics: dict) -> str:
@@ -161,45 +198,83 @@ def _verdict(metrics: dict) -> str:
     level, words = verdict(found)
     items = "".join(f'<li class="{check.level}">{escape(check.text)}</li>' for check in found)
     notes = "".join(f'<li class="look">{escape(note)}</li>' for note in metrics.get("notes") or [])
-    return (f'<section class="card verdict {level}"><h2>{escape(words)}</h2><p class="soft">Numbers show that the transforms are '
-            "sound and that the scans became more alike. Whether the right structures meet, only your eyes can tell: look at the "
-            f'pictures below.</p><ul class="checks">{items}{notes}</ul></section>')
+    return (
+        f'<section class="card verdict {level}"><h2>{escape(words)}</h2><p class="soft">Numbers show that the transforms are '
+        "sound and that the scans became more alike. Whether the right structures meet, only your eyes can tell: look at the "
+        f'pictures below.</p><ul class="checks">{items}{notes}</ul></section>'
+    )
 
 
 def _tiles(metrics: dict) -> str:
     quality, similarity = metrics.get("quality") or {}, metrics.get("similarity") or {}
     tiles = []
     if similarity:
-        tiles.append((f"{number(similarity['before'], 2)} \u2192 {number(similarity['after'], 2)}", f"similarity ({similarity['name']})"))
+        tiles.append(
+            (
+                f"{number(similarity['before'], 2)} \u2192 {number(similarity['after'], 2)}",
+                f"similarity ({similarity['name']})",
+            )
+        )
     if metrics.get("labels"):
-        tiles.append((f"{number(metrics['labels']['mean_before'], 2)} \u2192 {number(metrics['labels']['mean_after'], 2)}", "mean Dice of the labels"))
+        tiles.append(
+            (
+                f"{number(metrics['labels']['mean_before'], 2)} \u2192 {number(metrics['labels']['mean_after'], 2)}",
+                "mean Dice of the labels",
+            )
+        )
     if metrics.get("landmarks"):
         marks = metrics["landmarks"]
-        tiles.append((f"{number(marks['mean_before_mm'], 1)} \u2192 {number(marks['mean_after_mm'], 1)} mm", f"error at {marks['count']} landmarks"))
+        tiles.append(
+            (
+                f"{number(marks['mean_before_mm'], 1)} \u2192 {number(marks['mean_after_mm'], 1)} mm",
+                f"error at {marks['count']} landmarks",
+            )
+        )
     if quality:
         tiles.append((f"{number(quality['folded_voxels'])}", "folded voxels"))
         tiles.append((f"{number(quality['ice_mean_mm'])} mm", "inverse consistency error"))
     if metrics.get("seconds"):
-        tiles.append((duration(metrics["seconds"].get("total")), f"on {metrics.get('device', '?')}, peak {number(metrics.get('peak_memory_gb'), 1)} GB"))
-    return '<div class="tiles">' + "".join(f'<div class="tile"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in tiles) + "</div>"
+        tiles.append(
+            (
+                duration(metrics["seconds"].get("total")),
+                f"on {metrics.get('device', '?')}, peak {number(metrics.get('peak_memory_gb'), 1)} GB",
+            )
+        )
+    return (
+        '<div class="tiles">'
+        + "".join(f'<div class="tile"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in tiles)
+        + "</div>"
+    )
 
 
 def _choice(name: str, options, chosen: str) -> str:
-    buttons = "".join(f'<button type="button" data-set="{name}" data-to="{key}" aria-pressed="{str(key == chosen).lower()}">{text}</button>'
-                      for key, text in options)
+    buttons = "".join(
+        f'<button type="button" data-set="{name}" data-to="{key}" aria-pressed="{str(key == chosen).lower()}">{text}</button>'
+        for key, text in options
+    )
     return f'<span class="choice">{buttons}</span>'
 
 
 def _compare(page: _Page, result) -> str:
     modes = (("slide", "Slide"), ("flicker", "Flicker"), ("checker", "Checkerboard"), ("moving", "Moving only"))
-    bar = (f'<div class="bar">{_choice("stage", STAGES, "after")}{_choice("mode", modes, "slide")}{_choice("lines", (("yes", "Outlines"),), "no")}'
-           '<label class="sliding small soft">fixed <input type="range" min="0" max="100" value="50" aria-label="slider"> moving</label></div>')
+    bar = (
+        f'<div class="bar">{_choice("stage", STAGES, "after")}{_choice("mode", modes, "slide")}{_choice("lines", (("yes", "Outlines"),), "no")}'
+        '<label class="sliding small soft">fixed <input type="range" min="0" max="100" value="50" aria-label="slider"> moving</label></div>'
+    )
     tilt = pictures.tilt_degrees(result.fixed.grid)
-    oblique = f" The fixed scan is tilted by {tilt:.0f}\u00b0; letters name the nearest body direction." if tilt > 5 else ""
-    views = page.views("fixed before:stage,before aligned:stage,aligned after:stage,after lines:outline", '<div class="cut"></div>', "compare")
-    return (f'<section class="card viewer" data-stage="after" data-mode="slide" data-lines="no" style="--cut:50%"><h2>Compare</h2>'
-            f'<p class="soft">Left of the line the fixed scan, right of it the moving scan. Move the pointer over a picture to shift the '
-            f"line. L is the patient's left.{oblique}</p>{bar}{views}</section>")
+    oblique = (
+        f" The fixed scan is tilted by {tilt:.0f}\u00b0; letters name the nearest body direction." if tilt > 5 else ""
+    )
+    views = page.views(
+        "fixed before:stage,before aligned:stage,aligned after:stage,after lines:outline",
+        '<div class="cut"></div>',
+        "compare",
+    )
+    return (
+        f'<section class="card viewer" data-stage="after" data-mode="slide" data-lines="no" style="--cut:50%"><h2>Compare</h2>'
+        f'<p class="soft">Left of the line the fixed scan, right of it the moving scan. Move the pointer over a picture to shift the '
+        f"line. L is the patient's left.{oblique}</p>{bar}{views}</section>"
+    )
 
 
 def _overview(page: _Page) -> str:
@@ -207,32 +282,41 @@ def _overview(page: _Page) -> str:
     for plane in page.planes:
         cells += page.pane(plane, "fixed lines", label=f"fixed, {plane.name}")
         cells += "".join(page.pane(plane, f"{name} lines", label=f"{text}, {plane.name}") for name, text in STAGES)
-    return (f'<section class="card"><h2>Step by step</h2><p class="soft">The lines are outlines of the <em>fixed</em> scan, drawn over each '
-            f'picture. In the last column they should follow the anatomy of the moving scan.</p><div class="overview">{cells}</div></section>')
+    return (
+        f'<section class="card"><h2>Step by step</h2><p class="soft">The lines are outlines of the <em>fixed</em> scan, drawn over each '
+        f'picture. In the last column they should follow the anatomy of the moving scan.</p><div class="overview">{cells}</div></section>'
+    )
 
 
 def _legend(stops: np.ndarray, ticks: list[str], text: str = "") -> str:
     gradient = ",".join(f"rgb({r:.0f},{g:.0f},{b:.0f}) {100 * at:.0f}%" for at, r, g, b in stops)
     marks = "".join(f"<b>{tick}</b>" for tick in ticks)
-    return (f'<div class="legend"><span class="scale"><i style="background:linear-gradient(90deg,{gradient})"></i><span>{marks}</span></span>'
-            f"{text}</div>")
+    return (
+        f'<div class="legend"><span class="scale"><i style="background:linear-gradient(90deg,{gradient})"></i><span>{marks}</span></span>'
+        f"{text}</div>"
+    )
 
 
 def _deformation(page: _Page, limits: dict[str, float]) -> str:
     top = limits["jacobian"]
     ticks = [number(2.0**x, 2) for x in (-top, -top / 2, 0, top / 2, top)]
     folded = f'<span><i class="chip" style="background:rgb{FOLDED}"></i>folded (0 or less)</span>'
-    html = ('<section class="card"><h2>Deformation</h2><h3>Local volume change (Jacobian determinant)</h3><p class="soft">1 = no change. '
-            "Above 1 (orange) a region is larger in the moving scan than in the fixed scan, below 1 (blue) smaller; the alignment counts too."
-            f'</p>{page.views("jacobian", label="Jacobian")}{_legend(DIVERGING, ticks, folded)}'
-            f'<h3>Deformed grid</h3><p class="soft">A lattice of {limits["lattice"]:g} mm of the fixed scan\'s axes as the deformation bends it, the '
-            f'initial alignment taken off. Lines must not cross.</p>{page.views("lattice", label="deformed grid")}')
+    html = (
+        '<section class="card"><h2>Deformation</h2><h3>Local volume change (Jacobian determinant)</h3><p class="soft">1 = no change. '
+        "Above 1 (orange) a region is larger in the moving scan than in the fixed scan, below 1 (blue) smaller; the alignment counts too."
+        f"</p>{page.views('jacobian', label='Jacobian')}{_legend(DIVERGING, ticks, folded)}"
+        f'<h3>Deformed grid</h3><p class="soft">A lattice of {limits["lattice"]:g} mm of the fixed scan\'s axes as the deformation bends it, the '
+        f"initial alignment taken off. Lines must not cross.</p>{page.views('lattice', label='deformed grid')}"
+    )
     for name, title, text in (
-            ("ice", "Inverse consistency error", "How far a point misses itself after going to the moving scan and back."),
-            ("uncertainty", "Uncertainty", "Spread of the result over perturbed runs.")):
+        ("ice", "Inverse consistency error", "How far a point misses itself after going to the moving scan and back."),
+        ("uncertainty", "Uncertainty", "Spread of the result over perturbed runs."),
+    ):
         if name in limits:
             ticks = [f"{number(limits[name] * x, 2 if limits[name] > 0.1 else 3)} mm" for x in (0, 0.5, 1)]
-            html += f'<h3>{title}</h3><p class="soft">{text}</p>{page.views(name, label=title)}{_legend(SEQUENTIAL, ticks)}'
+            html += (
+                f'<h3>{title}</h3><p class="soft">{text}</p>{page.views(name, label=title)}{_legend(SEQUENTIAL, ticks)}'
+            )
     return html + "</section>"
 
 
@@ -246,23 +330,33 @@ def _histogram(result) -> str:
     counts, edges = np.histogram(np.clip(positive, -limit, limit), bins=60, range=(-limit, limit))
     width, height, base = 1000, 190, 165
     colours = pictures.colour((edges[1:] + edges[:-1]) / (4 * limit) + 0.5, DIVERGING)
-    bars = "".join(f'<rect x="{k * width / 60:.1f}" y="{base - 155 * c / max(counts.max(), 1):.1f}" width="{width / 60 - 1.5:.1f}" '
-                   f'height="{155 * c / max(counts.max(), 1):.1f}" fill="rgb({r:.0f},{g:.0f},{b:.0f})" stroke="#8886" stroke-width=".5"/>'
-                   for k, (c, (r, g, b)) in enumerate(zip(counts, colours)))
-    ticks = "".join(f'<text x="{width * (x + 1) / 2:.0f}" y="{height - 6}" text-anchor="{anchor}">{number(2.0 ** (x * limit), 2)}</text>'
-                    for x, anchor in ((-1, "start"), (-0.5, "middle"), (0, "middle"), (0.5, "middle"), (1, "end")))
-    return (f'<section class="card"><h2>Distribution of the local volume change</h2><p class="soft">Inside the scan\'s content, on a '
-            f"logarithmic scale; {number(int((values <= 0).sum()))} of {number(int(values.size))} sampled voxels are folded. A narrow hill means a gentle "
-            f'deformation.</p><svg viewBox="0 0 {width} {height}" width="100%" role="img" aria-label="histogram of the log Jacobian">{bars}'
-            f'<line class="axis" x1="0" x2="{width}" y1="{base}" y2="{base}"/><line class="axis" x1="{width / 2}" x2="{width / 2}" y1="4" '
-            f'y2="{base}" stroke-dasharray="3 4"/>{ticks}</svg></section>')
+    bars = "".join(
+        f'<rect x="{k * width / 60:.1f}" y="{base - 155 * c / max(counts.max(), 1):.1f}" width="{width / 60 - 1.5:.1f}" '
+        f'height="{155 * c / max(counts.max(), 1):.1f}" fill="rgb({r:.0f},{g:.0f},{b:.0f})" stroke="#8886" stroke-width=".5"/>'
+        for k, (c, (r, g, b)) in enumerate(zip(counts, colours))
+    )
+    ticks = "".join(
+        f'<text x="{width * (x + 1) / 2:.0f}" y="{height - 6}" text-anchor="{anchor}">{number(2.0 ** (x * limit), 2)}</text>'
+        for x, anchor in ((-1, "start"), (-0.5, "middle"), (0, "middle"), (0.5, "middle"), (1, "end"))
+    )
+    return (
+        f'<section class="card"><h2>Distribution of the local volume change</h2><p class="soft">Inside the scan\'s content, on a '
+        f"logarithmic scale; {number(int((values <= 0).sum()))} of {number(int(values.size))} sampled voxels are folded. A narrow hill means a gentle "
+        f'deformation.</p><svg viewBox="0 0 {width} {height}" width="100%" role="img" aria-label="histogram of the log Jacobian">{bars}'
+        f'<line class="axis" x1="0" x2="{width}" y1="{base}" y2="{base}"/><line class="axis" x1="{width / 2}" x2="{width / 2}" y1="4" '
+        f'y2="{base}" stroke-dasharray="3 4"/>{ticks}</svg></section>'
+    )
 
 
 def _numbers(metrics: dict) -> str:
-    rows = "".join(f'<tr><td>{escape(name)}</td><td class="n">{escape(value)}</td><td class="soft">{escape(meaning)}</td></tr>'
-                   for name, value, meaning in number_rows(metrics))
-    return (f'<section class="card"><h2>All numbers</h2><div class="wide"><table><tr><th>what</th><th class="n">value</th><th>what it means</th></tr>'
-            f"{rows}</table></div></section>")
+    rows = "".join(
+        f'<tr><td>{escape(name)}</td><td class="n">{escape(value)}</td><td class="soft">{escape(meaning)}</td></tr>'
+        for name, value, meaning in number_rows(metrics)
+    )
+    return (
+        f'<section class="card"><h2>All numbers</h2><div class="wide"><table><tr><th>what</th><th class="n">value</th><th>what it means</th></tr>'
+        f"{rows}</table></div></section>"
+    )
 
 
 def _labels(metrics: dict) -> str:
@@ -271,11 +365,17 @@ def _labels(metrics: dict) -> str:
     labels = metrics["labels"]
     rows = [("mean", {name: labels[f"mean_{name}"] for name, _ in STAGES})]
     rows += [(f"label {name}", values) for name, values in labels["per_label"].items()]
-    body = "".join(f'<tr><td>{escape(name)}</td>' + "".join(f'<td class="n">{number(values.get(stage))}</td>' for stage, _ in STAGES)
-                   + f'<td style="width:40%"><span class="meter" style="width:{100 * (values.get("after") or 0):.0f}%"></span></td></tr>' for name, values in rows)
+    body = "".join(
+        f"<tr><td>{escape(name)}</td>"
+        + "".join(f'<td class="n">{number(values.get(stage))}</td>' for stage, _ in STAGES)
+        + f'<td style="width:40%"><span class="meter" style="width:{100 * (values.get("after") or 0):.0f}%"></span></td></tr>'
+        for name, values in rows
+    )
     head = "".join(f'<th class="n">{text.lower()}</th>' for _, text in STAGES)
-    return (f'<section class="card"><h2>Labels</h2><p class="soft">Dice overlap with the fixed labels: 1 = the same voxels, 0 = none in common.</p>'
-            f'<div class="wide"><table><tr><th>label</th>{head}<th></th></tr>{body}</table></div></section>')
+    return (
+        f'<section class="card"><h2>Labels</h2><p class="soft">Dice overlap with the fixed labels: 1 = the same voxels, 0 = none in common.</p>'
+        f'<div class="wide"><table><tr><th>label</th>{head}<th></th></tr>{body}</table></div></section>'
+    )
 
 
 def _landmarks(metrics: dict) -> str:
@@ -289,22 +389,30 @@ def _landmarks(metrics: dict) -> str:
     for k, value in enumerate(after):
         was = before[k] if k < len(before) else None
         judged = "" if was is None else "better" if value < was else "worse"
-        rows += (f'<tr><td class="n">{k + 1}</td><td>{escape(names[k])}</td><td class="n">{number(was, 2)}</td><td class="n {judged}">{number(value, 2)}</td>'
-                 f'<td style="width:40%"><span class="meter" style="width:{100 * value / longest:.1f}%"></span></td></tr>')
-    return (f'<section class="card"><h2>Landmarks</h2><p class="soft">Distance in mm between each landmark of the fixed scan, carried to the moving scan, '
-            f"and its partner there. Mean {number(marks['mean_before_mm'], 2)} mm as scanned, {number(marks['mean_aligned_mm'], 2)} mm aligned, "
-            f"{number(marks['mean_after_mm'], 2)} mm registered.</p>"
-            f'<div class="wide"><table><tr><th class="n">#</th><th>name</th><th class="n">as scanned</th><th class="n">registered</th><th></th></tr>{rows}'
-            "</table></div></section>")
+        rows += (
+            f'<tr><td class="n">{k + 1}</td><td>{escape(names[k])}</td><td class="n">{number(was, 2)}</td><td class="n {judged}">{number(value, 2)}</td>'
+            f'<td style="width:40%"><span class="meter" style="width:{100 * value / longest:.1f}%"></span></td></tr>'
+        )
+    return (
+        f'<section class="card"><h2>Landmarks</h2><p class="soft">Distance in mm between each landmark of the fixed scan, carried to the moving scan, '
+        f"and its partner there. Mean {number(marks['mean_before_mm'], 2)} mm as scanned, {number(marks['mean_aligned_mm'], 2)} mm aligned, "
+        f"{number(marks['mean_after_mm'], 2)} mm registered.</p>"
+        f'<div class="wide"><table><tr><th class="n">#</th><th>name</th><th class="n">as scanned</th><th class="n">registered</th><th></th></tr>{rows}'
+        "</table></div></section>"
+    )
 
 
 def _repeat(metrics: dict) -> str:
     job = metrics.get("job")
     html = '<section class="card"><h2>To repeat this run</h2>'
     if job:
-        html += (f'<pre id="command">{escape(command_of(job))}</pre><button class="copy" data-of="command">copy command</button>'
-                 f'<details><summary>job as JSON (symreg register --job FILE)</summary><pre id="job">{escape(json.dumps(jsonable(job), indent=1))}</pre>'
-                 '<button class="copy" data-of="job">copy JSON</button></details>')
+        html += (
+            f'<pre id="command">{escape(command_of(job))}</pre><button class="copy" data-of="command">copy command</button>'
+            f'<details><summary>job as JSON (symreg register --job FILE)</summary><pre id="job">{escape(json.dumps(jsonable(job), indent=1))}</pre>'
+            '<button class="copy" data-of="job">copy JSON</button></details>'
+        )
     versions = ", ".join(f"{name} {value}" for name, value in (metrics.get("environment") or {}).items())
-    return html + (f'<p class="soft small" style="margin-top:12px">SymRegistration {escape(str(metrics.get("version", "")))}'
-                   f'{"; " + escape(versions) if versions else ""}. For research; not a medical device.</p></section>')
+    return html + (
+        f'<p class="soft small" style="margin-top:12px">SymRegistration {escape(str(metrics.get("version", "")))}'
+        f"{'; ' + escape(versions) if versions else ''}. For research; not a medical device.</p></section>"
+    )

@@ -41,13 +41,29 @@ def checks(metrics: dict) -> list[Check]:
     alignment = metrics.get("alignment") or {}
     if alignment.get("kind") not in (None, "none"):
         unsure = alignment.get("unsure")
-        found.append(Check("bad" if unsure else "good", f"The initial alignment ({alignment['kind']}) " + (
-            "is unsure: another position fits nearly as well." if unsure else "is clear: no other position fits as well.")))
+        found.append(
+            Check(
+                "bad" if unsure else "good",
+                f"The initial alignment ({alignment['kind']}) "
+                + (
+                    "is unsure: another position fits nearly as well."
+                    if unsure
+                    else "is clear: no other position fits as well."
+                ),
+            )
+        )
     similarity = metrics.get("similarity") or {}
     if similarity:
-        words = "from {before} as scanned over {aligned} aligned to {after}".format(**{k: number(v, 2) for k, v in similarity.items() if k != "name"})
+        words = "from {before} as scanned over {aligned} aligned to {after}".format(
+            **{k: number(v, 2) for k, v in similarity.items() if k != "name"}
+        )
         better = similarity["after"] >= similarity["aligned"] and similarity["after"] > similarity["before"]
-        found.append(Check("good" if better else "bad", f"The scans became {'more' if better else 'NO more'} alike: {similarity['name']} went {words}."))
+        found.append(
+            Check(
+                "good" if better else "bad",
+                f"The scans became {'more' if better else 'NO more'} alike: {similarity['name']} went {words}.",
+            )
+        )
     found += _measured(metrics)
     return found + _sound(metrics.get("quality") or {})
 
@@ -58,12 +74,22 @@ def _measured(metrics: dict) -> list[Check]:
     labels, marks = metrics.get("labels"), metrics.get("landmarks")
     if labels:
         better = labels["mean_after"] >= max(labels["mean_aligned"], labels["mean_before"])
-        found.append(Check("good" if better else "bad", f"Mean Dice of {len(labels['per_label'])} labels went from {number(labels['mean_before'], 2)} over "
-                           f"{number(labels['mean_aligned'], 2)} aligned to {number(labels['mean_after'], 2)}."))
+        found.append(
+            Check(
+                "good" if better else "bad",
+                f"Mean Dice of {len(labels['per_label'])} labels went from {number(labels['mean_before'], 2)} over "
+                f"{number(labels['mean_aligned'], 2)} aligned to {number(labels['mean_after'], 2)}.",
+            )
+        )
     if marks:
         better = marks["mean_after_mm"] <= min(marks["mean_aligned_mm"], marks["mean_before_mm"])
-        found.append(Check("good" if better else "bad", f"Mean error at {marks['count']} landmarks went from {number(marks['mean_before_mm'], 2)} over "
-                           f"{number(marks['mean_aligned_mm'], 2)} aligned to {number(marks['mean_after_mm'], 2)} mm."))
+        found.append(
+            Check(
+                "good" if better else "bad",
+                f"Mean error at {marks['count']} landmarks went from {number(marks['mean_before_mm'], 2)} over "
+                f"{number(marks['mean_aligned_mm'], 2)} aligned to {number(marks['mean_after_mm'], 2)} mm.",
+            )
+        )
     return found
 
 
@@ -73,34 +99,62 @@ def _sound(quality: dict) -> list[Check]:
     if "folded_percent" in quality:
         share = quality["folded_percent"]
         level = "good" if share == 0 else "look" if share <= FOLDED_TOLERABLE else "bad"
-        found.append(Check(level, "No folding: every voxel has a Jacobian determinant above 0." if share == 0 else
-                           f"{number(quality['folded_voxels'])} voxels ({number(share, 4)} %) are folded; up to {FOLDED_TOLERABLE} % is tolerable."))
+        found.append(
+            Check(
+                level,
+                "No folding: every voxel has a Jacobian determinant above 0."
+                if share == 0
+                else f"{number(quality['folded_voxels'])} voxels ({number(share, 4)} %) are folded; up to {FOLDED_TOLERABLE} % is tolerable.",
+            )
+        )
     if quality.get("ice_mean_voxel") is not None:
         mean = quality["ice_mean_voxel"]
         level = "good" if mean < ICE_GOOD else "look" if mean < ICE_BAD else "bad"
-        found.append(Check(level, f"Forward and inverse undo each other to {number(mean)} voxels on average (good below {ICE_GOOD}, unusable "
-                           f"above {ICE_BAD}); 95 % of points to {number(quality['ice_p95_mm'])} mm."))
+        found.append(
+            Check(
+                level,
+                f"Forward and inverse undo each other to {number(mean)} voxels on average (good below {ICE_GOOD}, unusable "
+                f"above {ICE_BAD}); 95 % of points to {number(quality['ice_p95_mm'])} mm.",
+            )
+        )
     if "jacobian_min" in quality:
         low, high = quality["jacobian_min"], quality["jacobian_max"]
         if low < VOLUME_LOW or high > VOLUME_HIGH:
-            found.append(Check("look", f"Some volume changes are extreme: factors {number(low, 2)} to {number(high, 2)} (usual: {VOLUME_LOW} to {VOLUME_HIGH:g})."))
+            found.append(
+                Check(
+                    "look",
+                    f"Some volume changes are extreme: factors {number(low, 2)} to {number(high, 2)} (usual: {VOLUME_LOW} to {VOLUME_HIGH:g}).",
+                )
+            )
     return found
 
 
 _MEANINGS = {
-    "folded_voxels": ("folded voxels", "voxels with a Jacobian determinant of 0 or less: space is turned inside out there", 0),
+    "folded_voxels": (
+        "folded voxels",
+        "voxels with a Jacobian determinant of 0 or less: space is turned inside out there",
+        0,
+    ),
     "folded_percent": ("folded, % of the volume", "0 is right for a diffeomorphism", 4),
     "folded_percent_content": ("folded, % of the content", "the same where the scan shows something", 4),
     "jacobian_min": ("Jacobian, smallest", "strongest local shrinkage (fixed to moving), as a volume factor", 3),
     "jacobian_median": ("Jacobian, median", "typical volume factor, the alignment's scale included", 3),
     "jacobian_max": ("Jacobian, largest", "strongest local growth (fixed to moving)", 3),
     "sd_log_jacobian": ("SD of log Jacobian", "irregularity of the deformation; lower is smoother", 3),
-    "ice_mean_mm": ("inverse consistency error, mean, mm", "how far a point misses itself after forward and inverse", 4),
+    "ice_mean_mm": (
+        "inverse consistency error, mean, mm",
+        "how far a point misses itself after forward and inverse",
+        4,
+    ),
     "ice_p95_mm": ("inverse consistency error, 95 %, mm", "95 of 100 points stay below", 4),
     "ice_max_mm": ("inverse consistency error, largest, mm", "the worst point in the scan's content", 3),
     "ice_mean_voxel": ("inverse consistency error, mean, voxels", "the same in voxels of the fixed scan", 4),
     "inverse_method": ("inverse obtained by", "how the second direction came to be", 0),
-    "residual_voxel": ("largest residual on the working grid, voxels", "worst mismatch of the two fields before they were carried to the scans", 3),
+    "residual_voxel": (
+        "largest residual on the working grid, voxels",
+        "worst mismatch of the two fields before they were carried to the scans",
+        3,
+    ),
 }
 
 
@@ -110,16 +164,37 @@ def number_rows(metrics: dict) -> list[tuple[str, str, str]]:
     alignment, similarity = metrics.get("alignment") or {}, metrics.get("similarity") or {}
     if similarity:
         value = " / ".join(number(similarity[k]) for k in ("before", "aligned", "after"))
-        rows.append((f"similarity ({similarity['name']}): as scanned / aligned / registered", value, "local correlation of the intensities, 0 to 1; higher is more alike"))
+        rows.append(
+            (
+                f"similarity ({similarity['name']}): as scanned / aligned / registered",
+                value,
+                "local correlation of the intensities, 0 to 1; higher is more alike",
+            )
+        )
     quality = metrics.get("quality") or {}
-    rows += [(name, number(quality[key], digits), meaning) for key, (name, meaning, digits) in _MEANINGS.items() if key in quality]
+    rows += [
+        (name, number(quality[key], digits), meaning)
+        for key, (name, meaning, digits) in _MEANINGS.items()
+        if key in quality
+    ]
     if alignment:
         rows.append(("initial alignment", str(alignment.get("kind")), "what brought the scans roughly together"))
-        rows.append(("confidence of the alignment", number(alignment.get("confidence"), 2), "0 to 1: how far the best position is ahead of the next"))
+        rows.append(
+            (
+                "confidence of the alignment",
+                number(alignment.get("confidence"), 2),
+                "0 to 1: how far the best position is ahead of the next",
+            )
+        )
     seconds = metrics.get("seconds") or {}
     if seconds:
-        rows.append(("time, s", number(seconds.get("total"), 2),
-                     ", ".join(f"{stage} {number(value, 2)}" for stage, value in seconds.items() if stage != "total")))
+        rows.append(
+            (
+                "time, s",
+                number(seconds.get("total"), 2),
+                ", ".join(f"{stage} {number(value, 2)}" for stage, value in seconds.items() if stage != "total"),
+            )
+        )
     rows.append(("peak memory, GB", number(metrics.get("peak_memory_gb"), 2), "largest size of the process so far"))
     for name in ("method", "preset", "metric", "device", "seed"):
         if name in metrics:
@@ -127,7 +202,12 @@ def number_rows(metrics: dict) -> list[tuple[str, str, str]]:
     return rows
 
 
-_FLAGS = {"transform_format": "--transform-format", "composite": "--composite", "guide_with_points": "--guide-with-points", "memory_gb": "--memory"}
+_FLAGS = {
+    "transform_format": "--transform-format",
+    "composite": "--composite",
+    "guide_with_points": "--guide-with-points",
+    "memory_gb": "--memory",
+}
 
 
 def command_of(job: dict) -> str:
@@ -153,16 +233,26 @@ def summary(metrics: dict, output: str) -> str:
     """The outcome of a run for people: what became better, what to check, where to look."""
     quality, rows = metrics["quality"], []
     similarity = metrics["similarity"]
-    rows.append((f"similarity ({similarity['name']})", *(number(similarity[k]) for k in ("before", "aligned", "after"))))
+    rows.append(
+        (f"similarity ({similarity['name']})", *(number(similarity[k]) for k in ("before", "aligned", "after")))
+    )
     if metrics.get("labels"):
         rows.append(("Dice", *(number(metrics["labels"][f"mean_{k}"]) for k in ("before", "aligned", "after"))))
     if metrics.get("landmarks"):
-        rows.append(("landmark error, mm", *(number(metrics["landmarks"][f"mean_{k}_mm"], 2) for k in ("before", "aligned", "after"))))
-    lines = [table(("", "before", "aligned", "after"), rows), "",
-             f"folded voxels              {number(quality['folded_voxels'])} ({number(quality['folded_percent'], 4)} %)",
-             f"inverse consistency error  {number(quality['ice_mean_mm'])} mm mean, {number(quality['ice_p95_mm'])} mm 95 %, "
-             f"{number(quality['ice_max_mm'])} mm largest",
-             f"time                       {duration(metrics['seconds']['total'])} with {metrics['method']} on {metrics['device']}"]
+        rows.append(
+            (
+                "landmark error, mm",
+                *(number(metrics["landmarks"][f"mean_{k}_mm"], 2) for k in ("before", "aligned", "after")),
+            )
+        )
+    lines = [
+        table(("", "before", "aligned", "after"), rows),
+        "",
+        f"folded voxels              {number(quality['folded_voxels'])} ({number(quality['folded_percent'], 4)} %)",
+        f"inverse consistency error  {number(quality['ice_mean_mm'])} mm mean, {number(quality['ice_p95_mm'])} mm 95 %, "
+        f"{number(quality['ice_max_mm'])} mm largest",
+        f"time                       {duration(metrics['seconds']['total'])} with {metrics['method']} on {metrics['device']}",
+    ]
     if metrics["alignment"].get("unsure"):
         lines.append("the initial alignment is UNSURE: look at the report before you use this")
     report = Path(output) / "report.html"

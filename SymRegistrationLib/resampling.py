@@ -33,8 +33,14 @@ def resample_image(volume: Volume, transform: sitk.Transform, grid: Grid, interp
     exact = interpolation == "nearest" or np.issubdtype(volume.array.dtype, np.floating)
     array = volume.array if exact else volume.array.astype(np.float32)
     outside = float(volume.array.min())
-    image = sitk.Resample(to_itk(array, volume.grid), _reference(grid), covering(transform, grid),
-                          INTERPOLATIONS[interpolation], outside, sitk.sitkUnknown)
+    image = sitk.Resample(
+        to_itk(array, volume.grid),
+        _reference(grid),
+        covering(transform, grid),
+        INTERPOLATIONS[interpolation],
+        outside,
+        sitk.sitkUnknown,
+    )
     result = sitk.GetArrayFromImage(image)
     if not exact:
         limits = np.iinfo(volume.array.dtype)
@@ -80,8 +86,9 @@ def outside_field(transform: sitk.Transform, points: np.ndarray) -> np.ndarray:
     return ((indices < -0.5) | (indices > np.array(grid.shape) - 0.5)).any(axis=1)
 
 
-def invert_points(transform: sitk.Transform, points: np.ndarray, iterations: int = 50,
-                  tolerance: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
+def invert_points(
+    transform: sitk.Transform, points: np.ndarray, iterations: int = 50, tolerance: float = 1e-3
+) -> tuple[np.ndarray, np.ndarray]:
     """The points q with T(q) = p, by damped Newton steps from the transform's best affine.
 
     Args:
@@ -108,7 +115,9 @@ def invert_points(transform: sitk.Transform, points: np.ndarray, iterations: int
         if not len(active):
             break
         here = best[active]
-        slope = np.stack([(map_points(transform, here + e) - map_points(transform, here - e)) / 0.1 for e in step], axis=2)
+        slope = np.stack(
+            [(map_points(transform, here + e) - map_points(transform, here - e)) / 0.1 for e in step], axis=2
+        )
         slope[np.abs(np.linalg.det(slope)) < 1e-3] = matrix
         trial = here - damping[active, None] * np.linalg.solve(slope, error[active][..., None])[..., 0]
         trial_error = map_points(transform, trial) - points[active]
