@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 
 import numpy as np
 import psutil
@@ -29,14 +29,16 @@ from .transforms import write_transform
 from .volumes import read_labels, read_mask, read_volume, write_volume
 
 PARTIAL = ".symreg-partial-"
+Writer = Callable[[Path, Job, Result], "dict[str, str]"]
 
 
-def run(job: Job, progress: Progress = silent) -> dict:
+def run(job: Job, progress: Progress = silent, write: "Writer | None" = None) -> dict:
     """Register the files a job names.
 
     Args:
         job: see :class:`~SymRegistrationLib.job.Job`.
         progress: ``progress(stage, fraction of the whole run, message)``.
+        write: ``write(folder, job, result) -> file per name``, instead of :func:`write_result`.
 
     Returns:
         The content of ``metrics.json``.
@@ -58,7 +60,7 @@ def run(job: Job, progress: Progress = silent) -> dict:
                "environment": environment()}
     metrics["seconds"] = {"read": round(read, 3), **metrics["seconds"]}
     with destination(job.output) as folder:
-        metrics["files"] = write_result(folder, job, result)
+        metrics["files"] = (write or write_result)(folder, job, result)
         metrics["seconds"]["total"] = round(time.perf_counter() - started, 3)
         if job.report:
             from .report import write_report
