@@ -1,0 +1,48 @@
+"""A pair of volumes whose true correspondence is known; used by the tests of networks, weights and inference."""
+
+from __future__ import annotations
+
+import torch
+
+from SymRegistrationLib import fields
+
+SEED = 20240917
+
+
+def _radius(shape) -> torch.Tensor:
+    """(1, 1, D, H, W): 0 in the middle, 1 on the surface of the phantom's ellipsoid."""
+    size = torch.tensor(shape).view(1, 3, 1, 1, 1)
+    return ((fields.identity(shape) - (size - 1) / 2) / (0.45 * size)).square().sum(1, keepdim=True).sqrt()
+
+
+def phantom(shape=(32, 32, 32), seed: int = SEED) -> torch.Tensor:
+    """(1, 1, D, H, W) in [0, 1]: an ellipsoid full of smooth structure at two scales, zero outside."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = [fields.gaussian(torch.randn((1, 1, *shape), generator=generator), sigma) for sigma in (1.2, 3.0)]
+    texture = torch.sigmoid(2 * sum(x / x.std() for x in noise))
+    return texture * torch.sigmoid((1 - _radius(shape)) * 12)
+
+
+def known_pair(shape=(32, 32, 32), size: float = 4.0, sigma: float = 6.0, seed: int = SEED):
+    """(moving, fixed, u): ``fixed = moving o (id + u)``, u smooth, its largest vector in the phantom ``size`` voxels long."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    u = fields.gaussian(torch.randn((1, 3, *shape), generator=generator), sigma)
+    u = u * (size / fields.square_sum(u).sqrt()[_radius(shape) < 1].max())
+    moving = phantom(shape, seed)
+    return moving, fields.warp(moving, u), u
+
+
+def end_point_error(found: torch.Tensor, true: torch.Tensor, fixed: torch.Tensor) -> float:
+    """Mean length in voxels of ``found - true`` inside the phantom."""
+    return float(fields.square_sum(found - true).sqrt()[fixed > 0.1].mean())
+
+
+def overfit(network, moving, fixed, steps: int, rate: float):
+    """Train on one pair; the output afterwards."""
+    optimiser = torch.optim.Adam(network.parameters(), rate)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        sum(network.objective(moving, fixed).values()).backward()
+        optimiser.step()
+    with torch.no_grad():
+        return network(moving, fixed)
