@@ -156,6 +156,21 @@ def _shift(vector: np.ndarray) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------------------- the search
 
+def _axis_turns() -> np.ndarray:
+    """(23, 3) rotation vectors that take coordinate axes onto each other: swapped and flipped axes of exports."""
+    vectors = [np.eye(3)[k] * turn * np.pi / 2 for k in range(3) for turn in (-1, 1, 2)]
+    for signs in np.ndindex(2, 2):
+        corner = np.array([1, *(1 - 2 * np.array(signs))]) / np.sqrt(3)
+        vectors += [corner * 2 * np.pi / 3, -corner * 2 * np.pi / 3]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        for sign in (-1, 1):
+            vectors.append((np.eye(3)[a] + sign * np.eye(3)[b]) / np.sqrt(2) * np.pi)
+    return np.array(vectors)
+
+
+_AXIS_TURNS = _axis_turns()
+
+
 class _Level:
     """Both scans at one spacing, ready to be sampled at mid-space points."""
 
@@ -196,7 +211,8 @@ class _Level:
         if weight is not None:
             possible = min(float(image.shape[2] * image.shape[3] * image.shape[4]) * float(np.prod(scan.grid.spacing))
                            for image, scan in zip(self.images, self.scans)) / self.spacing**3
-            overlap = (weight.sum(1) / (0.4 * min(possible, len(self.points)))).clamp(max=1)
+            # Without gradient: overlap ranks poses, but must not pull them together.
+            overlap = (weight.detach().sum(1) / (0.6 * min(possible, len(self.points)))).clamp(max=1)
             # Intensities of partly valid samples were multiplied by their validity on the way in.
             a, b = a / va.clamp_min(0.5) if va is not None else a, b / vb.clamp_min(0.5) if vb is not None else b
         if measure == "mi":
@@ -283,10 +299,22 @@ class _Search:
             scores = torch.cat([level.score(*self._poses(part), "ncc" if self.measure == "ncc" else "mi")
                                 for part in rotations.split(160)])
             scores[0] = scores[0] + 0.02  # prefer the header's pose among equals
-            chosen = rotations[scores.topk(min(self.SHIFTED, len(scores))).indices]
+            chosen = rotations[self._apart(rotations, scores, self.SHIFTED, 25.0)]
             shifted = torch.cat([chosen, self._best_shifts(chosen)])
             scores = level.score(*self._poses(shifted), self.measure)
-            return shifted[scores.topk(self.REFINED).indices]
+            return shifted[self._apart(shifted, scores, self.REFINED, 15.0)]
+
+    def _apart(self, x: Tensor, scores: Tensor, count: int, degrees: float) -> list[int]:
+        """Indices of the best ``count`` poses of which no two are near each other, so that every basin gets its chance."""
+        poses = torch.matrix_exp(x.double()).cpu()
+        kept: list[int] = []
+        for k in scores.argsort(descending=True).tolist():
+            angles, shifts = _distances(poses[kept], poses[k])
+            if not bool(((angles < degrees) & (shifts < BASIN_SHARE * self.radius)).any()):
+                kept.append(k)
+            if len(kept) == count:
+                break
+        return kept
 
     def _rotations(self) -> Tensor:
         """Generators of even rotations, closed under inversion so that exchanging the scans tries the same poses."""
@@ -296,7 +324,7 @@ class _Search:
         q[q[:, 0] < 0] *= -1
         angle = 2 * np.arccos(np.clip(q[:, :1], -1, 1))
         vectors = q[:, 1:] / np.linalg.norm(q[:, 1:], axis=1, keepdims=True) * angle
-        vectors = np.concatenate([np.zeros((1, 3)), vectors, -vectors])
+        vectors = np.concatenate([np.zeros((1, 3)), vectors, -vectors, _AXIS_TURNS])
         x = torch.zeros(len(vectors), 4, 4, dtype=torch.float64)
         x[:, :3, :3] = _skew(torch.from_numpy(vectors))
         return x.to(self.device)
@@ -353,17 +381,19 @@ class _Search:
     def _confidence(self, candidates: Tensor, scores: Tensor, winner: int) -> float:
         """1 - (distance of the runner-up in another basin from perfection) measured against the winner's, 0..1."""
         poses = torch.matrix_exp(candidates.double())
-        rest = []
-        for k in range(len(candidates)):
-            between = torch.linalg.solve(poses[winner], poses[k])
-            angle = float(torch.rad2deg(torch.arccos(((torch.trace(between[:3, :3]) - 1) / 2).clamp(-1, 1))))
-            distance = float(between[:3, 3].norm())
-            if angle > BASIN_DEGREES or distance > BASIN_SHARE * self.radius:
-                rest.append(float(scores[k]))
+        angles, distances = _distances(poses, poses[winner])
+        rest = scores[(angles > BASIN_DEGREES) | (distances > BASIN_SHARE * self.radius)].tolist()
         if not rest:
             return 1.0
         best, other = float(scores[winner]), max(max(rest), 0.0)
         return float(np.clip((best - other) / max(1 - other, 1e-3) if self.measure == "ncc" else 1 - other / best, 0, 1))
+
+
+def _distances(poses: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+    """(K,) degrees of rotation and (K,) mm of shift between (K, 4, 4) poses and one."""
+    between = torch.linalg.solve(pose.expand_as(poses), poses)
+    trace = between[:, 0, 0] + between[:, 1, 1] + between[:, 2, 2]
+    return torch.rad2deg(torch.arccos(((trace - 1) / 2).clamp(-1, 1))), between[:, :3, 3].norm(dim=1)
 
 
 def _skew(v: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Level 3. After Avants et al., "Symmetric diffeomorphic image registration with cross-correlation", Med Image Anal 2008,
 in our own formulation (METHODS 3.8's half-way maps, optimised instead of learned). The state is two half-way fields
 ``u_f`` (mid -> fixed) and ``u_m`` (mid -> moving). One step warps both images to the middle, takes the exact gradient of
-the local correlation there, smooths it, scales it so that its longest vector is ``step`` voxels, and composes it onto
+the local correlation there, smooths it, scales it so that its longest vectors are about ``step`` voxels, and composes it onto
 both halves. The full maps are ``phi_m o phi_f^-1`` and ``phi_f o phi_m^-1``: one state gives both, so exchanging the
 inputs exchanges the results.
 """
@@ -31,7 +31,7 @@ class Schedule:
     Attributes:
         shrink: factor of each level, coarse to fine; 1 = the working grid itself.
         iterations: most steps per level.
-        step: longest update per step, voxels of the level.
+        step: length of the longest updates, voxels of the level.
         window: of the local correlation, voxels (odd).
         smooth_update: Gaussian sigma on every update ("fluid"), voxels of the level.
         smooth_total: Gaussian sigma on the half-way fields after every step ("elastic"), voxels.
@@ -39,12 +39,12 @@ class Schedule:
         tolerance: a level ends when its similarity gained less than this over the last ``patience`` steps.
     """
 
-    shrink: tuple[float, ...] = (2, 1)
-    iterations: tuple[int, ...] = (50, 25)
-    step: float = 0.5
+    shrink: tuple[float, ...] = (4, 2, 1)
+    iterations: tuple[int, ...] = (30, 40, 25)
+    step: float = 0.6
     window: int = 5
-    smooth_update: float = 1.7
-    smooth_total: float = 0.5
+    smooth_update: float = 1.2
+    smooth_total: float = 0.7
     least_determinant: float = 0.3
     tolerance: float = 1e-3
     patience: int = 8
@@ -68,10 +68,12 @@ class Preset:
 
 
 _PRESETS = {
-    "fast": Preset(2.5e5, Schedule(shrink=(2, 1), iterations=(60, 30))),
-    "default": Preset(6e5, Schedule(shrink=(4, 2, 1), iterations=(40, 50, 40))),
-    "thorough": Preset(4.5e6, Schedule(shrink=(4, 2, 1), iterations=(60, 40, 15))),
+    "fast": Preset(2.5e5, Schedule(iterations=(30, 40, 20))),
+    "default": Preset(8e5, Schedule()),
+    "thorough": Preset(2.5e6, Schedule(shrink=(6.7, 3.3, 1.67, 1), iterations=(30, 40, 40, 18), tolerance=5e-4)),
 }
+#: The longest vectors of a smoothed force are about this many times its root mean square (brain, liver, lung alike).
+TYPICAL_TO_LONGEST = 9.0
 #: Peak memory of a run per working-grid voxel, measured (Testing/benchmarks), float32.
 BYTES_PER_VOXEL = 500
 
@@ -190,8 +192,11 @@ class _Level:
         # d similarity / d u = force * gradient of the warped image, summed over its channels.
         direction = torch.cat([(force * gradient(warped, axis)).sum(1, keepdim=True) for axis in range(3)], 1)
         direction = gaussian(direction, self.schedule.smooth_update)
-        longest = float(square_sum(direction).max()) ** 0.5
-        return direction * (self.schedule.step / max(longest, 1e-12)), value
+        length = square_sum(direction).sqrt_()
+        typical = TYPICAL_TO_LONGEST * float(length.square().mean()) ** 0.5
+        # Scaled by the root mean square, so that one hot voxel does not decide; no vector longer than a voxel.
+        scale = self.schedule.step / max(typical, 1e-12)
+        return direction * (scale / (length * scale).clamp_(min=1.0)), value
 
 
 def _lncc_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None) -> tuple[Tensor, float]:

@@ -84,13 +84,14 @@ def to_physical(pair: FieldPair, space: Workspace, fixed: Grid, moving: Grid, ma
     """Carry a field pair from the working grid to the scans.
 
     The lattice of each transform follows its scan's axes and field of view, ``margin`` mm larger on all sides, and is
-    as fine as the scan or as the working grid, whichever is coarser: finer would only repeat the same information.
+    as fine as the scan or as 2/3 of the working voxel, whichever is coarser: finer only repeats the same information
+    (measured on brains: inverse consistency 0.061 mm at 1, 0.045 at 2/3, 0.041 at 1/2 of the working voxel).
     """
-    spacing = float(space.grid.spacing[0])
+    spacing = float(space.grid.spacing[0]) * 2 / 3
     lattices = []
     for grid in (fixed, moving):
         grown = grid.padded(margin)
-        lattices.append(grown if (grid.spacing > 0.7 * spacing).all() else grown.resampled(np.maximum(grid.spacing, spacing)))
+        lattices.append(grown if (grid.spacing > 0.8 * spacing).all() else grown.resampled(np.maximum(grid.spacing, spacing)))
     to_fixed, to_moving = space.mid_to_fixed, space.mid_to_moving
     forward = _physical(pair.fixed_to_moving, space.grid, lattices[0], np.linalg.inv(to_fixed), to_moving)
     inverse = _physical(pair.moving_to_fixed, space.grid, lattices[1], np.linalg.inv(to_moving), to_fixed)
