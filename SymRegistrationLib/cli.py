@@ -168,6 +168,9 @@ def check_job(job: Job) -> None:
             existing_file(path, name.replace("_", " "))
     if job.options.initial not in INITIALS:
         existing_file(job.options.initial, "initial transform")
+        from .alignment import read_linear
+
+        read_linear(job.options.initial)
     if job.options.weights:
         existing_file(job.options.weights, "weights file")
     if job.options.method != "syn":

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import math
 import os
+import struct
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -194,6 +199,8 @@ def _read_itk(path: Path, what: str) -> sitk.Image:
         if voxels > 2000.0 * max(path.stat().st_size, 1) and path.suffix not in (".mhd", ".nhdr"):
             raise InputError(f"{what} '{path}' declares {voxels:.3g} voxels in a file of {path.stat().st_size} bytes.",
                              "The header is damaged; export it again.")
+        if not _nifti_is_whole(path):
+            raise InputError(f"{what} '{path}' is cut off: its voxels are not all there.", "Copy or export it again.")
         return reader.Execute()
     except InputError:
         raise
@@ -202,8 +209,49 @@ def _read_itk(path: Path, what: str) -> sitk.Image:
         raise InputError(f"{what} '{path}' could not be read as an image ({reason[:160]}).", FORMATS_HINT) from None
 
 
+def _nifti_is_whole(path: Path) -> bool:
+    """False for a single-file NIfTI that ends before its last voxel; ITK would fill up with zeros without a word."""
+    packed = path.name.lower().endswith(".nii.gz")
+    if not packed and not path.name.lower().endswith(".nii"):
+        return True
+    with (gzip.open if packed else open)(path, "rb") as stream:
+        try:
+            header = stream.read(352)
+            order = "<" if header[:4] in (struct.pack("<i", 348), struct.pack("<i", 540)) else ">"
+            first = struct.unpack(order + "i", header[:4])[0] == 348
+            dim = struct.unpack(order + ("8h" if first else "8q"), header[40:56] if first else header[16:80])
+            bits, = struct.unpack(order + "h", header[72:74] if first else header[14:16])
+            offset, = struct.unpack(order + ("f" if first else "q"), header[108:112] if first else header[168:176])
+            need = int(offset) + math.prod(max(1, n) for n in dim[1:1 + dim[0]]) * bits // 8
+            if not packed:
+                return path.stat().st_size >= need
+            with open(path, "rb") as raw:
+                raw.seek(-4, os.SEEK_END)
+                if struct.unpack("<I", raw.read(4))[0] == need % 2**32:
+                    return True
+            # An unusual end (several gzip members, bytes after the voxels): count what is really there.
+            there = len(header)
+            while there < need and (block := stream.read(1 << 22)):
+                there += len(block)
+            return there >= need
+        except (EOFError, OSError, zlib.error, struct.error):
+            return False
+
+
+@contextlib.contextmanager
+def _no_itk_warnings():
+    """ITK prints warnings of its own to stderr; what matters of them is told by our errors."""
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(before)
+
+
 def _read_dicom(folder: Path, what: str) -> sitk.Image:
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    with _no_itk_warnings():
+        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if not series:
         raise InputError(f"{what} folder '{folder}' holds no DICOM series.", FORMATS_HINT)
     if len(series) > 1:
