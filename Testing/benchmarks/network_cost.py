@@ -72,7 +72,7 @@ def traffic(network: nn.Module, images, element: int) -> float:
 @torch.no_grad()
 def row(method: str, size: str, shape: tuple[int, ...], device: torch.device, repeats: int) -> dict:
     """One measurement; call it in a fresh process."""
-    network = inference._placed(networks.create(method, size), device)
+    network = inference._placed(networks.create(method, size), device).requires_grad_(False)
     precision = inference._precision(device, network.card)
     with precision:
         enabled = torch.is_autocast_enabled(device.type)
