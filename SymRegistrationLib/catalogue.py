@@ -12,8 +12,8 @@ from .networks._base import parameter_count
 _SYN = {
     "name": "syn",
     "title": "symmetric diffeomorphic optimiser; needs no weights and no training, takes any organ and contrast",
-    "publication": "Avants et al., Symmetric diffeomorphic image registration with cross-correlation, Medical Image Analysis "
-    "12:26-41 (2008), doi:10.1016/j.media.2007.06.004",
+    "publication": "Avants et al., Symmetric diffeomorphic image registration with cross-correlation, Medical Image "
+    "Analysis 12:26-41 (2008), doi:10.1016/j.media.2007.06.004",
     "licence": "Apache-2.0",
     "parameters": {},
     "inverse": "both directions from the same half-way fields",

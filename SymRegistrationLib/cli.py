@@ -200,10 +200,10 @@ def _apply(args: argparse.Namespace, console: Console) -> None:
         console.note(note)
     text = f"wrote {result['output']}"
     if args.kind == "points":
-        text += (
-            f"\n{result['count']} points carried from {result['from']} to {result['to']} by: {result['method']}; they return "
-            f"within {number(result['residual_mean_mm'])} mm (mean), {number(result['residual_max_mm'])} mm (largest)"
-        )
+        text += f"\n{result['count']} points carried from {result['from']} to {result['to']} by {result['method']}"
+        if result["residual_max_mm"] > 0:
+            mean, worst = (number(result[f"residual_{name}_mm"]) for name in ("mean", "max"))
+            text += f"; they return within {mean} mm (mean), {worst} mm (largest)"
     console.result(result, text)
 
 

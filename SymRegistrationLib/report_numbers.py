@@ -1,4 +1,4 @@
-"""What the numbers of a run mean in words: the verdict with its thresholds, the table's explanations, the command again.
+"""What the numbers of a run mean: the verdict with its thresholds, the table's explanations, the command again.
 
 Level 2, no pictures and no torch, so that other views (terminal, Slicer) can say the same.
 """
@@ -18,6 +18,7 @@ FOLDED_TOLERABLE = 0.01
 ICE_GOOD, ICE_BAD = 0.1, 0.5
 #: Local volume changes beyond these factors deserve a look.
 VOLUME_LOW, VOLUME_HIGH = 0.1, 10.0
+STAGES = ("before", "aligned", "after")
 VERDICTS = {"good": "No fault found", "look": "Usable, but look closer", "bad": "Do not use this without checking"}
 
 
@@ -38,34 +39,20 @@ def verdict(found: list[Check]) -> tuple[str, str]:
 def checks(metrics: dict) -> list[Check]:
     """Judge the numbers of metrics.json one by one, thresholds stated; parts that are missing are not judged."""
     found = []
-    alignment = metrics.get("alignment") or {}
+    alignment, similarity = metrics.get("alignment") or {}, metrics.get("similarity") or {}
     if alignment.get("kind") not in (None, "none"):
-        unsure = alignment.get("unsure")
-        found.append(
-            Check(
-                "bad" if unsure else "good",
-                f"The initial alignment ({alignment['kind']}) "
-                + (
-                    "is unsure: another position fits nearly as well."
-                    if unsure
-                    else "is clear: no other position fits as well."
-                ),
-            )
-        )
-    similarity = metrics.get("similarity") or {}
+        name = f"The initial alignment ({alignment['kind']}) is"
+        if alignment.get("unsure"):
+            found.append(Check("bad", f"{name} unsure: another position fits nearly as well."))
+        else:
+            found.append(Check("good", f"{name} clear: no other position fits as well."))
     if similarity:
-        words = "from {before} as scanned over {aligned} aligned to {after}".format(
-            **{k: number(v, 2) for k, v in similarity.items() if k != "name"}
-        )
-        better = similarity["after"] >= similarity["aligned"] and similarity["after"] > similarity["before"]
-        found.append(
-            Check(
-                "good" if better else "bad",
-                f"The scans became {'more' if better else 'NO more'} alike: {similarity['name']} went {words}.",
-            )
-        )
-    found += _measured(metrics)
-    return found + _sound(metrics.get("quality") or {})
+        before, aligned, after = (similarity[stage] for stage in STAGES)
+        better = after >= aligned and after > before
+        change = f"{similarity['name']} went {_way(similarity, '{}')}"
+        text = f"The scans became {'more' if better else 'NO more'} alike: {change}."
+        found.append(Check("good" if better else "bad", text))
+    return found + _measured(metrics) + _sound(metrics.get("quality") or {})
 
 
 def _measured(metrics: dict) -> list[Check]:
@@ -73,59 +60,42 @@ def _measured(metrics: dict) -> list[Check]:
     found = []
     labels, marks = metrics.get("labels"), metrics.get("landmarks")
     if labels:
-        better = labels["mean_after"] >= max(labels["mean_aligned"], labels["mean_before"])
-        found.append(
-            Check(
-                "good" if better else "bad",
-                f"Mean Dice of {len(labels['per_label'])} labels went from {number(labels['mean_before'], 2)} over "
-                f"{number(labels['mean_aligned'], 2)} aligned to {number(labels['mean_after'], 2)}.",
-            )
-        )
+        worse = labels["mean_after"] < max(labels["mean_aligned"], labels["mean_before"])
+        text = f"Mean Dice of {len(labels['per_label'])} labels went {_way(labels, 'mean_{}')}."
+        found.append(Check("bad" if worse else "good", text))
     if marks:
-        better = marks["mean_after_mm"] <= min(marks["mean_aligned_mm"], marks["mean_before_mm"])
-        found.append(
-            Check(
-                "good" if better else "bad",
-                f"Mean error at {marks['count']} landmarks went from {number(marks['mean_before_mm'], 2)} over "
-                f"{number(marks['mean_aligned_mm'], 2)} aligned to {number(marks['mean_after_mm'], 2)} mm.",
-            )
-        )
+        worse = marks["mean_after_mm"] > min(marks["mean_aligned_mm"], marks["mean_before_mm"])
+        text = f"Mean error at {marks['count']} landmarks went {_way(marks, 'mean_{}_mm')} mm."
+        found.append(Check("bad" if worse else "good", text))
     return found
+
+
+def _way(values: dict, key: str) -> str:
+    before, aligned, after = (number(values[key.format(stage)], 2) for stage in STAGES)
+    return f"from {before} as scanned over {aligned} aligned to {after}"
 
 
 def _sound(quality: dict) -> list[Check]:
     """The transforms as maps: folding, inverse consistency, extreme volume change."""
     found = []
-    if "folded_percent" in quality:
-        share = quality["folded_percent"]
-        level = "good" if share == 0 else "look" if share <= FOLDED_TOLERABLE else "bad"
-        found.append(
-            Check(
-                level,
-                "No folding: every voxel has a Jacobian determinant above 0."
-                if share == 0
-                else f"{number(quality['folded_voxels'])} voxels ({number(share, 4)} %) are folded; up to {FOLDED_TOLERABLE} % is tolerable.",
-            )
-        )
-    if quality.get("ice_mean_voxel") is not None:
-        mean = quality["ice_mean_voxel"]
+    share, mean = quality.get("folded_percent"), quality.get("ice_mean_voxel")
+    if share == 0:
+        found.append(Check("good", "No folding: every voxel has a Jacobian determinant above 0."))
+    elif share is not None:
+        text = f"{number(quality['folded_voxels'])} voxels ({number(share, 4)} %) are folded"
+        level = "look" if share <= FOLDED_TOLERABLE else "bad"
+        found.append(Check(level, f"{text}; up to {FOLDED_TOLERABLE} % is tolerable."))
+    if mean is not None:
         level = "good" if mean < ICE_GOOD else "look" if mean < ICE_BAD else "bad"
-        found.append(
-            Check(
-                level,
-                f"Forward and inverse undo each other to {number(mean)} voxels on average (good below {ICE_GOOD}, unusable "
-                f"above {ICE_BAD}); 95 % of points to {number(quality['ice_p95_mm'])} mm.",
-            )
+        text = (
+            f"Forward and inverse undo each other to {number(mean)} voxels on average (good below {ICE_GOOD}, unusable"
         )
+        found.append(Check(level, f"{text} above {ICE_BAD}); 95 % of points to {number(quality['ice_p95_mm'])} mm."))
     if "jacobian_min" in quality:
         low, high = quality["jacobian_min"], quality["jacobian_max"]
         if low < VOLUME_LOW or high > VOLUME_HIGH:
-            found.append(
-                Check(
-                    "look",
-                    f"Some volume changes are extreme: factors {number(low, 2)} to {number(high, 2)} (usual: {VOLUME_LOW} to {VOLUME_HIGH:g}).",
-                )
-            )
+            text = f"Some volume changes are extreme: factors {number(low, 2)} to {number(high, 2)}"
+            found.append(Check("look", f"{text} (usual: {VOLUME_LOW} to {VOLUME_HIGH:g})."))
     return found
 
 
@@ -232,26 +202,22 @@ def command_of(job: dict) -> str:
 def summary(metrics: dict, output: str) -> str:
     """The outcome of a run for people: what became better, what to check, where to look."""
     quality, rows = metrics["quality"], []
-    similarity = metrics["similarity"]
-    rows.append(
-        (f"similarity ({similarity['name']})", *(number(similarity[k]) for k in ("before", "aligned", "after")))
+    parts = (
+        (f"similarity ({metrics['similarity']['name']})", metrics["similarity"], "{}", 3),
+        ("Dice", metrics.get("labels"), "mean_{}", 3),
+        ("landmark error, mm", metrics.get("landmarks"), "mean_{}_mm", 2),
     )
-    if metrics.get("labels"):
-        rows.append(("Dice", *(number(metrics["labels"][f"mean_{k}"]) for k in ("before", "aligned", "after"))))
-    if metrics.get("landmarks"):
-        rows.append(
-            (
-                "landmark error, mm",
-                *(number(metrics["landmarks"][f"mean_{k}_mm"], 2) for k in ("before", "aligned", "after")),
-            )
-        )
+    for name, values, key, digits in parts:
+        if values:
+            rows.append((name, *(number(values[key.format(stage)], digits) for stage in STAGES)))
     lines = [
-        table(("", "before", "aligned", "after"), rows),
+        table(("", *STAGES), rows),
         "",
         f"folded voxels              {number(quality['folded_voxels'])} ({number(quality['folded_percent'], 4)} %)",
-        f"inverse consistency error  {number(quality['ice_mean_mm'])} mm mean, {number(quality['ice_p95_mm'])} mm 95 %, "
-        f"{number(quality['ice_max_mm'])} mm largest",
-        f"time                       {duration(metrics['seconds']['total'])} with {metrics['method']} on {metrics['device']}",
+        f"inverse consistency error  {number(quality['ice_mean_mm'])} mm mean, "
+        f"{number(quality['ice_p95_mm'])} mm 95 %, {number(quality['ice_max_mm'])} mm largest",
+        f"time                       {duration(metrics['seconds']['total'])} with {metrics['method']} "
+        f"on {metrics['device']}",
     ]
     if metrics["alignment"].get("unsure"):
         lines.append("the initial alignment is UNSURE: look at the report before you use this")

@@ -56,8 +56,8 @@ def resample_labels(volume: Volume, transform: sitk.Transform, grid: Grid, smoot
         transform: points of ``grid``'s space -> points of the volume's space.
         grid: where the result is wanted.
         smooth: instead of the nearest voxel's, the label with the largest share of the eight voxels around the point
-            (Schaerer, Roche, Belaroussi, "A generic interpolator for multi-label images", Insight Journal 2014): boundaries
-            follow the anatomy between voxels instead of forming steps.
+            (Schaerer, Roche, Belaroussi, "A generic interpolator for multi-label images", Insight Journal 2014):
+            boundaries follow the anatomy between voxels instead of forming steps.
 
     Returns:
         (D, H, W) of the volume's type.

@@ -52,8 +52,14 @@ def run(tmp_path_factory):
     inverse = DenseTransform(lattice, (back - points).reshape(*lattice.shape, 3).astype(np.float32))
     write_transform(folder / "forward.h5", forward)
     write_transform(folder / "inverse.h5", inverse)
-    (folder / "metrics.json").write_text(json.dumps({
-        "files": {"forward": "forward.h5", "inverse": "inverse.h5"}, "job": {"fixed": "F.nii.gz", "moving": "M.nii.gz"}}))
+    (folder / "metrics.json").write_text(
+        json.dumps(
+            {
+                "files": {"forward": "forward.h5", "inverse": "inverse.h5"},
+                "job": {"fixed": "F.nii.gz", "moving": "M.nii.gz"},
+            }
+        )
+    )
     ramp = (_grid_points(moving) @ [1.0, -2.0, 0.5]).astype(np.float32)
     write_volume(folder / "moving.nii.gz", ramp, moving)
     write_volume(folder / "fixed.nii.gz", np.arange(np.prod(FIXED.shape), dtype=np.float32).reshape(FIXED.shape), FIXED)
@@ -61,7 +67,9 @@ def run(tmp_path_factory):
 
 
 def _image(run, out, **more):
-    request = Application(str(run / "moving.nii.gz"), str(run / "forward.h5"), str(out), str(run / "fixed.nii.gz"), **more)
+    request = Application(
+        str(run / "moving.nii.gz"), str(run / "forward.h5"), str(out), str(run / "fixed.nii.gz"), **more
+    )
     return apply_transform(request)
 
 
@@ -76,7 +84,9 @@ def test_an_image_is_pulled_back_through_the_transform(run, tmp_path, how, toler
 
 def test_beyond_the_grid_of_the_transform_its_border_counts_not_zero(run):
     forward = sitk.ReadTransform(str(run / "forward.h5"))
-    dense = DenseTransform(FIXED.padded(12), (_forward(_grid_points(FIXED.padded(12))) - _grid_points(FIXED.padded(12))).astype(np.float32))
+    dense = DenseTransform(
+        FIXED.padded(12), (_forward(_grid_points(FIXED.padded(12))) - _grid_points(FIXED.padded(12))).astype(np.float32)
+    )
     far = FIXED.padded(30).corners()
     np.testing.assert_allclose(map_points(forward, far), dense.map_points(far), atol=1e-3)
     wide = covering(forward, FIXED.padded(30))
@@ -90,8 +100,16 @@ def test_integers_are_rounded_and_labels_never_mixed(tmp_path):
     write_volume(tmp_path / "i.nii.gz", image, grid)
     sitk.WriteTransform(sitk.TranslationTransform(3, (0.6, 0, 0)), str(tmp_path / "t.tfm"))
     for kind, how, middle in (("image", "linear", 2), ("labels", "nearest", 3), ("labels", "smooth", 3)):
-        apply_transform(Application(str(tmp_path / "i.nii.gz"), str(tmp_path / "t.tfm"), str(tmp_path / "o.nii.gz"),
-                                    str(tmp_path / "i.nii.gz"), kind, how))
+        apply_transform(
+            Application(
+                str(tmp_path / "i.nii.gz"),
+                str(tmp_path / "t.tfm"),
+                str(tmp_path / "o.nii.gz"),
+                str(tmp_path / "i.nii.gz"),
+                kind,
+                how,
+            )
+        )
         assert read_volume(tmp_path / "o.nii.gz").array[4, 4].tolist() == [0, 0, 0, middle, 3, 3, 3, 0]
 
 
@@ -105,8 +123,16 @@ def test_smooth_labels_follow_a_sphere_better_than_nearest(tmp_path):
     sitk.WriteTransform(sitk.TranslationTransform(3, (0.0, 0, 0)), str(tmp_path / "t.tfm"))
     wrong = {}
     for how in ("nearest", "smooth"):
-        apply_transform(Application(str(tmp_path / "l.nii.gz"), str(tmp_path / "t.tfm"), str(tmp_path / "o.nrrd"),
-                                    str(tmp_path / "r.nii.gz"), "labels", how))
+        apply_transform(
+            Application(
+                str(tmp_path / "l.nii.gz"),
+                str(tmp_path / "t.tfm"),
+                str(tmp_path / "o.nrrd"),
+                str(tmp_path / "r.nii.gz"),
+                "labels",
+                how,
+            )
+        )
         found = read_volume(tmp_path / "o.nrrd").array
         assert set(np.unique(found)) == {0, 7, 200} and found.dtype == np.uint8
         wrong[how] = ((found > 0) != inside[fine]).sum()
@@ -120,29 +146,41 @@ def _landmarks(seed=11):
     return fixed, _forward(fixed)
 
 
-@pytest.mark.parametrize("transform, origin, method, tolerance", [
-    ("forward.h5", "moving", "inverse.h5", 0.15),
-    ("inverse.h5", "moving", "inverse.h5, as it is", 0.15),
-    ("forward.h5", "fixed", "forward.h5, as it is", 0.15),
-    ("inverse.h5", "fixed", "forward.h5", 0.15),
-    ("alone.h5", "moving", "numerical inverse", 0.15),
-    ("alone.h5", "fixed", "alone.h5, as it is", 0.15),
-])
+@pytest.mark.parametrize(
+    "transform, origin, method, tolerance",
+    [
+        ("forward.h5", "moving", "inverse.h5", 0.15),
+        ("inverse.h5", "moving", "inverse.h5, as it is", 0.15),
+        ("forward.h5", "fixed", "forward.h5, as it is", 0.15),
+        ("inverse.h5", "fixed", "forward.h5", 0.15),
+        ("alone.h5", "moving", "numerical inverse", 0.15),
+        ("alone.h5", "fixed", "alone.h5, as it is", 0.15),
+    ],
+)
 def test_points_of_either_scan_reach_the_other_with_either_file(run, tmp_path, transform, origin, method, tolerance):
     (tmp_path / "alone.h5").write_bytes((run / "forward.h5").read_bytes())
     folder = tmp_path if transform == "alone.h5" else run
     fixed, moving = _landmarks()
     given, expected = (moving, fixed) if origin == "moving" else (fixed, moving)
     write_points(tmp_path / "in.csv", PointSet(given, tuple(f"P{k}" for k in range(40))))
-    result = apply_transform(Application(str(tmp_path / "in.csv"), str(folder / transform), str(tmp_path / "out.mrk.json"),
-                                         kind="points", points_from=origin))
+    result = apply_transform(
+        Application(
+            str(tmp_path / "in.csv"),
+            str(folder / transform),
+            str(tmp_path / "out.mrk.json"),
+            kind="points",
+            points_from=origin,
+        )
+    )
     found = read_points(tmp_path / "out.mrk.json")
     assert np.linalg.norm(found.points - expected, axis=1).max() < tolerance
     assert np.linalg.norm(_forward(given) - _forward(expected), axis=1).mean() > 20, "the wrong way would be seen"
     assert result["method"] == method and result["count"] == 40 and not result["notes"]
     assert result["residual_max_mm"] < 0.1 and found.labels[3] == "P3"
     if folder == run:
-        assert (result["from"], result["to"]) == (("M.nii.gz", "F.nii.gz") if origin == "moving" else ("F.nii.gz", "M.nii.gz"))
+        assert (result["from"], result["to"]) == (
+            ("M.nii.gz", "F.nii.gz") if origin == "moving" else ("F.nii.gz", "M.nii.gz")
+        )
 
 
 def test_slicer_carries_points_of_the_moving_scan_to_the_same_place(run, tmp_path):
@@ -167,7 +205,9 @@ def test_a_foreign_inverse_is_noticed(run, tmp_path):
     for name in ("forward.h5", "metrics.json"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
     sitk.WriteTransform(sitk.TranslationTransform(3, (9.0, 0, 0)), str(tmp_path / "inverse.h5"))
-    request = Application(str(tmp_path / "in.csv"), str(tmp_path / "forward.h5"), str(tmp_path / "out.csv"), kind="points")
+    request = Application(
+        str(tmp_path / "in.csv"), str(tmp_path / "forward.h5"), str(tmp_path / "out.csv"), kind="points"
+    )
     result = apply_transform(request)
     assert result["method"] == "numerical inverse" and "does not belong to it" in result["notes"][0]
     assert np.linalg.norm(read_points(tmp_path / "out.csv").points - fixed, axis=1).max() < 0.15
@@ -177,8 +217,15 @@ def test_a_foreign_inverse_is_noticed(run, tmp_path):
 
 def test_points_outside_the_transform_are_told(run, tmp_path):
     write_points(tmp_path / "in.csv", PointSet(FIXED.padded(60).corners()[:1], ("far",)))
-    result = apply_transform(Application(str(tmp_path / "in.csv"), str(run / "forward.h5"), str(tmp_path / "out.csv"), kind="points",
-                                         points_from="fixed"))
+    result = apply_transform(
+        Application(
+            str(tmp_path / "in.csv"),
+            str(run / "forward.h5"),
+            str(tmp_path / "out.csv"),
+            kind="points",
+            points_from="fixed",
+        )
+    )
     assert result["outside"] == 1 and "outside the transform's grid" in result["notes"][0]
 
 
@@ -187,19 +234,28 @@ def test_affine_and_composite_files(run, tmp_path):
     affine.SetMatrix(MATRIX[:3, :3].ravel())
     affine.SetTranslation(MATRIX[:3, 3])
     sitk.WriteTransform(affine, str(tmp_path / "a.tfm"))
-    sitk.WriteTransform(sitk.CompositeTransform([affine, sitk.TranslationTransform(3, (1.0, 2, 3))]), str(tmp_path / "c.h5"))
+    sitk.WriteTransform(
+        sitk.CompositeTransform([affine, sitk.TranslationTransform(3, (1.0, 2, 3))]), str(tmp_path / "c.h5")
+    )
     points = FIXED.corners()
-    for name, source in (("a.tfm", points @ MATRIX[:3, :3].T + MATRIX[:3, 3]),
-                         ("c.h5", (points + [1, 2, 3]) @ MATRIX[:3, :3].T + MATRIX[:3, 3])):
+    for name, source in (
+        ("a.tfm", points @ MATRIX[:3, :3].T + MATRIX[:3, 3]),
+        ("c.h5", (points + [1, 2, 3]) @ MATRIX[:3, :3].T + MATRIX[:3, 3]),
+    ):
         write_points(tmp_path / "in.csv", PointSet(source, ("",) * 8))
-        apply_transform(Application(str(tmp_path / "in.csv"), str(tmp_path / name), str(tmp_path / "out.fcsv"), kind="points"))
+        apply_transform(
+            Application(str(tmp_path / "in.csv"), str(tmp_path / name), str(tmp_path / "out.fcsv"), kind="points")
+        )
         np.testing.assert_allclose(read_points(tmp_path / "out.fcsv").points, points, atol=2e-3)
 
 
 def test_the_transform_of_the_other_direction_is_noticed_for_images(run, tmp_path):
     sitk.WriteTransform(sitk.TranslationTransform(3, (900.0, 0, 0)), str(tmp_path / "t.tfm"))
-    result = apply_transform(Application(str(run / "moving.nii.gz"), str(tmp_path / "t.tfm"), str(tmp_path / "o.nii.gz"),
-                                         str(run / "fixed.nii.gz")))
+    result = apply_transform(
+        Application(
+            str(run / "moving.nii.gz"), str(tmp_path / "t.tfm"), str(tmp_path / "o.nii.gz"), str(run / "fixed.nii.gz")
+        )
+    )
     assert "other direction" in result["notes"][0]
 
 
@@ -214,31 +270,45 @@ def test_a_failed_write_leaves_nothing(run, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("change, part", [
-    ({"kind": "mesh"}, "kind is 'mesh'"),
-    ({"interpolation": "cubic"}, "not for image"),
-    ({"kind": "labels", "interpolation": "bspline"}, "not for labels"),
-    ({"reference": None}, "no reference image"),
-    ({"output": "x.png"}, "no known ending"),
-    ({"kind": "points", "output": "x.nii.gz"}, "no known ending"),
-    ({"points_from": "left"}, "points_from"),
-    ({"input": "nowhere.nii.gz"}, "'nowhere.nii.gz' does not exist"),
-    ({"transform": "nowhere.h5"}, "'nowhere.h5' does not exist"),
-    ({"transform": "{run}/moving.nii.gz"}, "not a displacement grid"),
-    ({"transform": "{run}/metrics.json"}, "could not be read"),
-    ({"output": "nofolder/x.nii.gz"}, "does not exist"),
-])
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        ({"kind": "mesh"}, "kind is 'mesh'"),
+        ({"interpolation": "cubic"}, "not for image"),
+        ({"kind": "labels", "interpolation": "bspline"}, "not for labels"),
+        ({"reference": None}, "no reference image"),
+        ({"output": "x.png"}, "no known ending"),
+        ({"kind": "points", "output": "x.nii.gz"}, "no known ending"),
+        ({"points_from": "left"}, "points_from"),
+        ({"input": "nowhere.nii.gz"}, "'nowhere.nii.gz' does not exist"),
+        ({"transform": "nowhere.h5"}, "'nowhere.h5' does not exist"),
+        ({"transform": "{run}/moving.nii.gz"}, "not a displacement grid"),
+        ({"transform": "{run}/metrics.json"}, "could not be read"),
+        ({"output": "nofolder/x.nii.gz"}, "does not exist"),
+    ],
+)
 def test_bad_requests_are_refused(run, tmp_path, change, part):
-    good = {"input": str(run / "moving.nii.gz"), "transform": str(run / "forward.h5"), "output": str(tmp_path / "o.nii.gz"),
-            "reference": str(run / "fixed.nii.gz")}
+    good = {
+        "input": str(run / "moving.nii.gz"),
+        "transform": str(run / "forward.h5"),
+        "output": str(tmp_path / "o.nii.gz"),
+        "reference": str(run / "fixed.nii.gz"),
+    }
     change = {key: value.format(run=run) if isinstance(value, str) else value for key, value in change.items()}
     with pytest.raises(InputError, match=part):
         apply_transform(Application.from_dict({**good, **change}))
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("raw", [[], {"input": "a"}, {"input": 1, "transform": "t", "output": "o"},
-                                 {"input": "a", "transform": "t", "output": "o", "speed": "x"}])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        [],
+        {"input": "a"},
+        {"input": 1, "transform": "t", "output": "o"},
+        {"input": "a", "transform": "t", "output": "o", "speed": "x"},
+    ],
+)
 def test_requests_from_outside_are_checked(raw):
     with pytest.raises(InputError, match="apply request"):
         Application.from_dict(raw)

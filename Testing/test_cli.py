@@ -49,8 +49,19 @@ def scans(tmp_path_factory):
 def run(scans, tmp_path_factory):
     """One real run through the command line, with everything."""
     out = tmp_path_factory.mktemp("run") / "out"
-    words = ["register", "fixed.nii.gz", "moving.nii.gz", "--fixed-labels", "fixed_labels.nii.gz", "--moving-labels", "moving_labels.nii.gz",
-             "--fixed-points", "fixed.csv", "--moving-points", "moving.mrk.json"]
+    words = [
+        "register",
+        "fixed.nii.gz",
+        "moving.nii.gz",
+        "--fixed-labels",
+        "fixed_labels.nii.gz",
+        "--moving-labels",
+        "moving_labels.nii.gz",
+        "--fixed-points",
+        "fixed.csv",
+        "--moving-points",
+        "moving.mrk.json",
+    ]
     words = [str(scans / word) if "." in word else word for word in words]
     done = _symreg(*words, "-o", str(out), "--preset", "fast", "--json")
     assert done.returncode == 0, done.stderr
@@ -58,13 +69,23 @@ def run(scans, tmp_path_factory):
 
 
 def _symreg(*words, **options):
-    return subprocess.run([sys.executable, "-m", "SymRegistrationLib", *words], cwd=ROOT, capture_output=True, text=True, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "SymRegistrationLib", *words], cwd=ROOT, capture_output=True, text=True, **options
+    )
 
 
 def test_a_run_improves_everything_and_speaks_json(run):
     out, events, _ = run
-    assert {"forward.h5", "inverse.h5", "warped_moving.nii.gz", "warped_fixed.nii.gz", "jacobian.nii.gz", "inverse_consistency.nii.gz",
-            "metrics.json", "report.html"} == {p.name for p in out.iterdir()}
+    assert {
+        "forward.h5",
+        "inverse.h5",
+        "warped_moving.nii.gz",
+        "warped_fixed.nii.gz",
+        "jacobian.nii.gz",
+        "inverse_consistency.nii.gz",
+        "metrics.json",
+        "report.html",
+    } == {p.name for p in out.iterdir()}
     fractions = [event["fraction"] for event in events if event["event"] == "progress"]
     assert fractions == sorted(fractions) and fractions[-1] == 1 and len(fractions) > 5
     assert events[-1]["event"] == "result" and events[-1]["result"] == json.loads((out / "metrics.json").read_text())
@@ -78,17 +99,51 @@ def test_apply_and_evaluate_agree_with_the_run(run, scans, tmp_path, capsys):
     out, events, _ = run
     metrics = events[-1]["result"]
     transform = ["--transform", str(out / "forward.h5")]
-    assert main(["apply", str(scans / "moving.nii.gz"), *transform, "--reference", str(scans / "fixed.nii.gz"), "-o", str(tmp_path / "w.nii.gz")]) == 0
-    difference = read_volume(tmp_path / "w.nii.gz").array.astype(float) - read_volume(out / "warped_moving.nii.gz").array
+    assert (
+        main(
+            [
+                "apply",
+                str(scans / "moving.nii.gz"),
+                *transform,
+                "--reference",
+                str(scans / "fixed.nii.gz"),
+                "-o",
+                str(tmp_path / "w.nii.gz"),
+            ]
+        )
+        == 0
+    )
+    difference = (
+        read_volume(tmp_path / "w.nii.gz").array.astype(float) - read_volume(out / "warped_moving.nii.gz").array
+    )
     inside = difference[3:-3, 3:-3, 3:-3]  # at the rim the two fade into the outside in different ways
     assert np.abs(inside).max() <= 1 and np.abs(difference).mean() < 0.5
-    assert main(["apply", str(scans / "moving.mrk.json"), "--points", *transform, "-o", str(tmp_path / "p.csv"), "-q"]) == 0
+    assert (
+        main(["apply", str(scans / "moving.mrk.json"), "--points", *transform, "-o", str(tmp_path / "p.csv"), "-q"])
+        == 0
+    )
     error = np.linalg.norm(read_points(tmp_path / "p.csv").points - read_points(scans / "fixed.csv").points, axis=1)
     assert error.mean() == pytest.approx(metrics["landmarks"]["mean_after_mm"], rel=0.3)
     capsys.readouterr()
-    assert main(["evaluate", *transform, "--inverse", str(out / "inverse.h5"), "--fixed", str(scans / "fixed.nii.gz"),
-                 "--fixed-labels", str(scans / "fixed_labels.nii.gz"), "--moving-labels", str(scans / "moving_labels.nii.gz"),
-                 "-o", str(tmp_path / "e.json")]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                *transform,
+                "--inverse",
+                str(out / "inverse.h5"),
+                "--fixed",
+                str(scans / "fixed.nii.gz"),
+                "--fixed-labels",
+                str(scans / "fixed_labels.nii.gz"),
+                "--moving-labels",
+                str(scans / "moving_labels.nii.gz"),
+                "-o",
+                str(tmp_path / "e.json"),
+            ]
+        )
+        == 0
+    )
     assert "label 1" in capsys.readouterr().out
     scored = json.loads((tmp_path / "e.json").read_text())
     assert scored["labels"]["mean_after"] == pytest.approx(metrics["labels"]["mean_after"], abs=1e-6)
@@ -105,9 +160,15 @@ def test_a_job_is_repeated_from_its_metrics(run, tmp_path):
 
 # ---------------------------------------------------------------------------------------------- help
 
-@pytest.mark.parametrize("words", [["--help"], ["register", "--help"], ["apply", "--help"], ["evaluate", "--help"], ["demo", "-h"], []])
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["register", "--help"], ["apply", "--help"], ["evaluate", "--help"], ["demo", "-h"], []]
+)
 def test_help_teaches_without_torch(words):
-    code = f"import sys\nfrom SymRegistrationLib.cli import main\ntry:\n    main({words!r})\nfinally:\n    assert not {{'torch', 'SimpleITK', 'numpy'}} & set(sys.modules)"
+    code = (
+        f"import sys\nfrom SymRegistrationLib.cli import main\ntry:\n    main({words!r})\n"
+        "finally:\n    assert not {'torch', 'SimpleITK', 'numpy'} & set(sys.modules)"
+    )
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and time.perf_counter() - started < 1.0, done.stderr
@@ -131,10 +192,13 @@ def test_methods_lists_the_registry(capsys):
         assert f"{name}: " in text
     assert main(["methods", "--json"]) == 0
     methods = json.loads(capsys.readouterr().out)["result"]["methods"]
-    assert [m["name"] for m in methods] == ["syn", *networks.names()] and all(m["publication"] and m["licence"] for m in methods)
+    assert [m["name"] for m in methods] == ["syn", *networks.names()] and all(
+        m["publication"] and m["licence"] for m in methods
+    )
 
 
 # ---------------------------------------------------------------------------------------------- refusals
+
 
 def _bad_files(folder, scans):
     """Name -> a file that is no usable scan."""
@@ -152,8 +216,11 @@ def _bad_files(folder, scans):
     sitk.WriteImage(good * 0 + 7, str(folder / "constant.nii.gz"))
     nan = np.full(array.shape, np.nan, np.float32)
     write_volume(folder / "nan.nrrd", nan, GRID)
-    header = (b"NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 8 8 8\nencoding: raw\nendian: little\n"
-              b"space directions: (1,0,0) (0,1,0) (0,1,0)\nspace origin: (0,0,0)\n\n")
+    header = (
+        b"NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 8 8 8\n"
+        b"encoding: raw\nendian: little\n"
+        b"space directions: (1,0,0) (0,1,0) (0,1,0)\nspace origin: (0,0,0)\n\n"
+    )
     (folder / "singular.nrrd").write_bytes(header + bytes(range(256)) * 4)
     write_volume(folder / "nomask.nii.gz", np.zeros(GRID.shape, np.uint8), GRID)
     write_volume(folder / "farmask.nii.gz", np.ones(GRID.shape, np.uint8), Grid.centred(GRID.shape, 4.0, (5000, 0, 0)))
@@ -219,7 +286,12 @@ def bad(scans, tmp_path_factory):
 
 @pytest.mark.parametrize("words, part", BAD)
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(bad, scans, tmp_path, capfd, words, part):
-    names = {"bad": bad, "fixed": scans / "fixed.nii.gz", "moving": scans / "moving.nii.gz", "points": scans / "fixed.csv"}
+    names = {
+        "bad": bad,
+        "fixed": scans / "fixed.nii.gz",
+        "moving": scans / "moving.nii.gz",
+        "points": scans / "fixed.csv",
+    }
     out = tmp_path / "out"
     assert main(["register", *words.format(**names).split(), "-o", str(out), "--preset", "fast"]) == 2
     seen = capfd.readouterr()
@@ -232,7 +304,15 @@ def test_scans_that_do_not_meet_in_space(scans, tmp_path, capfd):
     image = sitk.ReadImage(str(scans / "moving.nii.gz"))
     image.SetOrigin((5000.0, 0, 0))
     sitk.WriteImage(image, str(tmp_path / "far.nii.gz"))
-    words = ["register", str(scans / "fixed.nii.gz"), str(tmp_path / "far.nii.gz"), "-o", str(tmp_path / "out"), "--preset", "fast"]
+    words = [
+        "register",
+        str(scans / "fixed.nii.gz"),
+        str(tmp_path / "far.nii.gz"),
+        "-o",
+        str(tmp_path / "out"),
+        "--preset",
+        "fast",
+    ]
     assert main([*words, "--initial", "none"]) == 2
     assert "overlap" in capfd.readouterr().err and not (tmp_path / "out").exists()
 
@@ -248,14 +328,21 @@ def test_an_output_that_cannot_be_a_folder(scans, tmp_path, capfd, output):
 
 def test_a_full_disk_is_said_before_the_work(scans, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 100, 0))
-    assert main(["register", str(scans / "fixed.nii.gz"), str(scans / "moving.nii.gz"), "-o", str(tmp_path / "out")]) == 2
+    assert (
+        main(["register", str(scans / "fixed.nii.gz"), str(scans / "moving.nii.gz"), "-o", str(tmp_path / "out")]) == 2
+    )
     assert "full" in capfd.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_errors_are_events_too(capsys):
     assert main(["register", "nowhere.nii", "x", "-o", "y", "--json"]) == 2
     seen = capsys.readouterr()
-    assert json.loads(seen.out) == {"event": "error", "message": "fixed 'nowhere.nii' does not exist.", "hint": "Check the path.", "exit_code": 2}
+    assert json.loads(seen.out) == {
+        "event": "error",
+        "message": "fixed 'nowhere.nii' does not exist.",
+        "hint": "Check the path.",
+        "exit_code": 2,
+    }
     assert seen.err == "symreg: error: fixed 'nowhere.nii' does not exist. Check the path.\n"
 
 
@@ -264,7 +351,10 @@ def test_a_bug_is_one_line_and_a_traceback_only_when_asked(monkeypatch, capsys):
 
     monkeypatch.setattr(catalogue, "catalogue", lambda: 1 / 0)
     assert main(["methods"]) == 1
-    assert capsys.readouterr().err == "symreg: error: ZeroDivisionError: division by zero. Run it again with --debug and report what it prints.\n"
+    assert (
+        capsys.readouterr().err
+        == "symreg: error: ZeroDivisionError: division by zero. Run it again with --debug and report what it prints.\n"
+    )
     assert main(["methods", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
 
@@ -273,7 +363,9 @@ def test_too_little_memory_is_said_in_words(monkeypatch, capsys):
     from SymRegistrationLib import catalogue
 
     def greedy():
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 B"
+        )
 
     monkeypatch.setattr(catalogue, "catalogue", greedy)
     assert main(["methods"]) == 1
@@ -282,11 +374,30 @@ def test_too_little_memory_is_said_in_words(monkeypatch, capsys):
 
 # ---------------------------------------------------------------------------------------------- being stopped
 
+
 def _started(scans, out, until):
     """A run in its own process, and the moment its stage ``until`` begins."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "SymRegistrationLib", "register", str(scans / "fixed.nii.gz"), str(scans / "moving.nii.gz"), "-o", str(out),
-         "--preset", "thorough", "--spacing", "2", "--json"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        [
+            sys.executable,
+            "-m",
+            "SymRegistrationLib",
+            "register",
+            str(scans / "fixed.nii.gz"),
+            str(scans / "moving.nii.gz"),
+            "-o",
+            str(out),
+            "--preset",
+            "thorough",
+            "--spacing",
+            "2",
+            "--json",
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     for line in process.stdout:
         if json.loads(line).get("stage") == until:
             return process
@@ -313,11 +424,27 @@ def test_a_killed_run_leaves_no_result_and_the_next_run_sweeps(scans, tmp_path, 
     process.communicate(timeout=60)
     left = [p.name for p in out.iterdir()] if out.exists() else []
     assert all(name.startswith(".") for name in left) or "metrics.json" in left
-    assert main(["register", str(scans / "fixed.nii.gz"), str(scans / "moving.nii.gz"), "-o", str(out), "--preset", "fast", "-q", "--no-report"]) == 0
+    assert (
+        main(
+            [
+                "register",
+                str(scans / "fixed.nii.gz"),
+                str(scans / "moving.nii.gz"),
+                "-o",
+                str(out),
+                "--preset",
+                "fast",
+                "-q",
+                "--no-report",
+            ]
+        )
+        == 0
+    )
     assert not [p.name for p in out.iterdir() if p.name.startswith(".")]
 
 
 # ---------------------------------------------------------------------------------------------- the console
+
 
 class _Stream:
     def __init__(self, terminal=False):
@@ -340,8 +467,11 @@ def test_progress_in_plain_lines_names_stages_once_and_time_left(monkeypatch):
     console = Console(stderr=err)
     for stage, fraction in (("read", 0.0), ("align", 0.05), ("method", 0.25), ("method", 0.5), ("output", 0.75)):
         console.progress(stage, fraction, f"doing {stage}")
-    assert err.text.splitlines() == ["[  5 %] align: doing align", "[ 25 %] method: doing method, about 1 min 30 s left",
-                                     "[ 75 %] output: doing output, about 20 s left"]
+    assert err.text.splitlines() == [
+        "[  5 %] align: doing align",
+        "[ 25 %] method: doing method, about 1 min 30 s left",
+        "[ 75 %] output: doing output, about 20 s left",
+    ]
 
 
 class _Bar:
@@ -388,15 +518,33 @@ def test_quiet_says_nothing_but_errors():
 
 def test_numbers_and_durations_for_people():
     assert [number(v) for v in (None, float("nan"), 3, 1234567, 0.12345, 0.00004, -0.5, "x", 0.0)] == [
-        "-", "-", "3", "1 234 567", "0.123", "4.0e-05", "-0.500", "x", "0.000"]
+        "-",
+        "-",
+        "3",
+        "1 234 567",
+        "0.123",
+        "4.0e-05",
+        "-0.500",
+        "x",
+        "0.000",
+    ]
     assert [duration(v) for v in (None, 0.42, 9.96, 59.4, 61, 3599.6, 7500)] == [
-        "", "0.4 s", "10 s", "59 s", "1 min 01 s", "1 h 00 min", "2 h 05 min"]
+        "",
+        "0.4 s",
+        "10 s",
+        "59 s",
+        "1 min 01 s",
+        "1 h 00 min",
+        "2 h 05 min",
+    ]
     assert table(("a", "b"), [("long", "1")]) == "a     b\n----  -\nlong  1"
 
 
 def test_events_are_plain_json_even_for_numpy_and_not_a_number():
     out = _Stream()
-    Console(events=True, stdout=out).event("result", value=np.float32("nan"), array=np.arange(2), path={1: (np.int64(3),)})
+    Console(events=True, stdout=out).event(
+        "result", value=np.float32("nan"), array=np.arange(2), path={1: (np.int64(3),)}
+    )
     assert json.loads(out.text) == {"event": "result", "value": None, "array": [0, 1], "path": {"1": [3]}}
 
 

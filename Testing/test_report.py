@@ -1,4 +1,4 @@
-"""The report: self-contained, right way round, right colours, thresholds as stated, and a command that repeats the run."""
+"""The report: self-contained, right way round, right colours, stated thresholds, a command that repeats the run."""
 
 import base64
 import dataclasses
@@ -19,6 +19,7 @@ from SymRegistrationLib.cli import _job_of
 from SymRegistrationLib.geometry import Grid
 from SymRegistrationLib.job import Job, Options
 from SymRegistrationLib.report import write_report
+from SymRegistrationLib.report_pictures import unaligned
 from SymRegistrationLib.transforms import DenseTransform
 from SymRegistrationLib.volumes import Volume
 
@@ -36,20 +37,55 @@ def _result(grid=None, name="fixed.nii.gz"):
     grid = grid or Grid.from_itk((40, 36, 24), (1.5, 1.5, 2.5), (5, 6, 7), OBLIQUE)
     ball = _ball(grid)
     jacobian = np.ones(grid.shape, np.float32)
-    return SimpleNamespace(fixed=Volume(ball, grid, name), moving=Volume(ball, grid, "moving.nii.gz"), warped_moving=ball,
-                           aligned_moving=ball, jacobian=jacobian, ice_mm=0 * jacobian, uncertainty=None,
-                           forward=DenseTransform(grid, np.zeros((*grid.shape, 3), np.float32)))
+    return SimpleNamespace(
+        fixed=Volume(ball, grid, name),
+        moving=Volume(ball, grid, "moving.nii.gz"),
+        warped_moving=ball,
+        aligned_moving=ball,
+        jacobian=jacobian,
+        ice_mm=0 * jacobian,
+        uncertainty=None,
+        forward=DenseTransform(grid, np.zeros((*grid.shape, 3), np.float32)),
+    )
 
 
 METRICS = {
-    "version": "0.1.0", "method": "syn", "preset": "default", "metric": "lncc", "device": "cpu", "seed": 0, "peak_memory_gb": 1.5,
-    "alignment": {"kind": "affine", "confidence": 0.6, "unsure": False, "similarity": 0.9, "matrix": np.eye(4).tolist()},
-    "quality": {"folded_voxels": 0, "folded_percent": 0.0, "folded_percent_content": 0.0, "jacobian_min": 0.4, "jacobian_median": 1.0,
-                "jacobian_max": 2.0, "sd_log_jacobian": 0.2, "ice_mean_mm": 0.02, "ice_p95_mm": 0.05, "ice_max_mm": 0.3,
-                "ice_mean_voxel": 0.02, "inverse_method": "symmetric", "residual_voxel": 0.1},
-    "similarity": {"name": "lncc", "before": 0.1, "aligned": 0.4, "after": 0.7}, "labels": None, "landmarks": None,
-    "seconds": {"read": 0.5, "align": 2.0, "method": 9.0, "output": 1.0, "total": 12.5}, "notes": [],
-    "environment": {"python": "3.11", "torch": "2.13"}, "job": dataclasses.asdict(Job("f.nii.gz", "m.nii.gz", "out")),
+    "version": "0.1.0",
+    "method": "syn",
+    "preset": "default",
+    "metric": "lncc",
+    "device": "cpu",
+    "seed": 0,
+    "peak_memory_gb": 1.5,
+    "alignment": {
+        "kind": "affine",
+        "confidence": 0.6,
+        "unsure": False,
+        "similarity": 0.9,
+        "matrix": np.eye(4).tolist(),
+    },
+    "quality": {
+        "folded_voxels": 0,
+        "folded_percent": 0.0,
+        "folded_percent_content": 0.0,
+        "jacobian_min": 0.4,
+        "jacobian_median": 1.0,
+        "jacobian_max": 2.0,
+        "sd_log_jacobian": 0.2,
+        "ice_mean_mm": 0.02,
+        "ice_p95_mm": 0.05,
+        "ice_max_mm": 0.3,
+        "ice_mean_voxel": 0.02,
+        "inverse_method": "symmetric",
+        "residual_voxel": 0.1,
+    },
+    "similarity": {"name": "lncc", "before": 0.1, "aligned": 0.4, "after": 0.7},
+    "labels": None,
+    "landmarks": None,
+    "seconds": {"read": 0.5, "align": 2.0, "method": 9.0, "output": 1.0, "total": 12.5},
+    "notes": [],
+    "environment": {"python": "3.11", "torch": "2.13"},
+    "job": dataclasses.asdict(Job("f.nii.gz", "m.nii.gz", "out")),
 }
 
 
@@ -118,7 +154,10 @@ def test_pictures_are_the_right_way_round_whatever_the_axes(order, flip, tilt):
         left_or_right = 1 if view != "sagittal" else -1
         assert rows.mean() < middle[0] - 5 and (columns.mean() - middle[1]) * left_or_right > 5, (view, plane.letters)
     assert [p.letters for p in pictures.planes(Volume(array, grid))] == [
-        ("A", "P", "R", "L"), ("S", "I", "R", "L"), ("S", "I", "A", "P")]
+        ("A", "P", "R", "L"),
+        ("S", "I", "R", "L"),
+        ("S", "I", "A", "P"),
+    ]
 
 
 def test_pixels_are_square_in_mm():
@@ -136,7 +175,9 @@ def test_before_is_sampled_through_physical_space():
     grid = Grid.from_itk((20, 22, 24), (1.5, 1.0, 2.0), (4, 5, 6), OBLIQUE)
     points = grid.points(np.random.default_rng(3).uniform(1, 17, (200, 3)))
     ramp = (grid.points(np.moveaxis(np.indices(grid.shape), 0, -1)) @ [1.0, -2.0, 3.0]).astype(np.float32)
-    np.testing.assert_allclose(pictures.sample_points(Volume(ramp, grid), points, -99), points @ [1.0, -2.0, 3.0], atol=1e-3)
+    np.testing.assert_allclose(
+        pictures.sample_points(Volume(ramp, grid), points, -99), points @ [1.0, -2.0, 3.0], atol=1e-3
+    )
     assert pictures.sample_points(Volume(ramp, grid), grid.points([[-2.0, 5, 5]]), -99) == [-99]
 
 
@@ -144,8 +185,8 @@ def test_jacobian_colours_no_change_growth_shrinkage_and_folding(tmp_path):
     result = _result()
     middle = np.array(result.fixed.grid.shape) // 2
     result.jacobian[:, : middle[1], :] = 2.0
-    result.jacobian[:, middle[1]:, : middle[2]] = 0.5
-    result.jacobian[middle[0] - 1: middle[0] + 2, middle[1] + 3: middle[1] + 6, middle[2] + 3: middle[2] + 6] = -0.1
+    result.jacobian[:, middle[1] :, : middle[2]] = 0.5
+    result.jacobian[middle[0] - 1 : middle[0] + 2, middle[1] + 3 : middle[1] + 6, middle[2] + 3 : middle[2] + 6] = -0.1
     seen = _pictures(_page(tmp_path, result), tmp_path)["jacobian-axial"].astype(int)
     magenta = (seen == pictures.FOLDED).all(axis=-1)
     assert 20 < magenta.sum() < 0.02 * magenta.size
@@ -165,10 +206,10 @@ def test_the_lattice_shows_the_deformation_without_the_alignment(tmp_path):
     points = grid.points(np.moveaxis(np.indices(grid.shape), 0, -1))
     result.forward = DenseTransform(grid, (points @ matrix[:3, :3].T + matrix[:3, 3] - points).astype(np.float32))
     plane = pictures.planes(result.fixed)[0]
-    from SymRegistrationLib.report import _unaligned
-
-    where = _unaligned(plane, result, matrix)
-    assert np.abs(where - plane.points(grid)[..., [1, 0]] - (where - plane.points(grid)[..., [1, 0]])[0, 0]).max() < 1e-3
+    where = unaligned(plane, result, matrix)
+    assert (
+        np.abs(where - plane.points(grid)[..., [1, 0]] - (where - plane.points(grid)[..., [1, 0]])[0, 0]).max() < 1e-3
+    )
     lines = pictures.lattice_lines(where, 10.0)
     assert 0.02 < (lines > 0.5).mean() < 0.2
 
@@ -192,22 +233,65 @@ def test_levels_of_the_verdict():
 
 def test_landmarks_labels_and_notes_are_shown_and_names_are_escaped(tmp_path):
     page = _page(
-        tmp_path, _result(name="<script>alert(1)</script>.nii.gz"), notes=["2 NaN <b>voxels</b>"],
-        landmarks={"count": 2, "mean_before_mm": 5.5, "mean_aligned_mm": 3.0, "mean_after_mm": 1.25, "labels": ["tip & end", "base"],
-                   "before_mm": [5.0, 6.0], "after_mm": [1.0, 1.5]},
-        labels={"mean_before": 0.1, "mean_aligned": 0.5, "mean_after": 0.8, "per_label": {"17": {"before": 0.1, "aligned": 0.5, "after": 0.8}}})
+        tmp_path,
+        _result(name="<script>alert(1)</script>.nii.gz"),
+        notes=["2 NaN <b>voxels</b>"],
+        landmarks={
+            "count": 2,
+            "mean_before_mm": 5.5,
+            "mean_aligned_mm": 3.0,
+            "mean_after_mm": 1.25,
+            "labels": ["tip & end", "base"],
+            "before_mm": [5.0, 6.0],
+            "after_mm": [1.0, 1.5],
+        },
+        labels={
+            "mean_before": 0.1,
+            "mean_aligned": 0.5,
+            "mean_after": 0.8,
+            "per_label": {"17": {"before": 0.1, "aligned": 0.5, "after": 0.8}},
+        },
+    )
     assert "<script>alert" not in page and "&lt;script&gt;" in page and "2 NaN &lt;b&gt;voxels" in page
     assert "tip &amp; end" in page and ">1.25<" not in page and "1.25 mm registered" in page
     assert "label 17" in page and ">0.800<" in page
 
 
-@pytest.mark.parametrize("job", [
-    Job("a b.nii.gz", "m'x.nrrd", "out dir"),
-    Job("f.mha", "m.mha", "o", fixed_mask="k.nii", fixed_labels="l", moving_labels="n", fixed_points="p.csv", moving_points="q.csv",
-        transform_format="nrrd", report=False, guide_with_points=True,
-        options=Options("hsyn", "fast", "mind", "rigid", 2, 1.5, "cuda:1", 7, 4, "w.safetensors", 5, 6.0, {"size": "small", "deep": True, "k": 3})),
-    Job("f", "m", "o", composite=True, options=Options(initial="start.tfm")),
-])
+@pytest.mark.parametrize(
+    "job",
+    [
+        Job("a b.nii.gz", "m'x.nrrd", "out dir"),
+        Job(
+            "f.mha",
+            "m.mha",
+            "o",
+            fixed_mask="k.nii",
+            fixed_labels="l",
+            moving_labels="n",
+            fixed_points="p.csv",
+            moving_points="q.csv",
+            transform_format="nrrd",
+            report=False,
+            guide_with_points=True,
+            options=Options(
+                "hsyn",
+                "fast",
+                "mind",
+                "rigid",
+                2,
+                1.5,
+                "cuda:1",
+                7,
+                4,
+                "w.safetensors",
+                5,
+                6.0,
+                {"size": "small", "deep": True, "k": 3},
+            ),
+        ),
+        Job("f", "m", "o", composite=True, options=Options(initial="start.tfm")),
+    ],
+)
 def test_the_command_repeats_the_very_same_job(tmp_path, job):
     words = shlex.split(report_numbers.command_of(json.loads(job.to_json())))
     assert words[0] == "symreg"
@@ -222,8 +306,16 @@ def test_a_large_volume_costs_less_than_a_second(tmp_path):
     small = Grid.centred((66, 66, 66), 4.0, (0, 0, 0))
     scan = _ball(small).repeat(4, 0).repeat(4, 1).repeat(4, 2)[:256, :256, :256].astype(np.int16)
     flat = np.broadcast_to(np.float32(1), grid.shape)
-    result = SimpleNamespace(fixed=Volume(scan, grid, "f"), moving=Volume(scan, grid, "m"), warped_moving=scan, aligned_moving=scan,
-                             jacobian=flat, ice_mm=flat, uncertainty=flat, forward=DenseTransform(small, np.zeros((66, 66, 66, 3), np.float32)))
+    result = SimpleNamespace(
+        fixed=Volume(scan, grid, "f"),
+        moving=Volume(scan, grid, "m"),
+        warped_moving=scan,
+        aligned_moving=scan,
+        jacobian=flat,
+        ice_mm=flat,
+        uncertainty=flat,
+        forward=DenseTransform(small, np.zeros((66, 66, 66, 3), np.float32)),
+    )
     before = time.process_time()
     write_report(tmp_path / "r.html", result, METRICS)
     assert time.process_time() - before < 1.5
