@@ -56,7 +56,7 @@ def _check_field(u: Tensor, name: str = "field") -> None:
         raise ValueError(f"{name} must be (N, 3, D, H, W) in voxels, got {tuple(u.shape)}")
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=32)
 def _axis(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.linspace(-1, 1, n, device=device, dtype=dtype) if n > 1 else torch.zeros(1, device=device, dtype=dtype)
 

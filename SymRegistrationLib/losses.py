@@ -82,8 +82,7 @@ def mind(image: Tensor, radius: int = 1, dilation: int = 2) -> Tensor:
     """
     (image,) = _full_precision(image)
     with _no_autocast(image):
-        shifts = [(s if axis == k else 0 for k in range(3)) for axis in range(3) for s in (-dilation, dilation)]
-        shifts = [tuple(shift) for shift in shifts]
+        shifts = [tuple(s if axis == k else 0 for k in range(3)) for axis in range(3) for s in (-dilation, dilation)]
         padded = F.pad(image, (dilation,) * 6, mode="replicate")
         shape = image.shape[2:]
 

