@@ -62,7 +62,7 @@ class Console:
 
     def note(self, text: str) -> None:
         """A warning for people; events carry notes in the result."""
-        if not self.events:
+        if not (self.events or self.quiet):
             self.close()
             self._err.write(f"symreg: note: {text}\n")
 
@@ -91,10 +91,8 @@ class Console:
         if self._bar is None and self._err.isatty():
             self._bar = _tqdm(self._err)
         if self._bar is not None:
-            self._bar.set_description_str(f"{stage:<8}", refresh=False)
-            self._bar.set_postfix_str(
-                f"{message[:40]}, {duration(left)} left" if left is not None else message[:40], refresh=False
-            )
+            ahead = f"{duration(left)} left, " if left is not None else ""
+            self._bar.set_description_str(f"{ahead}{message}", refresh=False)
             self._bar.n = round(100 * fraction)
             self._bar.refresh()
         elif stage != self._stage and 0 < fraction < 1:  # inputs may still be refused at 0; the result speaks at 1
@@ -108,7 +106,7 @@ def _tqdm(stream: TextIO) -> Any:
         from tqdm import tqdm
     except ImportError:
         return None
-    return tqdm(total=100, file=stream, leave=False, bar_format="{desc} {percentage:3.0f} % |{bar:30}| {postfix}")
+    return tqdm(total=100, file=stream, leave=False, bar_format="{percentage:3.0f} % |{bar:30}| {desc}")
 
 
 def duration(seconds: float | None) -> str:

