@@ -24,7 +24,7 @@ from .losses import mutual_information
 from .preprocess import Scan, shrink
 
 #: Below this the best pose is hardly better than the next one found elsewhere.
-UNSURE = 0.12
+UNSURE = 0.2
 #: Candidates closer than this to the winner belong to its basin (degrees, and share of the content's radius).
 BASIN_DEGREES, BASIN_SHARE = 20.0, 0.2
 
@@ -244,8 +244,9 @@ class _Search:
         self.scans, self.measure, self.seed, self.start = (fixed, moving), measure, seed, start
         self.device = fixed.image.device
         self.centres = [torch.from_numpy(_shift(s.centroid)).to(self.device) for s in self.scans]
-        spreads = [np.percentile(np.linalg.norm(s.inside - s.centroid, axis=1), 98) for s in self.scans]
-        self.radius = float(max(spreads)) * 1.05
+        distances = [np.linalg.norm(s.inside - s.centroid, axis=1) for s in self.scans]
+        self.spreads = [float(np.sqrt((d**2).mean())) for d in distances]
+        self.radius = float(max(np.percentile(d, 98) for d in distances)) * 1.05
         self.levels: dict[float, _Level] = {}
 
     def level(self, share: float) -> _Level:
@@ -257,8 +258,9 @@ class _Search:
     def run(self, kind: str) -> Alignment:
         """Search, refine, judge."""
         if self.start is None:
-            candidates = self._candidates()
-            candidates, scores = self._refine(candidates, "rigid", self.level(12), 30, 0.04)
+            candidates = self._candidates(scaled=kind == "affine")
+            group = "similarity" if kind == "affine" else "rigid"
+            candidates, scores = self._refine(candidates, group, self.level(12), 30, 0.04)
             winner = int(scores.argmax())
             confidence = self._confidence(candidates, scores, winner)
             best = candidates[winner: winner + 1]
@@ -291,9 +293,17 @@ class _Search:
         back = torch.matrix_exp(-x.double() / 2)
         return self.centres[0] @ back, self.centres[1] @ half
 
-    def _candidates(self) -> Tensor:
-        """(REFINED, 4, 4) generators: all rotations scored at matched centres, then all shifts for the best of them."""
+    def _candidates(self, scaled: bool) -> Tensor:
+        """(REFINED, 4, 4) generators: all rotations scored at matched centres, then all shifts for the best of them.
+
+        With ``scaled``, every rotation is also tried at the ratio of the two contents' sizes.
+        """
         rotations = self._rotations()
+        growth = float(np.clip(np.log(self.spreads[1] / self.spreads[0]), -0.4, 0.4))
+        if scaled and abs(growth) > 0.04:
+            grown = rotations.clone()
+            grown[:, :3, :3] += growth * torch.eye(3, dtype=grown.dtype, device=grown.device)
+            rotations = torch.cat([rotations, grown])
         level = self.level(8)
         with torch.no_grad():
             scores = torch.cat([level.score(*self._poses(part), "ncc" if self.measure == "ncc" else "mi")
@@ -390,9 +400,9 @@ class _Search:
 
 
 def _distances(poses: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
-    """(K,) degrees of rotation and (K,) mm of shift between (K, 4, 4) poses and one."""
+    """(K,) degrees of rotation and (K,) mm of shift between (K, 4, 4) poses and one; scale is left out."""
     between = torch.linalg.solve(pose.expand_as(poses), poses)
-    trace = between[:, 0, 0] + between[:, 1, 1] + between[:, 2, 2]
+    trace = (between[:, 0, 0] + between[:, 1, 1] + between[:, 2, 2]) / torch.linalg.det(between[:, :3, :3]) ** (1 / 3)
     return torch.rad2deg(torch.arccos(((trace - 1) / 2).clamp(-1, 1))), between[:, :3, 3].norm(dim=1)
 
 
@@ -409,7 +419,11 @@ def _left_jacobian(skew: Tensor) -> Tensor:
 
 
 def _project(x: Tensor, kind: str) -> None:
-    """Keep generators (or their gradients) in the chosen group: rigid = skew linear part."""
+    """Keep generators (or their gradients) in the chosen group: rigid = skew linear part, similarity = plus a multiple of I."""
     x[:, 3] = 0
-    if kind == "rigid":
-        x[:, :3, :3] = (x[:, :3, :3] - x[:, :3, :3].transpose(1, 2)) / 2
+    if kind in ("rigid", "similarity"):
+        linear = x[:, :3, :3]
+        trace = linear.diagonal(dim1=1, dim2=2).mean(1)
+        x[:, :3, :3] = (linear - linear.transpose(1, 2)) / 2
+        if kind == "similarity":
+            x[:, :3, :3] += trace[:, None, None] * torch.eye(3, dtype=x.dtype, device=x.device)
