@@ -1,0 +1,212 @@
+"""The worker client: requests go out as JSON lines, answers come back to call-backs, and every way in which a process can
+fail is told in words."""
+
+import json
+import signal
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import SymRegistrationLib
+from slicer.i18n import tr as _
+
+from .processes import QtWorkerProcess, workerCommand
+
+PROTOCOL = 1
+#: Lines of the worker's stderr that are kept for the log of a failure.
+KEPT_LINES = 200
+
+
+@dataclass
+class _Pending:
+    """One request that waits for its answer."""
+
+    onResult: Callable[[Any], None]
+    onError: Callable[["WorkerError"], None]
+    onProgress: Callable[[dict], None]
+
+
+class WorkerError(Exception):
+    """What went wrong, for people.
+
+    Attributes:
+        message: what happened.
+        hint: what to do.
+        environment: True when the installation is to blame, so that repairing it may help.
+    """
+
+    def __init__(self, message, hint="", environment=False):
+        super().__init__(message)
+        self.message, self.hint, self.environment = message, hint, environment
+
+    def __str__(self):
+        return f"{self.message} {self.hint}".strip()
+
+
+class WorkerClient:
+    """Starts the worker on the first request and keeps it for the next ones.
+
+    Args:
+        processFactory: makes a :class:`~.processes.WorkerProcess`.
+        command: gives (program, arguments, environment).
+        onLog: gets lines of text for the log panel.
+    """
+
+    def __init__(self, processFactory=QtWorkerProcess, command=workerCommand, onLog=None):
+        self._processFactory = processFactory
+        self._command = command
+        self.onLog = onLog or (lambda text: None)
+        self.onDevices = lambda devices: None
+        self._process = None
+        self._forget()
+
+    def _forget(self):
+        self.ready = False
+        self.devices = []
+        self._rest = b""
+        self._waiting = []
+        self._pending = {}
+        self._count = 0
+        self._lastLines = []
+        self._startError = None
+
+    @property
+    def running(self):
+        return self._process is not None
+
+    @property
+    def busy(self):
+        return bool(self._pending)
+
+    def start(self):
+        """Start the process now, so that it is warm later. Returns a WorkerError, or None."""
+        if self._process is not None:
+            return None
+        process = self._processFactory()
+        process.onOutput, process.onErrorOutput, process.onExit = self._output, self._errorOutput, self._exited
+        program, arguments, environment = self._command()
+        self._process = process
+        if not process.start(program, arguments, environment):
+            self._process = None
+            return WorkerError(_("The registration process could not be started ({program}).").format(program=program),
+                               _("Check that the Slicer installation is complete."))
+        return None
+
+    def request(self, command, fields, onResult, onError, onProgress=lambda event: None):
+        """Send one request; exactly one of ``onResult`` and ``onError`` is called later, unless :meth:`cancel` comes first."""
+        problem = self.start()
+        if problem is not None:
+            onError(problem)
+            return
+        self._count += 1
+        identity = str(self._count)
+        self._pending[identity] = _Pending(onResult, onError, onProgress)
+        line = json.dumps({"id": identity, "command": command, **fields}).encode() + b"\n"
+        if self.ready:
+            self._process.write(line)
+        else:
+            self._waiting.append(line)
+
+    def cancel(self):
+        """End the worker with everything it started; pending call-backs are never called."""
+        process, self._process = self._process, None
+        self._forget()
+        if process is not None:
+            process.kill()
+
+    stop = cancel
+
+    # ------------------------------------------------------------------------------------------ from the process
+
+    def _output(self, data):
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        for line in lines:
+            if self._process is None:  # a call-back cancelled
+                return
+            try:
+                event = json.loads(line)
+            except ValueError:
+                self._fail(WorkerError(_("The registration process answered something that is not understood."),
+                                       _("Install the extension again."), environment=True))
+                return
+            self._handle(event)
+
+    def _handle(self, event):
+        kind = event.get("event")
+        if kind == "ready":
+            self._welcome(event)
+            return
+        identity = event.get("id")
+        if identity is None and kind == "error":
+            self._startError = WorkerError(_sentence(event["message"]), event.get("hint", ""), environment=True)
+            return
+        pending = self._pending.get(identity)
+        if pending is None:
+            return
+        if kind == "progress":
+            pending.onProgress(event)
+            return
+        del self._pending[identity]
+        if kind == "result":
+            pending.onResult(event.get("result"))
+        else:
+            pending.onError(WorkerError(_sentence(event.get("message", "")), event.get("hint", "")))
+
+    def _welcome(self, event):
+        theirs = (event.get("protocol"), event.get("version"))
+        ours = (PROTOCOL, SymRegistrationLib.__version__)
+        if theirs != ours:
+            self._fail(WorkerError(
+                _("The registration process is version {theirs}, this module is version {ours}.").format(
+                    theirs=theirs[1], ours=ours[1]),
+                _("Restart Slicer; if that does not help, install the extension again."), environment=True))
+            return
+        self.ready = True
+        self.devices = event.get("devices", [])
+        self.onDevices(self.devices)
+        waiting, self._waiting = self._waiting, []
+        for line in waiting:
+            self._process.write(line)
+
+    def _errorOutput(self, data):
+        text = data.decode("utf-8", "replace")
+        self._lastLines = (self._lastLines + text.splitlines())[-KEPT_LINES:]
+        self.onLog(text.rstrip("\n"))
+
+    def _exited(self, exitCode, crashed):
+        self._process = None
+        error = self._startError or exitError(exitCode, crashed, self.ready, self._lastLines)
+        self._fail(error)
+
+    def _fail(self, error):
+        """End the process and hand ``error`` to everyone who waits."""
+        process, pending, self._process = self._process, list(self._pending.values()), None
+        self._forget()
+        if process is not None:
+            process.kill()
+        for one in pending:
+            one.onError(error)
+
+
+def exitError(exitCode, crashed, wasReady, lines):
+    """In words why a process ended that should not have."""
+    text = "\n".join(lines).lower()
+    memory = _("Choose the fast preset, a larger working voxel size or another device, and close what else needs memory.")
+    if "memoryerror" in text or "out of memory" in text or "bad_alloc" in text:
+        return WorkerError(_("The registration ran out of memory."), memory)
+    if not wasReady and ("no module named" in text or "importerror" in text or "modulenotfounderror" in text):
+        return WorkerError(_("A library that the registration needs is missing or damaged: {line}").format(line=lines[-1]),
+                           _("Install the libraries again."), environment=True)
+    if crashed or exitCode < 0 or exitCode in (128 + 9, 128 + 6, 128 + 11):
+        number = exitCode % 128 if exitCode > 0 else -exitCode
+        if number == getattr(signal, "SIGKILL", 9):
+            return WorkerError(_("The registration process was ended from outside; most often the computer ran out of memory."),
+                               memory)
+        return WorkerError(_("The registration process crashed (code {code}).").format(code=exitCode),
+                           _("Register again; if it happens again, choose the CPU and report what the log says."))
+    return WorkerError(_("The registration process ended unexpectedly (exit code {code}).").format(code=exitCode),
+                       _("See the log; register again, which starts a new process."), environment=not wasReady)
+
+
+def _sentence(text):
+    return text[:1].upper() + text[1:]
