@@ -167,22 +167,29 @@ class _Level:
         self.weight = weight
 
     def run(self, halves: Tensor, iterations: int, report) -> Tensor:
-        """At most ``iterations`` steps; stops when the similarity no longer rises."""
+        """At most ``iterations`` steps; stops when the similarity no longer rises, and returns the best state seen.
+
+        Since every step is as long as the first, identical scans would otherwise be shaken by rounding errors.
+        """
         schedule, history, told = self.schedule, [], time.monotonic()
-        for step in range(iterations):
+        best = halves
+        for step in range(iterations + 1):
             update, value = self.update(halves)
+            if not history or value > max(history):
+                best = halves
             history.append(value)
             if time.monotonic() - told > 0.2 or step == 0:
                 told = time.monotonic()
                 report(step, value)
-            if step > schedule.patience and value - history[-1 - schedule.patience] < schedule.tolerance:
+            past = step - schedule.patience
+            if step == iterations or (past > 0 and max(history) - max(history[:past]) < schedule.tolerance):
                 break
             halves = compose(halves, update)
             if schedule.smooth_total > 0:
                 halves = gaussian(halves, schedule.smooth_total)
             if step % 10 == 9:
                 halves = ease(halves, schedule.least_determinant, rounds=1)
-        return halves
+        return best
 
     def update(self, halves: Tensor) -> tuple[Tensor, float]:
         """The next step (2, 3, D, H, W) in voxels and the present similarity (larger is better)."""
