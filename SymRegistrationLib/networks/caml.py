@@ -61,7 +61,7 @@ _CARD = Card(
     ),
     licence="Apache-2.0",
     size_multiple=4,
-    minimum_size=64,
+    minimum_size=40,
     bytes_per_voxel={"published": 1400.0, "small": 200.0},
     spacing=1.5,
     intensity="robust percentiles to [0, 1], background 0",
