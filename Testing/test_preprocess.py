@@ -1,0 +1,92 @@
+"""From scans to the working grid: half-way, symmetric, physical."""
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import moved, movement, turn
+from SymRegistrationLib import preprocess
+from SymRegistrationLib.geometry import Grid
+from SymRegistrationLib.job import InputError
+from SymRegistrationLib.volumes import Volume
+
+HALF = movement((0, 0, 0), turn((0, 0, 1), 20), (4, 2, -6))
+
+
+def test_a_few_bright_voxels_do_not_darken_the_scan(head):
+    spiked = head.array.copy()
+    spiked[40, 40, 40] = 1e6
+    plain, robust = preprocess.prepare(head), preprocess.prepare(Volume(spiked, head.grid, "spiked"))
+    assert float((plain.image - robust.image).abs().mean()) < 1e-3
+    assert float(plain.image.min()) == 0 and float(plain.image.max()) == 1
+
+
+def test_both_scans_meet_half_way(head):
+    """A scan and its moved twin, each brought half of the way, are the same image."""
+    back = np.linalg.inv(HALF)
+    one, other = preprocess.prepare(moved(head, back)), preprocess.prepare(moved(head, HALF))
+    space = preprocess.workspace(one, other, back, HALF, 3.0)
+    assert float((space.fixed - space.moving).abs().max()) < 1e-3
+    assert float(space.fixed.mean()) > 0.1
+
+
+def test_exchange_exchanges_the_workspace(head):
+    one = preprocess.prepare(head)
+    other = preprocess.prepare(moved(head, HALF @ HALF))
+    eye = np.eye(4)
+    there, back = preprocess.workspace(one, other, eye, HALF, 4.0), preprocess.workspace(other, one, HALF, eye, 4.0)
+    assert there.grid.same_as(back.grid, 1e-6)
+    assert torch.equal(there.fixed, back.moving) and torch.equal(there.moving, back.fixed)
+
+
+@pytest.mark.parametrize("multiple", [1, 16])
+def test_working_grid_is_isotropic_and_follows_the_scans(head, multiple):
+    tilt = movement((0, 0, 0), turn((1, 0, 0), 30))
+    scan = preprocess.prepare(moved(head, tilt))
+    grid = preprocess.working_grid(scan, scan, np.eye(4), np.eye(4), 2.5, multiple)
+    np.testing.assert_allclose(grid.spacing, 2.5)
+    assert all(n % multiple == 0 for n in grid.shape)
+    np.testing.assert_allclose(np.abs(grid.axes.T @ scan.grid.axes).max(1), 1, atol=1e-6)
+    inside = grid.indices(scan.inside)
+    assert ((inside >= 0) & (inside <= np.array(grid.shape) - 1)).all(1).mean() > 0.98
+
+
+def test_beyond_a_cut_border_nothing_counts_but_beyond_air_it_does(head):
+    cut = Volume(head.array[25:].copy(), head.grid.cropped((25, 0, 0), head.array.shape), "cut")
+    scan = preprocess.prepare(cut)
+    assert scan.cut
+    _, weight = preprocess.resample(scan, head.grid, np.eye(4))
+    assert float(weight[:, :, :24].max()) == 0 and float(weight[:, :, 26:].min()) == 1
+    grid = Grid.centred((24, 24, 24), 3.0, (0, 0, 0))
+    blob = np.zeros(grid.shape, np.float32)
+    blob[8:16, 8:16, 8:16] = np.random.default_rng(0).uniform(50, 100, (8, 8, 8))
+    free = preprocess.prepare(Volume(blob, grid, "blob"))
+    assert not free.cut and preprocess.resample(free, grid.padded(20), np.eye(4))[1] is None
+
+
+def test_a_mask_becomes_a_weight_and_an_empty_meeting_is_refused(head):
+    masks = [np.zeros(head.array.shape, bool) for _ in range(2)]
+    masks[0][:, :, :15], masks[1][:, :, 40:] = True, True
+    scans = [preprocess.prepare(head, mask) for mask in masks]
+    with pytest.raises(InputError, match="do not overlap|leave nothing"):
+        preprocess.workspace(*scans, np.eye(4), np.eye(4), 3.0)
+
+
+def test_scans_that_are_apart_are_refused_with_a_remedy(head):
+    far = preprocess.prepare(moved(head, movement((0, 0, 0), shift=(900, 0, 0))))
+    with pytest.raises(InputError, match="--initial"):
+        preprocess.workspace(preprocess.prepare(head), far, np.eye(4), np.eye(4), 3.0)
+
+
+def test_a_field_carried_to_another_grid_is_the_same_map(head):
+    scan = preprocess.prepare(head)
+    coarse, fine = (preprocess.working_grid(scan, scan, np.eye(4), np.eye(4), s) for s in (6.0, 4.0))
+    matrix = torch.from_numpy(coarse.inverse[:3, :3] @ turn((0, 1, 1), 5)).float()
+    from SymRegistrationLib.fields import FieldPair, identity
+
+    ramp = torch.einsum("ab,nbdhw->nadhw", 0.05 * matrix, identity(coarse.shape))
+    there = preprocess.transfer(FieldPair(ramp, -ramp, "svf", 0.0), coarse, fine)
+    for index in ((10, 12, 9), (20, 15, 22)):
+        mm = fine.matrix[:3, :3] @ there.fixed_to_moving[0, :, index[0], index[1], index[2]].numpy()
+        at = coarse.indices(fine.points(index))
+        np.testing.assert_allclose(mm, coarse.matrix[:3, :3] @ (0.05 * matrix.numpy() @ at), atol=1e-3)
