@@ -6,6 +6,7 @@ Slicer's *FromParent*). Vectors are LPS mm.
 
 from __future__ import annotations
 
+import gzip
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,10 +211,38 @@ def write_transform(path: str | os.PathLike, transform: DenseTransform, matrix: 
         affine.SetTranslation(matrix[:3, 3].tolist())
         sitk.WriteTransform(sitk.CompositeTransform([affine, _remainder(transform, matrix).to_itk()]), path)
         return
+    if path.endswith(".nii.gz"):
+        _write_nifti(path, transform)
+        return
     image = to_itk(transform.displacement, transform.grid, vector=True)
-    if path.endswith((".nii", ".nii.gz")):
-        image.SetMetaData("intent_code", "1006")
     sitk.WriteImage(image, path, useCompression=True, compressionLevel=1)
+
+
+def _write_nifti(path: str, transform: DenseTransform) -> None:
+    """A NIfTI-1 displacement field as ITK and Slicer expect it: (I, J, K, 1, 3) float32, intent 1006, vectors in RAS.
+
+    Written here because SimpleITK cannot set the intent on a vector image.
+    """
+    grid = transform.grid
+    flip = np.array([-1.0, -1.0, 1.0])
+    matrix = np.column_stack([grid.matrix[:3, [2, 1, 0]], grid.matrix[:3, 3]]) * flip[:, None]
+    header = np.zeros((), _NIFTI_HEADER)
+    header["sizeof_hdr"], header["dim"] = 348, [5, *grid.shape[::-1], 1, 3, 1, 1]
+    header["intent_code"], header["datatype"], header["bitpix"] = 1006, 16, 32
+    header["pixdim"], header["vox_offset"], header["xyzt_units"] = [1, *grid.spacing[::-1], 1, 1, 0, 0], 352, 2
+    header["scl_slope"], header["sform_code"], header["srow"], header["magic"] = 1, 1, matrix, b"n+1"
+    vectors = np.moveaxis(transform.displacement * flip.astype(np.float32), -1, 0)
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(header.tobytes() + bytes(4))
+        file.write(np.ascontiguousarray(vectors, "<f4").tobytes())
+
+
+_NIFTI_HEADER = np.dtype({
+    "names": ["sizeof_hdr", "dim", "intent_code", "datatype", "bitpix", "pixdim", "vox_offset", "scl_slope", "xyzt_units",
+              "sform_code", "srow", "magic"],
+    "formats": ["<i4", ("<i2", 8), "<i2", "<i2", "<i2", ("<f4", 8), "<f4", "<f4", "u1", "<i2", ("<f4", (3, 4)), "S4"],
+    "offsets": [0, 40, 68, 70, 72, 76, 108, 112, 123, 254, 280, 344],
+    "itemsize": 348})
 
 
 def _remainder(transform: DenseTransform, matrix: np.ndarray) -> DenseTransform:
