@@ -194,7 +194,7 @@ class Worker:
         metrics = outputs.run(job, progress, write)
         if self._last is not None:
             self._last[1].update(metrics)
-        return metrics
+        return {**metrics, "verdict": judged(metrics)}
 
     def _apply(self, request: dict, progress: Callable) -> dict:
         from .apply import Application, apply_transform
@@ -217,6 +217,15 @@ class Worker:
             raise InputError("there is no registration to report on.", "Register first.")
         write_report(Path(arguments["path"]), *self._last)
         return {"path": arguments["path"]}
+
+
+def judged(metrics: dict) -> dict:
+    """What the numbers mean, for clients that show it: level, words, and every check with its level."""
+    from .report_numbers import checks, verdict
+
+    found = checks(metrics)
+    level, words = verdict(found)
+    return {"level": level, "words": words, "checks": [{"level": check.level, "text": check.text} for check in found]}
 
 
 _MEMORY = ("there is not enough memory for this registration.",

@@ -34,4 +34,5 @@ if sys.version_info < (3, 12):
     # that ends the interpreter after some thousand calls. A large head start outlasts any test.
     ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
 
-from .application import Application, start  # noqa: E402, F401
+from .application import Application, loadModule, start  # noqa: E402, F401
+from .qt_module import pythonqtStyle  # noqa: E402, F401

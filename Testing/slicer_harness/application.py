@@ -50,9 +50,12 @@ class Application:
         slicer.vtkMRMLSubjectHierarchyNode.ResolveSubjectHierarchy(self.scene)
         self.segmentations = slicer.vtkSlicerSegmentationsModuleLogic()
         self.segmentations.SetMRMLScene(self.scene)
+        self.colors = slicer.vtkSlicerColorLogic()
+        self.colors.SetMRMLScene(self.scene)
         slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(self.scene)
         for name in ("Red", "Green", "Yellow"):
-            sliceNode = slicer.vtkMRMLSliceNode()
+            sliceNode = self.scene.CreateNodeByClass("vtkMRMLSliceNode")
+            sliceNode.UnRegister(None)
             sliceNode.SetName(name)
             sliceNode.SetLayoutName(name)
             sliceNode.SetSingletonTag(name)

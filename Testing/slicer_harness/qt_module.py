@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from pathlib import Path
+from xml.etree import ElementTree
 
 from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 from shibokensupport import feature
@@ -27,6 +28,36 @@ class QUiLoader(QtUiTools.QUiLoader):
         widget.setObjectName(name)
         return widget
 
+    def load(self, device, parent=None):
+        """Load a .ui file; scene connections are made here, because the stand-ins' signals carry Python objects."""
+        root = ElementTree.fromstring(bytes(device.readAll().data()))
+        self._checkProperties(root)
+        connections = root.find("connections")
+        made = [tuple(c.findtext(part) for part in ("sender", "signal", "receiver", "slot")) for c in connections]
+        root.remove(connections)
+        buffer = QtCore.QBuffer()
+        buffer.setData(ElementTree.tostring(root))
+        buffer.open(QtCore.QIODevice.ReadOnly)
+        widget = super().load(buffer, parent)
+        named = {child.objectName(): child for child in [widget, *widget.findChildren(QtCore.QObject)]}
+        for sender, signal, receiver, slot in made:
+            if signal != "mrmlSceneChanged(vtkMRMLScene*)" or slot != "setMRMLScene(vtkMRMLScene*)":
+                raise RuntimeError(f"the harness does not know the connection {signal} -> {slot}")
+            named[sender].mrmlSceneChanged.connect(named[receiver].setMRMLScene)
+        return widget
+
+    @staticmethod
+    def _checkProperties(root):
+        """Refuse properties that Slicer's widget would not have; Qt would take them silently as dynamic ones."""
+        from . import widgets
+
+        for element in root.iter("widget"):
+            cls = widgets.CLASSES.get(element.get("class"))
+            for found in element.findall("property") if cls else ():
+                dynamic = found.get("stdset") == "0"
+                if not dynamic and cls.staticMetaObject.indexOfProperty(found.get("name")) < 0:
+                    raise RuntimeError(f"{element.get('class')} has no property {found.get('name')}")
+
 
 class _QtModule(types.ModuleType):
     def __getattr__(self, name):
@@ -46,4 +77,9 @@ def install(folders) -> None:
             parts = path.relative_to(folder).with_suffix("").parts
             name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
             if name:
-                feature.set_selection(TRUE_PROPERTY, name)
+                pythonqtStyle(name)
+
+
+def pythonqtStyle(module: str) -> None:
+    """Let the code of a module (by name) see Qt as PythonQt shows it."""
+    feature.set_selection(TRUE_PROPERTY, module)

@@ -1,0 +1,105 @@
+"""What the user has chosen, saved with the scene; and the request that follows from it."""
+
+from typing import Annotated
+
+import slicer
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
+
+from SymRegistrationLib.job import Options
+
+from .exporting import Request
+
+
+@parameterNodeWrapper
+class Parameters:
+    """Names are those of the ``SlicerParameterName`` properties in the .ui file."""
+
+    fixedVolume: slicer.vtkMRMLScalarVolumeNode
+    movingVolume: slicer.vtkMRMLScalarVolumeNode
+    fixedMask: slicer.vtkMRMLNode
+    movingMask: slicer.vtkMRMLNode
+    roi: slicer.vtkMRMLMarkupsROINode
+    initialTransform: slicer.vtkMRMLTransformNode
+    fixedLandmarks: slicer.vtkMRMLMarkupsFiducialNode
+    movingLandmarks: slicer.vtkMRMLMarkupsFiducialNode
+    guideWithLandmarks: bool = False
+
+    method: str = "syn"
+    preset: str = "default"
+    metric: str = "auto"
+    initial: str = "affine"
+    device: str = "auto"
+    weights: str = ""
+    refine: Annotated[int, WithinRange(0, 4)] = 0
+    uncertaintyRuns: Annotated[int, WithinRange(0, 20)] = 0
+
+    makeWarpedMoving: bool = True
+    makeWarpedFixed: bool = False
+    makeJacobian: bool = True
+    makeConsistency: bool = True
+    outputForward: slicer.vtkMRMLTransformNode
+    outputInverse: slicer.vtkMRMLTransformNode
+    outputWarpedMoving: slicer.vtkMRMLScalarVolumeNode
+    outputWarpedFixed: slicer.vtkMRMLScalarVolumeNode
+    outputJacobian: slicer.vtkMRMLScalarVolumeNode
+    outputConsistency: slicer.vtkMRMLScalarVolumeNode
+    outputUncertainty: slicer.vtkMRMLScalarVolumeNode
+
+    resultTable: slicer.vtkMRMLTableNode
+    fixedLabels: slicer.vtkMRMLNode
+    movingLabels: slicer.vtkMRMLNode
+
+
+#: part of a run -> (parameter of its output node, parameter that switches it, "" = always)
+OUTPUTS = {
+    "forward": ("outputForward", ""),
+    "inverse": ("outputInverse", ""),
+    "warped_moving": ("outputWarpedMoving", "makeWarpedMoving"),
+    "warped_fixed": ("outputWarpedFixed", "makeWarpedFixed"),
+    "jacobian": ("outputJacobian", "makeJacobian"),
+    "inverse_consistency": ("outputConsistency", "makeConsistency"),
+    "uncertainty": ("outputUncertainty", "uncertaintyRuns"),
+}
+
+
+def wantedParts(parameters):
+    """The parts of a run that are switched on."""
+    return tuple(part for part, (_, switch) in OUTPUTS.items() if not switch or getattr(parameters, switch))
+
+
+def options(parameters):
+    """Options of the library. Raises InputError for a combination that is not allowed."""
+    network = parameters.method != "syn"
+    return Options(
+        method=parameters.method, preset=parameters.preset, metric=parameters.metric,
+        initial="none" if parameters.initial == "transform" else parameters.initial,
+        refine=parameters.refine if network else 0, device=parameters.device,
+        weights=(parameters.weights or None) if network else None,
+        uncertainty=parameters.uncertaintyRuns if parameters.uncertaintyRuns > 1 else 0)
+
+
+def request(parameters):
+    """The :class:`~.exporting.Request` of what is chosen now."""
+    wanted = wantedParts(parameters)
+    outputs = {part: getattr(parameters, OUTPUTS[part][0]) for part in wanted if getattr(parameters, OUTPUTS[part][0]) is not None}
+    if outputs.get("forward") is not None and parameters.resultTable is not None:
+        outputs["table"] = parameters.resultTable
+    return Request(
+        fixedNode=parameters.fixedVolume, movingNode=parameters.movingVolume, options=options(parameters),
+        fixedMask=parameters.fixedMask, movingMask=parameters.movingMask, roi=parameters.roi,
+        initialTransform=parameters.initialTransform if parameters.initial == "transform" else None,
+        fixedPoints=parameters.fixedLandmarks, movingPoints=parameters.movingLandmarks,
+        guideWithPoints=parameters.guideWithLandmarks, outputs=outputs, wanted=wanted)
+
+
+def rememberOutputs(parameters, run):
+    """Point the output selectors at what a run made, so that the next run updates it instead of piling up nodes."""
+    wasModifying = parameters.StartModify()
+    try:
+        for part, (output, _) in OUTPUTS.items():
+            node = run.node(part)
+            if node is not None:
+                setattr(parameters, output, node)
+        parameters.resultTable = run.table
+    finally:
+        parameters.EndModify(wasModifying)

@@ -1,0 +1,92 @@
+"""The numbers of a run as people read them: rows before and after, a verdict, and the table node."""
+
+import vtk
+from slicer.i18n import tr as _
+
+#: Background of the verdict line per level; dark text is readable on all of them.
+COLORS = {"good": "#bfe5bf", "look": "#ffe08a", "bad": "#ffb3a7"}
+
+
+def number(value, digits=3):
+    """A number for people, a dash for what is not known."""
+    if value is None:
+        return "\u2013"
+    if isinstance(value, int):
+        return str(value)
+    if value != 0 and abs(value) < 10.0 ** -digits:
+        return f"{value:.1e}"
+    return f"{value:.{digits}f}"
+
+
+def columns():
+    return [_("Measure"), _("Before"), _("Aligned"), _("After")]
+
+
+def rows(metrics):
+    """(measure, before, aligned, after) texts; numbers that exist only afterwards leave the middle empty."""
+    found = []
+    similarity = metrics.get("similarity") or {}
+    if similarity:
+        found.append((_("Similarity (0 to 1)"), *(number(similarity.get(k)) for k in ("before", "aligned", "after"))))
+    labels = metrics.get("labels")
+    if labels:
+        found.append((_("Overlap of labels, mean Dice"), *(number(labels.get(f"mean_{k}")) for k in ("before", "aligned", "after"))))
+        for name, values in labels["per_label"].items():
+            found.append((_("  label {name}").format(name=name), *(number(values.get(k)) for k in ("before", "aligned", "after"))))
+    marks = metrics.get("landmarks")
+    if marks:
+        found.append((_("Landmark error, mean of {count}, mm").format(count=marks["count"]),
+                      *(number(marks.get(f"mean_{k}_mm"), 2) for k in ("before", "aligned", "after"))))
+        found.append((_("Landmark error, 95 %, mm"), "", "", number(marks.get("p95_after_mm"), 2)))
+    return found + _qualityRows(metrics.get("quality") or {}) + _costRows(metrics)
+
+
+def _qualityRows(quality):
+    found = []
+    if "folded_percent" in quality:
+        found.append((_("Folded voxels, %"), "", "", f"{number(quality['folded_percent'], 4)} ({quality['folded_voxels']})"))
+    if "jacobian_min" in quality:
+        found.append((_("Volume factor, min / median / max"), "", "",
+                      " / ".join(number(quality.get(f"jacobian_{k}"), 2) for k in ("min", "median", "max"))))
+    if "ice_mean_mm" in quality:
+        found.append((_("Consistency error, mean / 95 %, mm"), "", "",
+                      " / ".join(number(quality.get(f"ice_{k}_mm"), 3) for k in ("mean", "p95"))))
+    return found
+
+
+def _costRows(metrics):
+    seconds = (metrics.get("seconds") or {}).get("total")
+    found = [] if seconds is None else [(_("Time, s"), "", "", number(float(seconds), 1))]
+    memory = metrics.get("peak_memory_gb")
+    return found + ([] if memory is None else [(_("Peak memory, GB"), "", "", number(float(memory), 1))])
+
+
+def fillTable(table, metrics):
+    """Write the rows into a vtkMRMLTableNode, where the Tables module can show and export them."""
+    content = [columns(), *rows(metrics)]
+    target = vtk.vtkTable()
+    for column, title in enumerate(content[0]):
+        array = vtk.vtkStringArray()
+        array.SetName(title)
+        for row in content[1:]:
+            array.InsertNextValue(row[column])
+        target.AddColumn(array)
+    table.SetAndObserveTable(target)
+
+
+def verdictText(metrics):
+    """(rich text, background color) of what the numbers mean; empty texts when there is no verdict."""
+    verdict = metrics.get("verdict")
+    if not verdict:
+        return "", ""
+    signs = {"good": "\u2713", "look": "\u26a0", "bad": "\u2717"}
+    lines = [f"{signs[check['level']]} {check['text']}" for check in verdict["checks"] if check["level"] != "good"]
+    lines += [_("Note: {text}.").format(text=note) for note in metrics.get("notes", [])]
+    head = f"<b>{signs[verdict['level']]} {verdict['words']}</b>"
+    return "<br>".join([head, *lines]), COLORS[verdict["level"]]
+
+
+def csvText(metrics):
+    """The rows as CSV."""
+    lines = [columns(), *rows(metrics)]
+    return "".join(",".join('"' + cell.replace('"', '""') + '"' for cell in line) + "\n" for line in lines)

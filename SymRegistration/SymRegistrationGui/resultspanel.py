@@ -1,0 +1,225 @@
+"""The Results section: numbers, views, carrying nodes along, evaluation, report, removal."""
+
+import json
+import os
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from SymRegistrationLib.job import RegistrationError
+
+from . import results, runs
+from .views import Views
+
+#: Button -> what it shows.
+MODES = {"blendButton": "blend", "checkerboardButton": "checkerboard", "flickerButton": "flicker", "differenceButton": "difference",
+         "jacobianButton": "jacobian", "uncertaintyButton": "uncertainty", "consistencyButton": "inverse_consistency"}
+DEFORMATION = {"gridButton": "glyphsButton", "glyphsButton": "gridButton"}
+
+
+class ResultsPanel:
+    """The part of the panel that works on a finished registration.
+
+    Args:
+        ui: child widgets by name.
+        logic: :class:`~.logic.RegistrationLogic`.
+        panel: the :class:`~.widget.Panel`, for state and messages.
+    """
+
+    def __init__(self, ui, logic, panel):
+        self.ui, self.logic, self.panel = ui, logic, panel
+        self.views = Views(slicer.mrmlScene, panel.fail)
+        self.views.onLegend = self._legend
+        self._shown = None
+        for text, value in ((_("From the moving to the fixed scan"), "moving"), (_("From the fixed to the moving scan"), "fixed")):
+            ui.applyDirectionComboBox.addItem(text, value)
+        ui.resultSelector.addAttribute("vtkMRMLTableNode", runs.PREFIX + "Run")
+        for name in MODES:
+            getattr(ui, name).toggled.connect(lambda on, n=name: self.onMode(n, on))
+        for name in DEFORMATION:
+            getattr(ui, name).toggled.connect(lambda on, n=name: self.onDeformation(n, on))
+        ui.viewSlider.valueChanged.connect(lambda value: self.views.setValue(value / 100))
+        ui.applyButton.clicked.connect(self.onApply)
+        ui.applyNodesSelector.checkedNodesChanged.connect(self.update)
+        ui.evaluateButton.clicked.connect(self.onEvaluate)
+        ui.exportButton.clicked.connect(self.onExport)
+        ui.removeButton.clicked.connect(self.onRemove)
+        self._fillRows([])
+
+    @property
+    def run(self):
+        """The chosen registration, or None."""
+        state = self.panel.parameters
+        table = state.resultTable if state is not None else None
+        return runs.Run(table) if runs.isResultTable(table) else None
+
+    def update(self):
+        ui, run, busy = self.ui, self.run, self.logic.busy
+        for widget in (ui.resultsTabs, ui.exportButton, ui.removeButton):
+            widget.enabled = run is not None and not busy
+        if run is None:
+            self._shown = None
+            self._fillRows([])
+            ui.verdictLabel.visible = False
+            return
+        for name, mode in MODES.items():
+            getattr(ui, name).enabled = run.node(mode if mode in runs.PARTS else "warped_moving") is not None
+        ui.applyButton.enabled = bool(ui.applyNodesSelector.checkedNodes())
+        state = self.panel.parameters
+        labels = state.fixedLabels is not None and state.movingLabels is not None
+        points = state.fixedLandmarks is not None and state.movingLandmarks is not None
+        ui.evaluateButton.enabled = labels or points
+        shown = (run.id, run.node("metrics").GetText() if run.node("metrics") is not None else "")
+        if shown != self._shown:
+            self._shown = shown
+            self.showNumbers(run)
+
+    def showNumbers(self, run):
+        metrics = run.metrics
+        self._fillRows(results.rows(metrics))
+        text, color = results.verdictText(metrics)
+        self.ui.verdictLabel.text = text
+        self.ui.verdictLabel.visible = bool(text)
+        self.ui.verdictLabel.styleSheet = f"background-color: {color}; color: black; border-radius: 4px;" if color else ""
+
+    def _fillRows(self, rows):
+        table = self.ui.resultsTable
+        table.clearSpans()
+        table.rowCount, table.columnCount = len(rows), 4
+        table.setHorizontalHeaderLabels(results.columns())
+        table.verticalHeader().visible = False
+        header = table.horizontalHeader()
+        header.setSectionResizeMode(0, qt.QHeaderView.Stretch)
+        for column in (1, 2, 3):
+            header.setSectionResizeMode(column, qt.QHeaderView.ResizeToContents)
+        for row, texts in enumerate(rows):
+            # what exists only after the run gets the width of all three columns
+            alone = not texts[1] and not texts[2]
+            for column, text in enumerate((texts[0], texts[3] if alone else texts[1], texts[2], "" if alone else texts[3])):
+                cell = qt.QTableWidgetItem(text)
+                if column:
+                    cell.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
+                table.setItem(row, column, cell)
+            if alone:
+                table.setSpan(row, 1, 1, 3)
+        table.resizeRowsToContents()
+        height = sum(table.rowHeight(row) for row in range(min(len(rows), 12))) + 30
+        table.minimumHeight = table.maximumHeight = height
+
+    # ------------------------------------------------------------------------------------------ views
+
+    def showFirst(self, run):
+        """After a registration: both scans blended, so that the result is seen at once."""
+        self.update()
+        if run.node("warped_moving") is not None:
+            if self.ui.blendButton.checked:
+                self.onMode("blendButton", True)
+            self.ui.blendButton.checked = True
+            if slicer.app.layoutManager() is not None:
+                slicer.util.resetSliceViews()
+
+    def onMode(self, name, on):
+        ui = self.ui
+        if on:
+            for other in MODES:
+                if other != name and getattr(ui, other).checked:
+                    getattr(ui, other).blockSignals(True)
+                    getattr(ui, other).checked = False
+                    getattr(ui, other).blockSignals(False)
+        try:
+            self.views.show(MODES[name] if on else "", self.run, ui.viewSlider.value / 100)
+        except RegistrationError as error:
+            getattr(ui, name).checked = False
+            self.panel.fail(error)
+        mode = self.views.mode
+        ui.viewSlider.enabled = mode not in ("", "flicker")
+        ui.sliderLabel.text = _("Tiles:") if mode == "checkerboard" else _("Opacity:")
+
+    def onDeformation(self, name, on):
+        if on and getattr(self.ui, DEFORMATION[name]).checked:
+            getattr(self.ui, DEFORMATION[name]).checked = False
+        if self.run is not None:
+            try:
+                self.views.showDeformation(self.run, self.ui.gridButton.checked, self.ui.glyphsButton.checked)
+            except RegistrationError as error:
+                self.panel.fail(error)
+
+    def _legend(self, text):
+        self.ui.legendLabel.text = text
+        self.ui.legendLabel.visible = bool(text)
+
+    def switchOff(self):
+        """All buttons up, the views as they were before."""
+        for name in (*MODES, *DEFORMATION):
+            getattr(self.ui, name).checked = False
+
+    def sceneClosed(self):
+        self.views.forget()
+        for name in (*MODES, *DEFORMATION):
+            button = getattr(self.ui, name)
+            button.blockSignals(True)
+            button.checked = False
+            button.blockSignals(False)
+
+    # ------------------------------------------------------------------------------------------ actions
+
+    def onApply(self, *_unused):
+        chosen = self.ui.applyNodesSelector.checkedNodes()
+        fromMoving = self.ui.applyDirectionComboBox.currentData == "moving"
+        run = self.run
+        self.panel.watch(lambda task: self.logic.apply(run, chosen, fromMoving, task),
+                         lambda made: self.panel.status(_("Made: {names}.").format(names=", ".join(node.GetName() for node in made))))
+
+    def onEvaluate(self, *_unused):
+        state, run = self.panel.parameters, self.run
+
+        def done(metrics):
+            results.fillTable(run.table, metrics)
+            self.update()
+
+        self.panel.watch(lambda task: self.logic.evaluate(run, (state.fixedLabels, state.movingLabels),
+                                                          (state.fixedLandmarks, state.movingLandmarks), task), done)
+
+    def onExport(self, *_unused):
+        path = qt.QFileDialog.getSaveFileName(None, _("Export report"), self.run.table.GetName() + ".html",
+                                              _("Report with pictures (*.html);;Table (*.csv);;All numbers (*.json)"))
+        if isinstance(path, tuple):  # Qt bindings differ: some add the chosen filter
+            path = path[0]
+        if path:
+            try:
+                exportReport(self.run, path)
+                self.panel.status(_("Saved {path}.").format(path=path))
+            except (OSError, RegistrationError) as error:
+                self.panel.fail(error if isinstance(error, RegistrationError) else
+                                RegistrationError(_("{path} could not be written ({reason}).").format(path=path, reason=error.strerror)))
+
+    def onRemove(self, *_unused):
+        self.switchOff()
+        self.run.remove()
+        self.panel.update()
+
+    def close(self):
+        self.views.show("", None)
+
+
+def exportReport(run, path):
+    """Write what is known of a run; the file name ending decides: .html, .csv or .json.
+
+    Raises:
+        RegistrationError: the page with pictures is not there.
+        OSError: the file cannot be written.
+    """
+    ending = os.path.splitext(path)[1].lower()
+    if ending == ".csv":
+        text = results.csvText(run.metrics)
+    elif ending == ".json":
+        text = json.dumps(run.metrics, indent=1)
+    else:
+        node = run.node("report")
+        text = node.GetText() if node is not None else ""
+        if not text:
+            raise RegistrationError(_("The page with pictures of this registration is not there (yet)."),
+                                    _("Wait a moment and try again, or save the numbers as .csv or .json."))
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)

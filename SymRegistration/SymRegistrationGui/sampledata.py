@@ -1,0 +1,104 @@
+"""A pair of synthetic head scans with a known deformation: for the Try it button, the tutorial and the self-test.
+
+Made on the spot in a tenth of a second, so nothing is downloaded. The moving head is turned, shifted and bent against the
+fixed one; ten landmarks with known partners measure the result.
+"""
+
+import os
+
+import numpy as np
+from slicer.i18n import tr as _
+
+from SymRegistrationLib.geometry import Grid
+
+from . import nodes
+from .steps import complete
+
+SHAPE = (72, 88, 72)
+SPACING = 2.5
+_LANDMARKS = np.array([(0, 0, 0), (35, 0, 10), (-35, 0, 10), (0, 45, 5), (0, -45, 5), (0, 0, 40), (0, 5, -35), (25, 30, 20),
+                       (-28, 25, -15), (20, -35, 25)], float)
+
+
+def head(points):
+    """Intensity of the synthetic head at (..., 3) LPS mm."""
+    x, y, z = np.moveaxis(points, -1, 0)
+    radius = np.sqrt((x / 68) ** 2 + (y / 84) ** 2 + (z / 70) ** 2)
+    folds = np.sin(x / 6.5) * np.sin(y / 7.5 + 1) * np.sin(z / 7 + 0.5)
+
+    def inside(value, sharpness=25.0):
+        return 1 / (1 + np.exp(np.clip(sharpness * value, -60, 60)))
+
+    tissue = 350 * inside(radius - 1) - 280 * inside(radius - 0.93) + 150 * inside(radius - 0.86)
+    tissue += 330 * inside(radius - 0.82 - 0.04 * folds) + 260 * inside(radius - 0.62 - 0.13 * folds)
+    for side in (-1, 1):
+        chamber = np.sqrt(((x - 11 * side) / 8) ** 2 + ((y - 4) / 30) ** 2 + ((z - 8) / 11) ** 2)
+        tissue -= 620 * inside(chamber - 1, 10)
+    tumor = np.sqrt((x - 30) ** 2 + (y + 18) ** 2 + (z - 22) ** 2) / 11
+    return tissue + 420 * inside(tumor - 1, 9)
+
+
+def partner(points):
+    """Where the moving head shows what the fixed head has at (..., 3) LPS mm: a turn, a shift and a smooth bend."""
+    angle, tilt = np.deg2rad(14), np.deg2rad(-8)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    nod = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
+    x, y, z = np.moveaxis(points, -1, 0)
+    bend = np.stack([5 * np.sin(y / 26) * np.cos(z / 30), 4 * np.cos(x / 24) * np.sin(z / 27 + 0.6), 5 * np.sin(x / 28 + y / 35)], -1)
+    return (points + bend) @ (turn @ nod).T + np.array([9.0, -6.0, 11.0])
+
+
+def arrays():
+    """(fixed, moving, Grid): int16 arrays of the pair; the deformation is partner()'s up to inversion by iteration."""
+    grid = Grid.centred(SHAPE, SPACING, (0, 0, 0))
+    points = grid.points(np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1).astype(np.float32)).astype(np.float32)
+    moving = head(points)
+    fixed = head(partner(points))
+    noise = np.random.default_rng(7).normal(0, 8, (2, *SHAPE))
+    return (fixed + noise[0]).round().astype(np.int16), (moving + noise[1]).round().astype(np.int16), grid
+
+
+def fixedLandmarks():
+    """(10, 3) LPS mm of points on the fixed head; their partners are partner() of them."""
+    inverse = _LANDMARKS.copy()
+    for _unused in range(60):  # places on the fixed head whose partners are the given places of the moving one
+        inverse -= partner(inverse) - _LANDMARKS
+    return inverse
+
+
+def makePair(scene):
+    """(fixed volume, moving volume, fixed landmarks, moving landmarks): new nodes in the scene."""
+    fixed, moving, grid = arrays()
+    made = []
+    for name, array in ((_("Head, fixed"), fixed), (_("Head, moving"), moving)):
+        node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", scene.GenerateUniqueName(name))
+        complete(nodes.volumeFiller(array, grid))(node)
+        node.CreateDefaultDisplayNodes()
+        node.GetDisplayNode().AutoWindowLevelOff()
+        node.GetDisplayNode().SetWindowLevelMinMax(0, 1000)
+        made.append(node)
+    points = fixedLandmarks()
+    for name, places in ((_("Landmarks, fixed"), points), (_("Landmarks, moving"), partner(points))):
+        node = scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", scene.GenerateUniqueName(name))
+        for index, place in enumerate(nodes.rasFromLps(places)):
+            node.AddControlPoint(place.tolist(), f"L{index + 1}")
+        node.CreateDefaultDisplayNodes()
+        node.GetDisplayNode().SetVisibility(False)
+        made.append(node)
+    return tuple(made)
+
+
+def register(modulePath):
+    """Offer the pair in the Sample Data module, beside the tumor pair that Slicer itself offers."""
+    import SampleData
+    import slicer
+
+    icons = os.path.join(os.path.dirname(modulePath), "Resources", "Icons")
+    SampleData.SampleDataLogic.registerCustomSampleDataSource(
+        category="SymRegistration", sampleName="SymRegistrationHeads",
+        thumbnailFileName=os.path.join(icons, "SymRegistrationHeads.png"),
+        customDownloader=lambda source: list(makePair(slicer.mrmlScene)))
+    SampleData.SampleDataLogic.registerCustomSampleDataSource(
+        category="SymRegistration", sampleName="SymRegistrationTumorPair",
+        thumbnailFileName=os.path.join(icons, "SymRegistrationTumorPair.png"),
+        customDownloader=lambda source: [SampleData.downloadSample(name) for name in ("MRBrainTumor1", "MRBrainTumor2")])

@@ -1,0 +1,246 @@
+"""Looking at a result: compare views, maps over the scan, the deformation itself. One click each, and one to go back.
+
+All slice views follow, through their composite nodes; no view widget is touched, so this works without a main window.
+"""
+
+import numpy as np
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from SymRegistrationLib.job import RegistrationError
+
+from . import colors, nodes
+from .steps import StepRunner, pieces
+
+COMPARE = ("blend", "checkerboard", "flicker", "difference")
+MAPS = ("jacobian", "uncertainty", "inverse_consistency")
+FLICKER_MS = 500
+
+
+class Views:
+    """What the slice views show of a run.
+
+    Args:
+        scene: the vtkMRMLScene.
+        onError: gets an exception when something cannot be shown.
+    """
+
+    def __init__(self, scene, onError=lambda error: None):
+        self.scene = scene
+        self.mode = ""
+        self.value = 0.5
+        self.onError = onError
+        self.onLegend = lambda text: None
+        self._run = None
+        self._before = None
+        self._legendOf = None
+        self._steps = StepRunner()
+        self._timer = qt.QTimer()
+        self._timer.interval = FLICKER_MS
+        self._timer.timeout.connect(self._flick)
+
+    def composites(self):
+        count = self.scene.GetNumberOfNodesByClass("vtkMRMLSliceCompositeNode")
+        return [self.scene.GetNthNodeByClass(index, "vtkMRMLSliceCompositeNode") for index in range(count)]
+
+    def show(self, mode, run, value=None):
+        """Show one of COMPARE or MAPS, or "" to go back to what was shown before.
+
+        Args:
+            value: 0 to 1: opacity of blend and maps, tile size of the checkerboard; None = as it was.
+
+        Raises:
+            RegistrationError: a part that is needed was not made or was deleted.
+        """
+        parts = {} if not mode else self._parts(mode, run)
+        self._stop()
+        if value is not None:
+            self.value = value
+        self.mode, self._run = mode, run
+        if not mode:
+            self._restore()
+            self.onLegend("")
+            return
+        if self._before is None:
+            self._before = [(c.GetBackgroundVolumeID(), c.GetForegroundVolumeID(), c.GetForegroundOpacity()) for c in self.composites()]
+        getattr(self, f"_show_{mode}", self._showMap)(run, parts)
+
+    def setValue(self, value):
+        """Follow the slider."""
+        self.value = value
+        if self.mode in ("blend", *MAPS, "difference"):
+            self._opacity(value)
+        elif self.mode == "checkerboard" and not self._steps.busy:
+            self._compute(self._run, self._parts(self.mode, self._run))
+
+    def forget(self):
+        """The scene was closed: nothing to go back to."""
+        self._stop()
+        self.mode, self._run, self._before, self._legendOf = "", None, None, None
+        self.onLegend("")
+
+    def showDeformation(self, run, grid, glyphs):
+        """Deformation grid and arrows of the forward transform, in slice and 3-D views."""
+        node = run.node("forward")
+        if node is None:
+            raise RegistrationError(_("The transform of this registration was deleted."), _("Register again."))
+        node.CreateDefaultDisplayNodes()
+        display = node.GetDisplayNode()
+        with slicer.util.NodeModify(display):
+            if grid or glyphs:
+                kind = slicer.vtkMRMLTransformDisplayNode
+                display.SetVisualizationMode(kind.VIS_MODE_GRID if grid else kind.VIS_MODE_GLYPH)
+                display.SetGridSpacingMm(12.0)
+                display.SetGlyphSpacingMm(10.0)
+                display.SetAndObserveRegionNode(run.node("fixed"))
+            display.SetVisibility(bool(grid or glyphs))
+            display.SetVisibility2D(bool(grid or glyphs))
+            display.SetVisibility3D(False)
+
+    # ------------------------------------------------------------------------------------------ modes
+
+    def _parts(self, mode, run):
+        wanted = ("fixed", "warped_moving") if mode in COMPARE else (mode,)
+        parts = {name: run.node(name) for name in wanted}
+        for name, node in parts.items():
+            if node is None:
+                raise RegistrationError(_("{part} was not made in this registration.").format(part=_names()[name]),
+                                        _("Switch it on under Outputs and register again."))
+        return parts
+
+    def _layers(self, background, foreground, opacity):
+        for composite in self.composites():
+            composite.SetBackgroundVolumeID(background.GetID() if background is not None else None)
+            composite.SetForegroundVolumeID(foreground.GetID() if foreground is not None else None)
+            composite.SetForegroundOpacity(opacity)
+
+    def _opacity(self, value):
+        for composite in self.composites():
+            composite.SetForegroundOpacity(value)
+
+    def _show_blend(self, run, parts):
+        self._layers(parts["fixed"], parts["warped_moving"], self.value)
+        self.onLegend(_("Left: fixed scan. Right: moving scan, registered."))
+
+    def _show_flicker(self, run, parts):
+        self._layers(parts["fixed"], parts["warped_moving"], 1.0)
+        self._timer.start()
+        self.onLegend(_("Fixed and registered moving scan in turn: what jumps is not aligned."))
+
+    def _flick(self):
+        if self._run.node("warped_moving") is None:
+            self._stop()
+            return
+        shown = self.composites()
+        self._opacity(0.0 if shown and shown[0].GetForegroundOpacity() > 0.5 else 1.0)
+
+    def _show_checkerboard(self, run, parts):
+        self._compute(run, parts)
+        self.onLegend(_("Tiles of the fixed and of the registered moving scan: edges should run on across tiles."))
+
+    def _show_difference(self, run, parts):
+        self._compute(run, parts)
+        self.onLegend(colors.legendText("difference"))
+
+    def _showMap(self, run, parts):
+        node = parts[self.mode]
+        background = run.node("fixed")
+        if self.mode == "jacobian":
+            colors.style(node, "jacobian", 0.0, colors.LARGEST)
+            self.onLegend(colors.legendText("jacobian"))
+        else:
+            highest = shownMaximum(nodes.volumeArray(node))
+            colors.style(node, "amount", 0.0, highest)
+            self.onLegend(colors.legendText("amount", highest))
+        self._layers(background, node, self.value)
+        colors.showLegend(node, True)
+        self._legendOf = node
+
+    # ------------------------------------------------------------------------------------------ computed comparisons
+
+    def _compute(self, run, parts):
+        self._steps.start(comparison(self.mode, parts["fixed"], parts["warped_moving"], self.value),
+                          lambda fill: self._computed(run, parts, fill), self.onError)
+
+    def _computed(self, run, parts, fill):
+        if parts["fixed"].GetScene() is None or run.table.GetScene() is None:
+            return
+        node = run.node("comparison")
+        if node is None:
+            node = self.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", self.scene.GenerateUniqueName(_("Comparison")))
+            node.SetSaveWithScene(False)
+            run.setNode("comparison", node, True)
+            run.own([node])
+        fill(node)
+        if self.mode == "difference":
+            colors.style(node, "difference", -100.0, 100.0)
+            self._layers(parts["fixed"], node, self.value)
+        else:
+            node.CreateDefaultDisplayNodes()
+            node.GetDisplayNode().SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey")
+            node.GetDisplayNode().AutoWindowLevelOff()
+            node.GetDisplayNode().SetWindowLevelMinMax(0.0, 255.0)
+            self._layers(node, None, 0.0)
+
+    def _stop(self):
+        self._timer.stop()
+        self._steps.cancel()
+        if self._legendOf is not None and self._legendOf.GetScene() is not None:
+            colors.showLegend(self._legendOf, False)
+        self._legendOf = None
+
+    def _restore(self):
+        for composite, (background, foreground, opacity) in zip(self.composites(), self._before or []):
+            exists = [identity if identity and self.scene.GetNodeByID(identity) else None for identity in (background, foreground)]
+            composite.SetBackgroundVolumeID(exists[0])
+            composite.SetForegroundVolumeID(exists[1])
+            composite.SetForegroundOpacity(opacity)
+        self._before = None
+
+
+def _names():
+    return {"fixed": _("The fixed volume"), "warped_moving": _("The warped moving volume"), "jacobian": _("The volume change map"),
+            "uncertainty": _("The uncertainty map"), "inverse_consistency": _("The consistency error map")}
+
+
+def shownMaximum(array):
+    """Upper end of the color scale of an error map in mm: a round number above 99 % of it."""
+    high = float(np.percentile(array[::4, ::4, ::4], 99))
+    for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0):
+        if high <= step:
+            return step
+    return 100.0
+
+
+def comparison(mode, fixedNode, warpedNode, value):
+    """Generator: checkerboard (uint8) or difference (int16, percent of the shown range); returns what fills a node."""
+    fixed, grid = nodes.worldVolume(fixedNode)
+    warped, warpedGrid = nodes.worldVolume(warpedNode)
+    if not grid.same_as(warpedGrid, 0.01):
+        raise RegistrationError(_("'{a}' and '{b}' do not lie on the same grid any more.").format(a=fixedNode.GetName(), b=warpedNode.GetName()),
+                                _("Register again."))
+    ranges = [_shownRange(node, array) for node, array in ((fixedNode, fixed), (warpedNode, warped))]
+    out = np.empty(grid.shape, np.uint8 if mode == "checkerboard" else np.int16)
+    # a tile is between 1/3 and 1/20 of the longest side, equal in mm along all axes
+    tile = max(grid.spacing * grid.shape) / (3 + 17 * value)
+    parity = [np.floor(np.arange(n) * s / tile).astype(int) for n, s in zip(grid.shape, grid.spacing)]
+    for start, stop in pieces(grid.shape[0], 4 * fixed[0].size):
+        one, two = ((np.clip((array[start:stop].astype(np.float32) - low) / (high - low), 0, 1))
+                    for array, (low, high) in zip((fixed, warped), ranges))
+        if mode == "difference":
+            out[start:stop] = np.rint(100 * (one - two))
+        else:
+            odd = (parity[0][start:stop, None, None] + parity[1][:, None] + parity[2]) % 2 == 1
+            out[start:stop] = np.where(odd, two, one) * 255
+        yield
+    return (yield from nodes.volumeFiller(out, grid))
+
+
+def _shownRange(node, array):
+    """Lowest and highest intensity as displayed, so that both scans are compared as the user sees them."""
+    display = node.GetDisplayNode()
+    if display is not None and display.GetWindow() > 0 and not display.GetAutoWindowLevel():
+        return display.GetLevel() - display.GetWindow() / 2, display.GetLevel() + display.GetWindow() / 2
+    low, high = np.percentile(array[::4, ::4, ::4], (0.5, 99.5))
+    return float(low), float(max(high, low + 1e-6))
