@@ -84,6 +84,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def rooms() -> list[str]:
+    """Names of the sub-commands whose modules are here."""
     return [name for name, (module, _) in ROOMS.items() if importlib.util.find_spec(f".{module}", __package__)]
 
 

@@ -36,7 +36,7 @@ class Schedule:
         smooth_update: Gaussian sigma on every update ("fluid"), voxels of the level.
         smooth_total: Gaussian sigma on the half-way fields after every step ("elastic"), voxels.
         least_determinant: half-way fields are eased where their Jacobian determinant falls below.
-        tolerance: a level ends when its similarity gained less than this over the last ``patience`` steps.
+        tolerance: a level ends when its similarity gained less than this share of its first value in ``patience`` steps.
     """
 
     shrink: tuple[float, ...] = (4, 2, 1)
@@ -46,7 +46,7 @@ class Schedule:
     smooth_update: float = 1.2
     smooth_total: float = 0.7
     least_determinant: float = 0.3
-    tolerance: float = 1e-3
+    tolerance: float = 2e-3
     patience: int = 8
 
     def last(self, levels: int) -> "Schedule":
@@ -70,7 +70,7 @@ class Preset:
 _PRESETS = {
     "fast": Preset(2.5e5, Schedule(iterations=(30, 40, 20))),
     "default": Preset(8e5, Schedule()),
-    "thorough": Preset(2.5e6, Schedule(shrink=(6.7, 3.3, 1.67, 1), iterations=(30, 40, 40, 18), tolerance=5e-4)),
+    "thorough": Preset(2.5e6, Schedule(shrink=(6.7, 3.3, 1.67, 1), iterations=(30, 40, 40, 18), tolerance=1e-3)),
 }
 #: The longest vectors of a smoothed force are about this many times its root mean square (brain, liver, lung alike).
 TYPICAL_TO_LONGEST = 9.0
@@ -182,7 +182,7 @@ class _Level:
                 told = time.monotonic()
                 report(step, value)
             past = step - schedule.patience
-            if step == iterations or (past > 0 and max(history) - max(history[:past]) < schedule.tolerance):
+            if step == iterations or (past > 0 and max(history) - max(history[:past]) < schedule.tolerance * abs(history[0])):
                 break
             halves = compose(halves, update)
             if schedule.smooth_total > 0:

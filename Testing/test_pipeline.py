@@ -1,0 +1,228 @@
+"""The whole stream on a real head moved by a known affine and a known smooth warp, and its promises."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import moved, movement, turn
+from SymRegistrationLib import fields, outputs, pipeline, transforms
+from SymRegistrationLib.geometry import Grid, apply
+from SymRegistrationLib.job import InputError, Job, Options
+from SymRegistrationLib.points import PointSet
+from SymRegistrationLib.preprocess import prepare
+from SymRegistrationLib.transforms import DenseTransform
+from SymRegistrationLib.volumes import Volume, write_volume
+
+SEED = 5
+POSE = (turn((1, 0.5, -1), 60), (25, -30, 20), 1.07)
+FAST = Options(preset="fast")
+
+
+@pytest.fixture(scope="module")
+def known(head):
+    """(fixed, moving, truth): moving = the head; fixed = the head through warp and pose on an oblique anisotropic grid."""
+    print("seed", SEED)
+    pose = movement(head.grid.centre, *POSE)
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.linalg.inv(pose)[:3, :3] @ turn((0, 1, 0), 25) @ np.array([[0, 0, -3.0], [0, 2.6, 0], [4.2, 0, 0]])
+    matrix[:3, :3] *= np.array([4.2, 2.6, 3.0]) / np.linalg.norm(matrix[:3, :3], axis=0)
+    shape = np.array((56, 84, 74))
+    centre = apply(np.linalg.inv(pose), prepare(head).centroid)
+    matrix[:3, 3] = centre - matrix[:3, :3] @ ((shape - 1) / 2)
+    fixed_grid = Grid(tuple(shape), matrix)
+    noise = torch.randn((1, 3, *shape), generator=torch.Generator().manual_seed(SEED))
+    u = fields.gaussian(noise, (4.5, 7.0, 6.0))
+    warp = (u * 9 / u.abs().max())[0].permute(1, 2, 3, 0).numpy()
+    affine = transforms.affine_displacement(pose, fixed_grid).permute(1, 2, 3, 0).numpy()
+    truth = DenseTransform(fixed_grid, np.ascontiguousarray(warp + affine))
+    array = transforms.resample_through(head, truth, fixed_grid)
+    noisy = array + np.random.default_rng(SEED).normal(0, 2, array.shape).astype(np.float32)
+    return Volume(noisy, fixed_grid, "fixed"), head, truth
+
+
+@pytest.fixture(scope="module")
+def result(known):
+    fixed, moving, _ = known
+    told = []
+    done = pipeline.register(fixed, moving, FAST, progress=lambda *step: told.append(step))
+    return done, told
+
+
+def brain_points(volume):
+    """Content within 60 mm of the middle: beyond, muscle and air at the border of the view say little."""
+    points = prepare(volume).inside
+    return points[np.linalg.norm(points - points.mean(0), axis=1) < 60]
+
+
+def mapping_error(transform, truth, fixed):
+    points = brain_points(fixed)
+    return np.linalg.norm(transform.map_points(points) - truth.map_points(points), axis=1)
+
+
+def test_known_pose_and_warp_are_recovered(known, result):
+    fixed, _, truth = known
+    done, _ = result
+    points = brain_points(fixed)
+    aligned = np.linalg.norm(apply(done.transforms.matrix, points) - truth.map_points(points), axis=1)
+    after = mapping_error(done.forward, truth, fixed)
+    print(f"mean error {aligned.mean():.2f} mm after alignment, {after.mean():.2f} mm after syn")
+    assert after.mean() < 0.7 and after.mean() < 0.3 * aligned.mean(), "the working grid has 4 mm"
+    similarity = done.metrics["similarity"]
+    assert similarity["before"] < similarity["aligned"] < similarity["after"]
+    assert done.metrics["quality"]["folded_voxels"] == 0
+    assert done.metrics["quality"]["ice_mean_mm"] < 0.2, "on a 4 mm working grid"
+
+
+def test_forward_and_inverse_undo_each_other(known, result):
+    fixed, _, _ = known
+    points = brain_points(fixed)[::7]
+    error = np.linalg.norm(result[0].inverse.map_points(result[0].forward.map_points(points)) - points, axis=1)
+    assert error.mean() < 0.2 and np.percentile(error, 99) < 1.0
+
+
+def test_exchange_exchanges(known, result):
+    fixed, moving, _ = known
+    back = pipeline.register(moving, fixed, FAST)
+    points = prepare(fixed).inside[::5]
+    difference = np.linalg.norm(back.inverse.map_points(points) - result[0].forward.map_points(points), axis=1)
+    assert difference.mean() < 0.1 and np.percentile(difference, 99) < 0.6
+
+
+def test_again_is_the_same_bit_by_bit(known, result):
+    fixed, moving, _ = known
+    again = pipeline.register(fixed, moving, FAST)
+    assert np.array_equal(again.forward.displacement, result[0].forward.displacement)
+    assert np.array_equal(again.inverse.displacement, result[0].inverse.displacement)
+
+
+def test_inputs_stay_as_they_are(known):
+    fixed, moving, _ = known
+    before = fixed.array.copy(), moving.array.copy()
+    pipeline.register(fixed, moving, FAST)
+    assert np.array_equal(before[0], fixed.array) and np.array_equal(before[1], moving.array)
+
+
+def test_progress_never_goes_back_and_ends_at_one(result):
+    fractions = [fraction for _, fraction, _ in result[1]]
+    assert fractions == sorted(fractions) and fractions[-1] == 1.0 and len(fractions) > 8
+    assert {"prepare", "align", "optimise", "output"} <= {stage for stage, _, _ in result[1]}
+
+
+def test_landmarks_and_labels_are_measured(known):
+    fixed, moving, truth = known
+    points = brain_points(fixed)[::500]
+    names = tuple(map(str, range(len(points))))
+    labels = Volume((moving.array > 60).astype(np.int32) + (moving.array > 110), moving.grid, "labels")
+    extras = pipeline.Extras(
+        fixed_labels=Volume(transforms.resample_through(labels, truth, fixed.grid, "nearest"), fixed.grid, "labels"),
+        moving_labels=labels, fixed_points=PointSet(points, names), moving_points=PointSet(truth.map_points(points), names))
+    metrics = pipeline.register(fixed, moving, FAST, extras).metrics
+    assert metrics["landmarks"]["mean_after_mm"] < 2 < metrics["landmarks"]["mean_before_mm"]
+    assert metrics["labels"]["mean_before"] < metrics["labels"]["mean_aligned"] < metrics["labels"]["mean_after"]
+    assert set(metrics["labels"]["per_label"]) == {"1", "2"}
+
+
+def test_a_mask_keeps_a_lesion_out(known):
+    """A bright lesion in one scan pulls the field; masked, it does not."""
+    fixed, moving, truth = known
+    centre = fixed.grid.indices(prepare(fixed).centroid)
+    distance = np.linalg.norm((np.moveaxis(np.indices(fixed.grid.shape), 0, -1) - centre) * fixed.grid.spacing, axis=-1)
+    lesion = distance < 16
+    ill = Volume(np.where(lesion, 10, fixed.array), fixed.grid, "with lesion")
+    inside = fixed.grid.points(np.argwhere(lesion))
+    errors = []
+    for mask in (None, distance > 20):
+        forward = pipeline.register(ill, moving, FAST, pipeline.Extras(fixed_mask=mask)).forward
+        errors.append(np.linalg.norm(forward.map_points(inside) - truth.map_points(inside), axis=1).mean())
+    print(f"error inside the lesion: {errors[0]:.2f} mm, masked {errors[1]:.2f} mm")
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_identical_scans_give_the_identity_and_a_note(head):
+    done = pipeline.register(head, head, FAST)
+    points = prepare(head).inside[::9]
+    assert np.linalg.norm(done.forward.map_points(points) - points, axis=1).max() < 0.3
+    assert any("same image" in note for note in done.metrics["notes"])
+
+
+def test_a_memory_limit_coarsens_and_says_so(known):
+    fixed, moving, _ = known
+    done = pipeline.register(fixed, moving, Options(preset="fast", memory_gb=0.05))
+    assert any("coarsened" in note for note in done.metrics["notes"])
+
+
+def test_two_slices_are_registered(head):
+    slab = Volume(head.array[30:32].copy(), head.grid.cropped((30, 0, 0), (32, *head.array.shape[1:])), "two slices")
+    shift = movement((0, 0, 0), shift=(4, -6, 0))
+    done = pipeline.register(slab, moved(slab, shift), Options(preset="fast", initial="rigid"))
+    points = prepare(slab).inside
+    error = np.linalg.norm(done.forward.map_points(points) - apply(shift, points), axis=1)
+    assert np.median(error) < 2.0
+
+
+@pytest.fixture(scope="module")
+def files(known, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    for volume, name in ((known[0], "fixed"), (known[1], "moving")):
+        write_volume(folder / f"{name}.nii.gz", volume.array, volume.grid)
+    return folder
+
+
+def job(files, out, **more):
+    return Job(str(files / "fixed.nii.gz"), str(files / "moving.nii.gz"), str(out), options=FAST, **more)
+
+
+def test_files_hold_what_memory_held(files, result, tmp_path):
+    metrics = outputs.run(job(files, tmp_path / "out"))
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == set(metrics["files"].values()) | {"metrics.json"}
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+    read = transforms.dense(transforms.read_transform(tmp_path / "out" / "forward.h5"), result[0].fixed.grid)
+    points = brain_points(result[0].fixed)[::20]
+    # the files went through NIfTI's float32 header, so the working grid may lie a hair elsewhere
+    np.testing.assert_allclose(read.map_points(points), result[0].forward.map_points(points), atol=0.2)
+    assert Job.from_dict(metrics["job"]) == job(files, tmp_path / "out")
+
+
+def test_a_killed_run_leaves_nothing_that_looks_finished(files, tmp_path):
+    out = tmp_path / "out"
+    text = job(files, out).to_json()
+    code = ("import sys; from SymRegistrationLib import outputs; from SymRegistrationLib.job import Job; import pathlib;"
+            "old = outputs.write_volume\n"
+            "def slow(*a):\n    old(*a); print('writing', flush=True); import time; time.sleep(60)\n"
+            "outputs.write_volume = slow; outputs.run(Job.from_json(sys.argv[1]))")
+    process = subprocess.Popen([sys.executable, "-c", code, text], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
+    assert process.stdout.readline().strip() == b"writing"
+    process.kill()
+    process.wait()
+    assert [p.name for p in out.iterdir() if not p.name.startswith(outputs.PARTIAL)] == []
+    outputs.run(job(files, out, report=False))
+    assert not list(out.glob(f"{outputs.PARTIAL}*")) and (out / "metrics.json").exists()
+
+
+def test_a_failure_while_writing_removes_the_new_folder(files, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(outputs, "write_volume", full)
+    with pytest.raises(Exception, match="the disk is full"):
+        outputs.run(job(files, tmp_path / "deep" / "out"))
+    assert not (tmp_path / "deep" / "out").exists()
+
+
+def test_unusable_output_folders_are_refused_before_any_work(files, tmp_path):
+    (tmp_path / "file").write_text("x")
+    started = time.monotonic()
+    with pytest.raises(InputError, match="is a file"):
+        outputs.run(job(files, tmp_path / "file"))
+    assert time.monotonic() - started < 1
+    with pytest.raises(InputError, match="cannot be written"):
+        outputs.check_output("/proc/nowhere/out")
+    assert os.path.exists(tmp_path / "file")
