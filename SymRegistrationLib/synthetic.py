@@ -382,12 +382,16 @@ def make_pair(labels: LabelMap | None, synthesis: Synthesis, seed: int, other: L
     images = [render(side, contrast, synthesis, draw) for side, contrast in ((fixed, first), (moving, second))]
     known = (None, None)
     if other is None:
-        middle = [(n - 1) / 2 for n in synthesis.shape]
-        scale = (1.0, 1 / synthesis.spacing)
         relative = pose_m @ torch.linalg.inv(pose_f)
-        known = tuple(_through(here, start, _centred(matrix, scale, middle, middle), end) for start, matrix, end in
+        known = tuple(_through(here, start, voxel_pose(matrix, synthesis), end) for start, matrix, end in
                       ((u_f, relative, back_m), (u_m, torch.linalg.inv(relative), back_f)))
     return Pair(images[1], images[0], moving, fixed, values, *known, one_contrast=same, name=labels.name)
+
+
+def voxel_pose(pose: Tensor, synthesis: Synthesis) -> Tensor:
+    """(4, 4) voxels of the pairs' grid, about its middle, of a pose in mm."""
+    middle = [(n - 1) / 2 for n in synthesis.shape]
+    return _centred(pose, (1.0, 1 / synthesis.spacing), middle, middle)
 
 
 def _into(anatomy: LabelMap, pose: Tensor, synthesis: Synthesis, centre: Sequence[float]) -> Tensor:

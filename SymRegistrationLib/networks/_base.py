@@ -128,6 +128,15 @@ class SymmetricNetwork(nn.Module):
         """
         raise NotImplementedError
 
+    def mappings(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> list[tuple[Tensor | None, Tensor | None]]:
+        """The maps that supervision may judge, with gradients: (to_moving, to_fixed) from one grid each.
+
+        Both (N, 3, D, H, W) voxels of the inputs, ``None`` = identity; the moving scan pulled by the first is to match the
+        fixed one pulled by the second. Defaults to both directions of :meth:`forward`.
+        """
+        pair = self(moving, fixed).pair
+        return [(pair.fixed_to_moving, None), (None, pair.moving_to_fixed)]
+
     def parameter_groups(self, level: int) -> list[nn.Parameter]:
         """Parameters that belong to ``level`` (1 = coarsest), for progressive training and freezing.
 

@@ -252,6 +252,12 @@ class HSyN(SymmetricNetwork):
             rough.append(diffusion(half))
         return {"inverse": sum(error) / len(error), "inverse_smooth": 0.02 * sum(rough) / len(rough)}
 
+    def mappings(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> list[tuple[Tensor | None, Tensor | None]]:
+        level = level or self.switches.levels
+        scale = self.scales[level - 1]
+        a, b = self.combined(self.half_fields(moving, fixed, level), scale)
+        return [(_up(a, scale), _up(b, scale))]
+
     def parameter_groups(self, level: int) -> list[nn.Parameter]:
         return [*self.sn[level - 1].parameters(), *self.di.parameters()]
 

@@ -421,6 +421,12 @@ class SMGICNet(SymmetricNetwork):
             terms["inverse"].append(s.inv_weight * error)
         return terms
 
+    def mappings(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> list[tuple[Tensor | None, Tensor | None]]:
+        level = level or self.switches.levels
+        ab, ba = self.run(moving, fixed, level, both=self.switches.symmetric)[-1]
+        scale = self.scales[level - 1]
+        return [(_up(ab.phi, scale), None), *([] if ba is None else [(None, _up(ba.phi, scale))])]
+
     def parameter_groups(self, level: int) -> list[nn.Parameter]:
         return list(self.nets[level - 1].parameters())
 
