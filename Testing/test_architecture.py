@@ -7,15 +7,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "SymRegistrationLib"
-LEVELS = {
-    0: {"job", "geometry", "report_style", "__init__"},
-    1: {"volumes", "fields", "devices", "console", "arguments", "topology"},
-    2: {"losses", "preprocess", "alignment", "transforms", "points", "synthetic", "weights", "resampling", "pictures",
-        "report_numbers"},
-    3: {"networks", "optimise", "inference", "quality", "dataset", "training_options", "report_pictures", "uncertainty"},
-    4: {"pipeline", "report", "apply", "evaluate", "catalogue", "training", "batch"},
-    5: {"outputs", "cli", "worker", "demo", "__main__"},
-}
+LEVELS = dict(enumerate([
+    {"job", "geometry", "report_style", "__init__"},
+    {"volumes", "fields", "devices", "console", "arguments", "topology"},
+    {"losses", "preprocess", "points", "weights", "pictures", "report_numbers"},
+    {"alignment", "transforms", "synthetic"},
+    {"networks", "optimise", "quality", "resampling"},
+    {"inference", "dataset", "training_options", "report_pictures", "uncertainty", "catalogue", "apply", "evaluate"},
+    {"pipeline", "report", "training"},
+    {"outputs", "batch"},
+    {"demo", "worker"},
+    {"cli"},
+    {"__main__"},
+]))
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 
 
