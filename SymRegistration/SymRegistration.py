@@ -7,6 +7,7 @@ SymRegistrationLib, which runs in a process of its own.
 import os
 import sys
 
+import qt
 import slicer
 from slicer.i18n import tr as _
 from slicer.i18n import translate
@@ -33,6 +34,8 @@ class SymRegistration(ScriptedLoadableModule):
             "Registers two 3-D scans of any kind in both directions at once, by optimization or with neural networks, and shows "
             "how far the result can be trusted: folding, inverse consistency, volume change, uncertainty, landmarks and labels.")
         parent.acknowledgementText = _("See the method's description in the module for the publication to cite.")
+        dark = qt.QApplication.palette().color(qt.QPalette.Window).lightness() < 128
+        parent.icon = qt.QIcon(self.resourcePath("Icons/SymRegistrationDark.svg" if dark else "Icons/SymRegistration.svg"))
         slicer.app.connect("startupCompleted()", self.onStartup)
 
     def onStartup(self):

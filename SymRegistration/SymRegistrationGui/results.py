@@ -81,7 +81,6 @@ def verdictText(metrics):
         return "", ""
     signs = {"good": "\u2713", "look": "\u26a0", "bad": "\u2717"}
     lines = [f"{signs[check['level']]} {check['text']}" for check in verdict["checks"] if check["level"] != "good"]
-    lines += [_("Note: {text}.").format(text=note) for note in metrics.get("notes", [])]
     head = f"<b>{signs[verdict['level']]} {verdict['words']}</b>"
     return "<br>".join([head, *lines]), COLORS[verdict["level"]]
 

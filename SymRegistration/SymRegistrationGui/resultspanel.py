@@ -80,6 +80,7 @@ class ResultsPanel:
         self._fillRows(results.rows(metrics))
         text, color = results.verdictText(metrics)
         self.ui.verdictLabel.text = text
+        self.ui.verdictLabel.toolTip = "\n".join(metrics.get("notes", []))
         self.ui.verdictLabel.visible = bool(text)
         self.ui.verdictLabel.styleSheet = f"background-color: {color}; color: black; border-radius: 4px;" if color else ""
 
@@ -104,7 +105,7 @@ class ResultsPanel:
             if alone:
                 table.setSpan(row, 1, 1, 3)
         table.resizeRowsToContents()
-        height = sum(table.rowHeight(row) for row in range(min(len(rows), 12))) + 30
+        height = header.sizeHint.height() + sum(table.rowHeight(row) for row in range(min(len(rows), 12))) + 2 * table.frameWidth
         table.minimumHeight = table.maximumHeight = height
 
     # ------------------------------------------------------------------------------------------ views

@@ -14,28 +14,33 @@ from SymRegistrationLib.geometry import Grid
 from . import nodes
 from .steps import complete
 
-SHAPE = (72, 88, 72)
+SHAPE = (76, 92, 72)
 SPACING = 2.5
-_LANDMARKS = np.array([(0, 0, 0), (35, 0, 10), (-35, 0, 10), (0, 45, 5), (0, -45, 5), (0, 0, 40), (0, 5, -35), (25, 30, 20),
-                       (-28, 25, -15), (20, -35, 25)], float)
+_LANDMARKS = np.array([(0, 0, 20), (35, 0, 24), (-35, 0, 24), (0, 48, 20), (0, -48, 20), (0, 0, 55), (0, 5, -22), (25, 30, 34),
+                       (-28, 25, 0), (20, -35, 38)], float)
 
 
 def head(points):
-    """Intensity of the synthetic head at (..., 3) LPS mm."""
+    """Intensity of the synthetic head at (..., 3) LPS mm: skull, brain with folds, ventricles, cerebellum, face, neck, a tumor."""
     x, y, z = np.moveaxis(points, -1, 0)
-    radius = np.sqrt((x / 68) ** 2 + (y / 84) ** 2 + (z / 70) ** 2)
-    folds = np.sin(x / 6.5) * np.sin(y / 7.5 + 1) * np.sin(z / 7 + 0.5)
+
+    def ball(center, radii):
+        return np.sqrt(sum(((v - c) / r) ** 2 for v, c, r in zip((x, y, z), center, radii)))
 
     def inside(value, sharpness=25.0):
-        return 1 / (1 + np.exp(np.clip(sharpness * value, -60, 60)))
+        return 1 / (1 + np.exp(np.clip(sharpness * (value - 1), -60, 60)))
 
-    tissue = 350 * inside(radius - 1) - 280 * inside(radius - 0.93) + 150 * inside(radius - 0.86)
-    tissue += 330 * inside(radius - 0.82 - 0.04 * folds) + 260 * inside(radius - 0.62 - 0.13 * folds)
+    skull = ball((0, 0, 14), (62, 80, 62))
+    folds = np.sin(x / 6.5) * np.sin(y / 7.5 + 1) * np.sin(z / 7 + 0.5)
+    neck = np.maximum(np.hypot(x / 40, (y - 16) / 44), 1 + (z + 10) / 40)
+    skin = np.minimum.reduce([skull, neck, ball((0, -52, -38), (44, 36, 40)), ball((0, -88, -8), (9, 14, 13)),
+                              ball((60, 4, -4), (8, 12, 18)), ball((-60, 4, -4), (8, 12, 18))])
+    tissue = 350 * inside(skin, 16) - 280 * inside(skull / 0.93) + 150 * inside(skull / 0.86)
+    tissue += 330 * inside(skull / 0.82 - 0.05 * folds) + 260 * inside(skull / 0.62 - 0.2 * folds)
     for side in (-1, 1):
-        chamber = np.sqrt(((x - 11 * side) / 8) ** 2 + ((y - 4) / 30) ** 2 + ((z - 8) / 11) ** 2)
-        tissue -= 620 * inside(chamber - 1, 10)
-    tumor = np.sqrt((x - 30) ** 2 + (y + 18) ** 2 + (z - 22) ** 2) / 11
-    return tissue + 420 * inside(tumor - 1, 9)
+        tissue -= 620 * inside(ball((11 * side, 4, 20), (8, 30, 11)), 10)
+    tissue += 250 * inside(ball((0, 44, -34), (40, 26, 20)), 12) - 250 * inside(ball((0, -70, -32), (16, 12, 14)), 8)
+    return np.maximum(tissue, 0) + 420 * inside(ball((30, -22, 34), (11, 11, 11)), 9)
 
 
 def partner(points):
@@ -100,5 +105,4 @@ def register(modulePath):
         customDownloader=lambda source: list(makePair(slicer.mrmlScene)))
     SampleData.SampleDataLogic.registerCustomSampleDataSource(
         category="SymRegistration", sampleName="SymRegistrationTumorPair",
-        thumbnailFileName=os.path.join(icons, "SymRegistrationTumorPair.png"),
         customDownloader=lambda source: [SampleData.downloadSample(name) for name in ("MRBrainTumor1", "MRBrainTumor2")])

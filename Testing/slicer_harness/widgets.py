@@ -198,10 +198,10 @@ class ctkCollapsibleButton(QFrame):
         font = self._button.font()
         font.setBold(True)
         self._button.setFont(font)
-        self._button.setStyleSheet("QToolButton{border:0;text-align:left;padding:4px;}")
+        self._button.setStyleSheet("QToolButton{border:0; padding:3px; background:palette(midlight);}")
         self._button.setFixedHeight(26)
         self._button.toggled.connect(lambda on: self._setCollapsed(not on))
-        self.setContentsMargins(0, 26, 0, 0)
+        self.setContentsMargins(0, 24, 0, 0)
         self._shown = []
 
     def resizeEvent(self, event):
@@ -234,6 +234,7 @@ class ctkCollapsibleButton(QFrame):
                     child.show()
         if not collapsed:
             self._shown = []
+        self.setMaximumHeight(26 if collapsed else 16777215)
 
     def showEvent(self, event):
         self._apply()

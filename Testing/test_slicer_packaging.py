@@ -1,0 +1,116 @@
+"""What a Slicer user gets: the extension is really configured, built and installed, and compared with the sources."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """(folder of the scripted modules, fields that CMake saw, ctest's list)."""
+    cmake = shutil.which("cmake", path=str(Path(sys.executable).parent)) or "cmake"
+    build, target = tmp_path_factory.mktemp("build"), tmp_path_factory.mktemp("install")
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    for command in ([cmake, "-S", ROOT, "-B", build, f"-DSlicer_DIR={ROOT / 'Testing/slicer_config'}", *generator],
+                    [cmake, "--build", build], [cmake, "--install", build, "--prefix", target]):
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    tests = (build / "SymRegistration/CTestTestfile.cmake").read_text()
+    fields = dict(line.split("=", 1) for line in (build / "extension.txt").read_text().splitlines())
+    return target / "lib/Slicer-5.12/qt-scripted-modules", fields, tests
+
+
+def _sources():
+    """What a user needs, found on disk without CMake's help: every Python file, every resource, every weight."""
+    module, library = ROOT / "SymRegistration", ROOT / "SymRegistrationLib"
+    files = {path: path.relative_to(module) for path in module.rglob("*") if path.is_file()}
+    files |= {path: path.relative_to(ROOT) for path in library.rglob("*") if path.is_file()}
+    left_out = {"CMakeLists.txt", "README.md"}
+    return {str(place) for path, place in files.items()
+            if path.name not in left_out and "__pycache__" not in path.parts and not path.name.startswith(".")}
+
+
+def test_everything_is_shipped_and_nothing_else(installed):
+    folder, _, _ = installed
+    shipped = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert shipped == _sources()
+
+
+def test_the_installed_module_finds_its_library(installed):
+    folder, _, _ = installed
+    code = "import SymRegistrationLib, SymRegistrationLib.job; print(SymRegistrationLib.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.stdout.strip() == str(folder / "SymRegistrationLib/__init__.py"), done.stderr
+    code = "import sys, SymRegistrationLib.cli as c; sys.exit(c.main(['methods', '--help']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_self_test_is_registered(installed):
+    assert "py_SymRegistration" in installed[2]
+
+
+def test_catalog_entry_agrees_with_cmake(installed):
+    _, fields, _ = installed
+    text = (ROOT / "Resources/SymRegistration.json").read_text(encoding="utf-8")
+    entry = json.loads(text)
+    assert "\r" not in text
+    assert set(entry) <= {"$schema", "category", "scm_url", "scm_revision", "scm_type", "build_dependencies", "build_subdirectory",
+                          "enabled", "tier"}
+    assert entry["category"] == "Registration"
+    assert entry["build_dependencies"] == fields["DEPENDS"].split(";") == ["PyTorch"]
+    assert fields["PROJECT"] == "SymRegistration" and not fields["PROJECT"].startswith("Slicer")
+    assert entry["scm_url"].removesuffix(".git") == fields["HOMEPAGE"]
+    assert 60 < len(fields["DESCRIPTION"]) < 400
+
+
+def test_icon_and_screenshots_are_the_files_that_the_urls_name(installed):
+    _, fields, _ = installed
+    base = "https://raw.githubusercontent.com/SymRegistration/SlicerSymRegistration/main/"
+    literal = re.findall(r'set\(EXTENSION_(?:ICONURL|SCREENSHOTURLS) "([^"$]+)"\)', (ROOT / "CMakeLists.txt").read_text())
+    urls = " ".join(literal).split()
+    assert set(urls) == {fields["ICONURL"], *fields["SCREENSHOTURLS"].split()}
+    for url in urls:
+        assert url.startswith(base)
+        assert (ROOT / url.removeprefix(base)).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_icons_exist_for_light_and_dark():
+    icons = ROOT / "SymRegistration/Resources/Icons"
+    light, dark = ((icons / f"SymRegistration{kind}.svg").read_text() for kind in ("", "Dark"))
+    assert light.startswith("<svg") and dark.startswith("<svg") and light != dark
+
+
+def test_the_module_imports_only_the_torch_free_bottom_of_the_library():
+    allowed = {"SymRegistrationLib", "SymRegistrationLib.job", "SymRegistrationLib.geometry"}
+    for path in (ROOT / "SymRegistration").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
+                [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in names:
+                assert name not in ("torch", "SimpleITK") and (not name.startswith("SymRegistrationLib") or name in allowed), \
+                    f"{path.name} imports {name}"
+
+
+def test_only_nodes_knows_ras():
+    """RAS axes appear as code in nodes.py alone; elsewhere only in its function names and in texts."""
+    for path in (ROOT / "SymRegistration").rglob("*.py"):
+        if path.name == "nodes.py":
+            continue
+        code = "\n".join(line.split("#")[0] for line in path.read_text(encoding="utf-8").splitlines())
+        code = re.sub(r'"""[\s\S]*?"""', "", code).replace("rasFromLps", "")
+        assert not re.search(r"\bRAS\b|IJKToRAS|\[-1\.?0?, -1", code), path.name
+
+
+def test_files_stay_small():
+    for folder in ("SymRegistration", "Testing/slicer_harness"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 450, path
