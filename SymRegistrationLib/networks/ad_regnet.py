@@ -23,7 +23,7 @@ What differs from the paper, or fills a gap of it:
 * No inverse is defined. The network runs both ways on the shared features, and the two maps are made inverse to each other
   (``inverse="balanced"``): each becomes the mean of itself and the other's fixed-point inverse. ``"fixed_point"`` inverts
   one run, ``"swapped"`` returns both runs as they are. Training treats both directions (``symmetric``) and adds the mean
-  squared composition, weight 0.05 (``consistency``); 0 and ``symmetric=False`` are the paper's.
+  squared composition, weight 0.01 (``consistency``); 0 and ``symmetric=False`` are the paper's.
 * The landmark term, a pull-back in voxels / 10 (Huber), is off by default (``landmark=0``).
 * Instance normalisation and leaky ReLU 0.2, which the paper does not name.
 * Size ``small``: four levels at 1/2 to 1/16, fed by 2^3 blocks of the full-resolution image as channels.
@@ -110,7 +110,7 @@ class _Switches:
     modulate: bool = False
     inverse: str = "balanced"
     symmetric: bool = True
-    consistency: float = 0.05
+    consistency: float = 0.01
     landmark: float = 0.0
 
     def __post_init__(self) -> None:
@@ -385,6 +385,11 @@ class ADRegNet(SymmetricNetwork):
             loops = (compose(u, w), compose(w, u))
             terms["consistency"] = [s.consistency * c.square().sum(1).mean() for c in loops]
         return {name: sum(parts) / len(parts) for name, parts in terms.items() if parts}
+
+    def mappings(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> list[tuple[Tensor | None, Tensor | None]]:
+        s, m, f = self.switches, self.features(moving), self.features(fixed)
+        there = (up_blocks(self.direction(m, f)[0], s.finest), None)
+        return [there, (None, up_blocks(self.direction(f, m)[0], s.finest))] if s.symmetric else [there]
 
     def parameter_groups(self, level: int) -> list[nn.Parameter]:
         """One stage: everything."""

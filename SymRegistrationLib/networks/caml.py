@@ -24,7 +24,7 @@ What is read into, or differs from, the paper and its base:
   each other (``inverse="balanced"``: each becomes the mean of itself and the other's fixed-point inverse);
   ``"fixed_point"`` inverts one run, ``"swapped"`` returns both as they are. ``svf=True`` reads the result of each pass as a
   velocity at half resolution (7 squarings); the inverse then is exp(-v) of one run.
-* Training treats both directions (``symmetric``) and adds the mean squared composition, weight 0.05 (``consistency``);
+* Training treats both directions (``symmetric``) and adds the mean squared composition, weight 0.01 (``consistency``);
   0 and ``symmetric=False`` are the paper's.
 * The topology change of a label map is defined in :mod:`SymRegistrationLib.topology`.
 """
@@ -108,7 +108,7 @@ class _Switches:
     inverse: str = "balanced"
     smooth: float = 1.0
     symmetric: bool = True
-    consistency: float = 0.05
+    consistency: float = 0.01
 
     def __post_init__(self) -> None:
         check_choice("caml_span", self.caml_span, range(len(self.dims)))
@@ -422,6 +422,10 @@ class CAML(SymmetricNetwork):
             terms["consistency"] = [s.consistency * self.scale**2 * c.square().sum(1).mean()
                                     for c in (compose(u, w), compose(w, u))]
         return {name: sum(parts) / len(parts) for name, parts in terms.items()}
+
+    def mappings(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> list[tuple[Tensor | None, Tensor | None]]:
+        there, *back = (up_blocks(way.field, self.scale) for way in self.ways(moving, fixed, both=self.switches.symmetric))
+        return [(there, None), *((None, u) for u in back)]
 
     def parameter_groups(self, level: int) -> list[nn.Parameter]:
         """One stage: everything."""
