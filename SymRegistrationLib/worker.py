@@ -52,7 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     sys.stdout = sys.stderr
     if options.own_group:
         _own_group()
-    return Worker(sys.stdin.buffer, answers).serve()
+    # A reader of its own: Python's stdin cannot be finalized while a thread waits for it.
+    return Worker(os.fdopen(os.dup(0), "rb"), answers).serve()
 
 
 def _own_group() -> None:

@@ -117,20 +117,9 @@ class Application:
         return ask
 
 
-def _warmUp():
-    """Let PySide6 read the signatures of the classes in use, which costs it a quarter of a second that PythonQt never needs."""
-    for name in ("QComboBox", "QTableWidget", "QTabWidget", "QSlider", "QSpinBox", "QProgressBar", "QPlainTextEdit", "QCheckBox",
-                 "QHeaderView", "QLabel", "QPushButton"):
-        cls = getattr(QtWidgets, name)
-        for method in ("text", "setText", "value", "currentData", "rowHeight", "setSectionResizeMode", "isChecked", "addItem"):
-            getattr(cls, method, None)
-    QtWidgets.QTableWidget(1, 1).setItem(0, 0, QtWidgets.QTableWidgetItem("x"))
-
-
 def start() -> Application:
     """A fresh application with an empty scene; the module's Python files are imported anew."""
     application = Application()
-    _warmUp()
     slicer.app = application
     slicer.mrmlScene = application.scene
     slicer.modules = types.SimpleNamespace()
