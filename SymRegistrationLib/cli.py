@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from .arguments import ROOMS, build_parser, rooms
-from .console import Console, jsonable, number
+from .console import Console, jsonable, number, share_cores
 from .job import INITIALS, InputError, Job, Options, RegistrationError, existing_file
 
 _INPUTS = (
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     console = Console(events="--json" in arguments, quiet="--quiet" in arguments or "-q" in arguments)
     before = _catch_sigterm()
+    share_cores()
     try:
         if arguments and arguments[0] in rooms():
             return importlib.import_module(f".{ROOMS[arguments[0]][0]}", __package__).main(arguments[1:])
