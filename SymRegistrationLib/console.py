@@ -6,9 +6,9 @@ stdout carries one JSON object a line and nothing else.
 
 from __future__ import annotations
 
-import os
 import json
 import math
+import os
 import sys
 import time
 from typing import Any, Sequence, TextIO
