@@ -14,7 +14,7 @@ from .job import FORMATS, INITIALS, METRICS, PRESETS, InputError, Options
 
 #: Commands of rooms that may not be there; each module offers ``main(arguments) -> exit code``.
 ROOMS = {
-    "train": ("training", "train a network on your own scans"),
+    "train": ("training_command", "train a network on your own scans"),
     "batch": ("batch", "register many pairs from a table"),
     "worker": ("worker", "serve jobs as JSON lines (what the Slicer module talks to)"),
 }

@@ -71,7 +71,7 @@ class Samples:
         synthesis: how far pairs vary.
         mixture: shares.
         seed: of everything.
-        device: where pairs are made.
+        device: where pairs are made; kept as :attr:`device`.
     """
 
     def __init__(self, training: Part, validation: Part, cache: Cache, synthesis: Synthesis, mixture: Mixture, seed: int,
@@ -80,9 +80,9 @@ class Samples:
             raise InputError("the scans give no pair of two subjects.", "Add scans, or name the subjects in a table.")
         self._training, self._validation = training, validation
         self._synthesis, self._mixture, self._seed = synthesis, mixture, seed
-        self._device = torch.device(device)
-        self._map = lru_cache(_KEPT)(lambda case: _placed(cache.labels(case), self._device))
-        self._scan = lru_cache(_KEPT)(lambda case: _scan(cache.scan(case), cache.spacing, self._device))
+        self.device = torch.device(device)
+        self._map = lru_cache(_KEPT)(lambda case: _placed(cache.labels(case), self.device))
+        self._scan = lru_cache(_KEPT)(lambda case: _scan(cache.scan(case), cache.spacing, self.device))
 
     def training(self, position: int, progress: float, published: bool = True) -> Sample:
         """The pair at a position of the endless sequence.
@@ -116,14 +116,14 @@ class Samples:
             return self._real(part.scans[moving], part.scans[fixed], self._synthesis, seed)
         draw = Draw(seed_of(self._seed, "held out", position))
         if kind is None:
-            return make_pair(None, self._synthesis, seed, device=self._device)
+            return make_pair(None, self._synthesis, seed, device=self.device)
         # True maps are known for one person only; every second pair shows two, as in real use.
         first, second = _two(part.maps, draw, (position // len(kinds)) % 2 == 1)
         return make_pair(self._map(first), self._synthesis, seed, self._map(second) if second else None)
 
     def _synthetic(self, maps: Sequence[Case], ranges: Synthesis, draw: Draw, seed: int) -> Pair:
         if not maps or draw.chance(self._mixture.shapes):
-            return make_pair(None, ranges, seed, device=self._device)
+            return make_pair(None, ranges, seed, device=self.device)
         first, second = _two(maps, draw, draw.chance(self._mixture.two_people))
         return make_pair(self._map(first), ranges, seed, self._map(second) if second else None)
 
@@ -133,8 +133,8 @@ class Samples:
         for case, pose in zip((fixed, moving), random_poses(ranges, draw)):
             scan = self._scan(case)
             matrix = voxel_pose(torch.linalg.inv(pose), ranges)
-            where = _moved(matrix, identity(ranges.shape, self._device))
-            image = warp(scan.image, where - identity(ranges.shape, self._device), padding="zeros")
+            where = _moved(matrix, identity(ranges.shape, self.device))
+            image = warp(scan.image, where - identity(ranges.shape, self.device), padding="zeros")
             labels = None if scan.labels is None else look_up(scan.labels, where)
             points = None if scan.points is None else _moved_points(torch.linalg.inv(matrix), scan.points)
             sides.append((image, labels, points, scan))
