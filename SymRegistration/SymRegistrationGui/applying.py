@@ -31,7 +31,7 @@ def applySteps(run, toMove, fromMoving, folder, ask):
             made.append((yield from _mover(node)(node, target, pull, push, folder, ask)))
     except BaseException:
         for node in made:
-            run.scene.RemoveNode(node)
+            nodes.discard(node)
         raise
     run.own(made)
     return made
@@ -119,7 +119,7 @@ def _moveSegmentation(node, target, pull, push, folder, ask):
             identities.InsertNextValue(copy.GetSegmentation().AddEmptySegment("", old.GetName(), old.GetColor()))
         _fillSegments(copy, labels, identities)
     finally:
-        scene.RemoveNode(labels)
+        nodes.discard(labels)
     return copy
 
 

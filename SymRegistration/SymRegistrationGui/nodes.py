@@ -110,7 +110,18 @@ def _hardenedCopy(node, use):
                              _("Harden its transform in the Data module first."))
         return use(copy)
     finally:
-        scene.RemoveNode(copy)
+        discard(copy)
+
+
+def discard(node):
+    """Remove a node with its display and storage nodes, which the scene would keep."""
+    scene = node.GetScene()
+    for kind in ("Display", "Storage"):
+        count = getattr(node, f"GetNumberOf{kind}Nodes", lambda: 0)()
+        for other in [getattr(node, f"GetNth{kind}Node")(index) for index in range(count)]:
+            if other is not None:
+                scene.RemoveNode(other)
+    scene.RemoveNode(node)
 
 
 def worldLabels(node, referenceNode):
@@ -139,7 +150,7 @@ def worldLabels(node, referenceNode):
     finally:
         if colors is not None and colors.GetScene() is not None:
             scene.RemoveNode(colors)
-        scene.RemoveNode(labels)
+        discard(labels)
 
 
 def worldPoints(node):

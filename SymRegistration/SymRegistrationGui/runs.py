@@ -11,6 +11,8 @@ import uuid
 import slicer
 from slicer.i18n import tr as _
 
+from .nodes import discard
+
 PREFIX = "SymRegistration."
 #: Parts in the order of the folder; the names are the worker's.
 PARTS = ("forward", "inverse", "warped_moving", "warped_fixed", "jacobian", "inverse_consistency", "uncertainty")
@@ -87,9 +89,7 @@ class Run:
         hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
         folder = self._folder()
         for node in self.created():
-            for index in reversed(range(node.GetNumberOfDisplayNodes() if hasattr(node, "GetNumberOfDisplayNodes") else 0)):
-                scene.RemoveNode(node.GetNthDisplayNode(index))
-            scene.RemoveNode(node)
+            discard(node)
         if folder and hierarchy.GetItemAttribute(folder, _RUN) == identity:
             hierarchy.RemoveItem(folder, False, False)
 

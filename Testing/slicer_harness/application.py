@@ -117,8 +117,8 @@ class Application:
         return ask
 
 
-def start() -> Application:
-    """A fresh application with an empty scene; the module's Python files are imported anew."""
+def start(reimport: bool = False) -> Application:
+    """A fresh application with an empty scene; with ``reimport``, the module's Python files are imported anew."""
     application = Application()
     slicer.app = application
     slicer.mrmlScene = application.scene
@@ -142,7 +142,7 @@ def start() -> Application:
     _module("ctk")
     from . import MODULE
 
-    for name in [n for n in sys.modules if n == "SymRegistration" or n.split(".")[0] == "SymRegistrationGui"]:
+    for name in [n for n in sys.modules if n.split(".")[0] in ("SymRegistration", "SymRegistrationGui")] if reimport else ():
         del sys.modules[name]
     qt_module.install([MODULE])
     for name in ("slicer.packaging", "PyTorchUtils", "SampleData"):

@@ -1,0 +1,185 @@
+"""Installing: nothing before Register, one question, the right helpers, repair of half installations, help when offline."""
+
+import importlib.metadata
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import slicer
+import slicer_harness
+
+ROOT = Path(__file__).resolve().parents[1]
+slicer_harness.pythonqtStyle(__name__)
+
+
+@pytest.fixture
+def app():
+    return slicer_harness.start()
+
+
+class Machine:
+    """A computer on which some packages are there; installs are recorded and take effect."""
+
+    def __init__(self, monkeypatch, here):
+        from SymRegistrationGui import install
+
+        self.here, self.calls, self.stopped = dict(here), [], 0
+        monkeypatch.setattr(install, "_state", lambda name: self.here.get(name, "missing"))
+        self.stop = self._stop
+        monkeypatch.setattr(slicer.util, "pip_install", self._pip, raising=False)
+        monkeypatch.setattr(slicer.util, "pip_uninstall", lambda name: self.calls.append(("uninstall", name)), raising=False)
+
+    def _stop(self):
+        self.stopped += 1
+
+    def _pip(self, requirement):
+        self.calls.append(("pip", requirement))
+        self.here[requirement.split(">")[0]] = ""
+
+    def pytorchExtension(self, error=None, result="torch"):
+        def installTorch(self_, askConfirmation, torchVersionRequirement):
+            self.calls.append(("torch", askConfirmation, torchVersionRequirement))
+            if error:
+                raise error
+            if result:
+                self.here["torch"] = ""
+            return result
+
+        logic = type("PyTorchUtilsLogic", (), {"installTorch": installTorch})
+        sys.modules["PyTorchUtils"] = types.SimpleNamespace(PyTorchUtilsLogic=logic)
+
+    def packaging(self):
+        def ensure(requirements, requester, prompt_install, skip_in_testing):
+            self.calls.append(("ensure", tuple(requirements), prompt_install))
+            for line in requirements:
+                self.here[line.split(">")[0]] = ""
+
+        module = types.ModuleType("slicer.packaging")
+        module.pip_ensure = ensure
+        sys.modules["slicer.packaging"] = module
+
+
+def test_with_everything_there_nothing_is_asked(app, monkeypatch):
+    from SymRegistrationGui import install
+
+    machine = Machine(monkeypatch, {"torch": "", "safetensors": "", "psutil": ""})
+    assert install.ensure(machine) and app.shown == [] and machine.calls == []
+
+
+def test_one_question_then_the_extension_and_pip_ensure(app, monkeypatch):
+    from SymRegistrationGui import install
+
+    machine = Machine(monkeypatch, {})
+    machine.pytorchExtension()
+    machine.packaging()
+    assert install.ensure(machine)
+    assert len(app.shown) == 1 and all(word in app.shown[0][1] for word in ("PyTorch", "safetensors", "psutil", "GB"))
+    assert machine.calls == [("torch", False, ">=2.2"), ("ensure", ("safetensors>=0.4", "psutil>=5.9"), False)]
+    assert machine.stopped == 1, "a running worker may hold the files that are replaced"
+
+
+def test_no_means_no(app, monkeypatch):
+    from SymRegistrationGui import install
+
+    machine = Machine(monkeypatch, {"safetensors": ""})
+    app.answers = [False]
+    assert install.ensure(machine) is False and machine.calls == [] and machine.stopped == 0
+
+
+def test_slicer_before_5_12_uses_pip(app, monkeypatch):
+    from SymRegistrationGui import install
+
+    machine = Machine(monkeypatch, {"torch": "", "psutil": ""})
+    assert install.ensure(machine) and machine.calls == [("pip", "safetensors>=0.4")]
+    assert "2 MB" in app.shown[0][1] and "PyTorch" not in app.shown[0][1]
+
+
+def test_half_an_installation_is_replaced(app, monkeypatch):
+    from SymRegistrationGui import install
+
+    machine = Machine(monkeypatch, {"torch": "damaged", "safetensors": "", "psutil": ""})
+    machine.pytorchExtension()
+    assert install.ensure(machine)
+    assert machine.calls == [("uninstall", "torch"), ("torch", False, ">=2.2")] and "damaged" in app.shown[0][1]
+
+
+def test_repair_installs_again_what_looks_fine(app, monkeypatch):
+    from SymRegistrationGui import install
+
+    machine = Machine(monkeypatch, {"torch": "", "safetensors": "", "psutil": ""})
+    machine.pytorchExtension()
+    machine.packaging()
+    assert install.ensure(machine, repair=True)
+    assert [call[0] for call in machine.calls] == ["uninstall", "torch", "ensure"]
+
+
+def test_without_the_extension_the_user_is_told_where_it_is(app, monkeypatch):
+    from SymRegistrationGui import install
+
+    machine = Machine(monkeypatch, {})
+    with pytest.raises(install.InstallError, match="PyTorch is not installed") as caught:
+        install.ensure(machine)
+    assert "Extensions Manager" in caught.value.hint
+
+
+def test_offline_help_says_what_to_copy_where(app, monkeypatch):
+    from SymRegistrationGui import install
+
+    machine = Machine(monkeypatch, {})
+    machine.pytorchExtension(error=OSError("Temporary failure in name resolution"))
+    with pytest.raises(install.InstallError, match="name resolution") as caught:
+        install.ensure(machine)
+    for words in ("pip download", '"torch>=2.2"', f"Python {sys.version_info.major}.{sys.version_info.minor}", "--no-index", "--find-links"):
+        assert words in caught.value.hint
+    machine.pytorchExtension(result=None)
+    with pytest.raises(install.InstallError, match="was not installed"):
+        install.ensure(machine)
+
+
+def test_states_are_read_from_disk_without_importing(app, tmp_path, monkeypatch):
+    from SymRegistrationGui.install import _state
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "demopackage"
+    assert _state("demopackage") == "missing"
+    package.mkdir()
+    importlib.invalidate_caches()
+    assert _state("demopackage") == "damaged", "a folder without code: what a broken installation leaves"
+    info = tmp_path / "demopackage-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: demopackage\nVersion: 1.0\n")
+    importlib.invalidate_caches()
+    assert _state("demopackage") == "damaged"
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    importlib.invalidate_caches()
+    sys.path_importer_cache.clear()
+    assert _state("demopackage") == ""
+    (info / "METADATA").unlink()
+    info.rmdir()
+    importlib.invalidate_caches()
+    assert _state("demopackage") == "damaged"
+    assert "demopackage" not in sys.modules
+
+
+def test_requirements_are_those_of_the_library():
+    from SymRegistrationGui import install
+
+    project = (ROOT / "pyproject.toml").read_text()
+    listed = json.loads("[" + project.split("dependencies = [", 1)[1].split("]", 1)[0] + "]")
+    bundled = {"numpy>=1.26", "SimpleITK>=2.3"}  # part of Slicer, never touched
+    assert set(listed) - bundled == {*install.REQUIREMENTS, f"torch{install.TORCH}"}
+
+
+def test_methods_shown_before_torch_are_those_of_the_registry():
+    from SymRegistrationGui import methods
+    from SymRegistrationLib.catalogue import catalogue
+
+    shown = {method["name"]: method for method in methods.methods()}
+    for entry in catalogue():
+        method = shown.pop(entry["name"])
+        assert method["publication"] == entry["publication"] and entry["title"]
+        assert method["needs_weights"] == (entry["name"] != "syn") and len(method["description"]) > 60
+        assert method["title"].split()[0].lower().replace("-", "") in entry["title"].lower().replace("-", "") + entry["name"]
+    assert set(shown) <= set(), f"listed, but not in the registry: {sorted(shown)}"
