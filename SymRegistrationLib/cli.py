@@ -169,16 +169,12 @@ def check_job(job: Job) -> None:
             existing_file(path, name.replace("_", " "))
     if job.options.initial not in INITIALS:
         existing_file(job.options.initial, "initial transform")
-        from .alignment import read_linear
-
-        read_linear(job.options.initial)
     if job.options.weights:
         existing_file(job.options.weights, "weights file")
-    if job.options.method != "syn":
-        from . import networks, weights
+    if job.options.method != "syn" or job.options.initial not in INITIALS:
+        from .pipeline import check_options
 
-        networks.card(job.options.method)
-        weights.find(job.options.method, job.options.weights, job.options.method_options.get("size"))
+        check_options(job.options)
 
 
 def _apply(args: argparse.Namespace, console: Console) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from . import alignment, devices, optimise, preprocess, quality, transforms
-from .fields import FieldPair
-from .job import InputError, Options, Progress, silent
+from .fields import FieldPair, warp
+from .job import INITIALS, InputError, Options, Progress, silent
 from .points import PointSet
 from .volumes import Volume, foreground
 
@@ -124,6 +124,7 @@ def register(fixed: Volume, moving: Volume, options: Options = Options(), extras
         RegistrationError: the run itself failed.
     """
     clock = _Clock(progress)
+    check_options(options)
     device = devices.resolve(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -141,16 +142,45 @@ def register(fixed: Volume, moving: Volume, options: Options = Options(), extras
         notes.append(f"the initial alignment is unsure (confidence {pose.confidence:.2f}): another pose fits nearly as "
                      "well; check the result, or give landmarks or a start transform")
     clock.enter("method", f"method: {options.method}")
-    pair, space, metric = _solve(scans, pose, options, clock.inner, notes)
+    solver = _Solver(scans, pose, options, notes)
+    runs = options.uncertainty
+    pair = solver.run(lambda stage, f, text: clock.inner(stage, f / (runs + 1), text))
+    spread = _uncertainty(solver, fixed.grid, clock) if runs else None
     clock.enter("output", "transforms and maps")
-    result = _finish(fixed, moving, scans, pose, pair, space, extras, notes)
+    result = _finish(fixed, moving, pair, solver, spread)
+    result.metrics.update(_evaluated(extras, result.transforms))
     clock.leave()
     progress("output", 1.0, "done")
-    result.metrics.update(method=options.method, preset=options.preset, metric=metric, device=str(device), seed=options.seed,
+    result.metrics.update(method=options.method, preset=options.preset, metric=solver.metric, device=str(device),
+                          seed=options.seed, peak_memory_gb=round(devices.peak_memory_gb(), 3),
                           seconds={**{k: round(v, 3) for k, v in clock.seconds.items()},
-                                   "total": round(sum(clock.seconds.values()), 3)},
-                          peak_memory_gb=round(devices.peak_memory_gb(), 3))
+                                   "total": round(sum(clock.seconds.values()), 3)})
     return result
+
+
+def check_options(options: Options) -> None:
+    """Refuse before any work: an unknown method, missing weights, an unusable start transform. Raises InputError."""
+    if options.initial not in INITIALS:
+        alignment.read_linear(options.initial)
+    if options.method != "syn":
+        from . import networks, weights
+
+        networks.card(options.method)
+        weights.find(options.method, options.weights, options.method_options.get("size"))
+
+
+def _uncertainty(solver: "_Solver", grid, clock: _Clock) -> np.ndarray:
+    """The spread map in mm on the fixed grid; the present stage's progress counts the perturbed runs."""
+    from .uncertainty import spread_mm
+
+    runs, done = solver.options.uncertainty, [0]
+
+    def solve(perturbation):
+        done[0] += 1
+        clock.inner("uncertainty", done[0] / (runs + 1), f"perturbed run {done[0]} of {runs}")
+        return solver.run(perturbation=perturbation)
+
+    return spread_mm(solve, runs, solver.options.seed, solver.space, grid)
 
 
 def _guides(extras: Extras) -> tuple[np.ndarray, np.ndarray] | None:
@@ -161,39 +191,59 @@ def _guides(extras: Extras) -> tuple[np.ndarray, np.ndarray] | None:
     return extras.fixed_points.points, extras.moving_points.points
 
 
-def _solve(scans, pose, options: Options, progress: Progress, notes: list[str]
-           ) -> tuple[FieldPair, preprocess.Workspace, str]:
-    """The method itself: working grid, network or optimiser, refinement."""
-    finest = float(min(scan.grid.spacing.min() for scan in scans))
+class _Solver:
+    """The chosen method on its working grid(s): network or optimiser, then refinement."""
 
-    def space_for(spacing: float, multiple: int = 1) -> preprocess.Workspace:
-        return preprocess.workspace(*scans, pose.mid_to_fixed, pose.mid_to_moving, spacing, multiple)
+    def __init__(self, scans, pose: alignment.Alignment, options: Options, notes: list[str]):
+        self.scans, self.pose, self.options, self.notes = scans, pose, options, notes
+        finest = float(min(scan.grid.spacing.min() for scan in scans))
+        self.plan = optimise.preset(options.preset)
+        volume = preprocess.working_grid(*scans, pose.mid_to_fixed, pose.mid_to_moving, finest * 2).volume
+        budget = _voxel_budget(self.plan.voxels, options, scans[0].image.device, notes)
+        fine = options.spacing or max(finest, (volume / budget) ** (1 / 3))
+        self.network = options.method != "syn"
+        self.metric = "network"
+        if self.network:
+            from . import networks  # learned methods are loaded only when asked for
 
-    plan = optimise.preset(options.preset)
-    volume = preprocess.working_grid(*scans, pose.mid_to_fixed, pose.mid_to_moving, finest * 2).volume
-    budget = _voxel_budget(plan.voxels, options, scans[0].image.device, notes)
-    spacing = options.spacing or max(finest, (volume / budget) ** (1 / 3))
-    if options.method == "syn":
-        space = space_for(spacing)
-        metric = _metric(options.metric, pose, notes)
-        pair = optimise.optimise(space.fixed, space.moving, plan.schedule, metric, space.weight, progress=progress)
-        return pair, space, metric
-    from . import inference, networks  # learned methods are loaded only when asked for
+            card = networks.card(options.method)
+            self.coarse = self._space(options.spacing or max(finest, card.spacing), card.size_multiple)
+        refined = not self.network or options.refine > 0
+        self.space = self._space(fine) if refined else self.coarse
+        if refined:
+            self.metric = _metric(options.metric, pose, notes)
 
-    card = networks.card(options.method)
-    space = space_for(options.spacing or max(finest, card.spacing), card.size_multiple)
-    share = 0.5 if options.refine else 1.0
-    pair = inference.run_network(space.moving, space.fixed, options.method, options,
-                                 progress=lambda stage, f, text: progress(stage, share * f, text))
-    notes.extend(pair.details["notes"])
-    if not options.refine:
-        return pair, space, "network"
-    metric = _metric(options.metric, pose, notes)
-    fine = space_for(spacing)
-    start = preprocess.transfer(pair, space.grid, fine.grid)
-    pair = optimise.optimise(fine.fixed, fine.moving, plan.schedule.last(options.refine), metric, fine.weight, start,
-                             lambda stage, f, text: progress(stage, share + (1 - share) * f, text))
-    return pair, fine, metric
+    def _space(self, spacing: float, multiple: int = 1) -> preprocess.Workspace:
+        return preprocess.workspace(*self.scans, self.pose.mid_to_fixed, self.pose.mid_to_moving, spacing, multiple)
+
+    def run(self, progress: Progress = silent, perturbation=None) -> FieldPair:
+        """The field pair on :attr:`space`; under a perturbation, brought back to the original frame."""
+        if not self.network:
+            space = self.space
+            if perturbation is not None:
+                space = perturbation.geometry(perturbation.intensities(space))
+            pair = optimise.optimise(space.fixed, space.moving, self.plan.schedule, self.metric, space.weight, progress=progress)
+            return pair if perturbation is None else perturbation.undone(pair)
+        share = 0.5 if self.options.refine else 1.0
+        pair = self._predict(lambda stage, f, text: progress(stage, share * f, text), perturbation)
+        if not self.options.refine:
+            return pair
+        space = self.space if perturbation is None else perturbation.intensities(self.space)
+        start = preprocess.transfer(pair, self.coarse.grid, space.grid)
+        return optimise.optimise(space.fixed, space.moving, self.plan.schedule.last(self.options.refine), self.metric, space.weight,
+                                 start, lambda stage, f, text: progress(stage, share + (1 - share) * f, text))
+
+    def _predict(self, progress: Progress, perturbation) -> FieldPair:
+        from . import inference
+
+        space = self.coarse
+        if perturbation is not None:
+            space = perturbation.geometry(perturbation.intensities(space))
+        pair = inference.run_network(space.moving, space.fixed, self.options.method, self.options, progress=progress)
+        for note in pair.details.get("notes", ()):
+            if note not in self.notes:
+                self.notes.append(note)
+        return pair if perturbation is None else perturbation.undone(pair)
 
 
 def _voxel_budget(wanted: float, options: Options, device: torch.device, notes: list[str]) -> float:
@@ -217,9 +267,10 @@ def _metric(asked: str, pose: alignment.Alignment, notes: list[str]) -> str:
     return "lncc"
 
 
-def _finish(fixed: Volume, moving: Volume, scans, pose, pair: FieldPair, space, extras: Extras, notes: list[str]) -> Result:
-    """From fields to everything a user gets."""
-    physical = transforms.to_physical(pair, space, fixed.grid, moving.grid)
+def _finish(fixed: Volume, moving: Volume, pair: FieldPair, solver: "_Solver", spread: np.ndarray | None) -> Result:
+    """From fields to everything a user gets, but for what labels and landmarks say."""
+    pose, notes = solver.pose, solver.notes
+    physical = transforms.to_physical(pair, solver.space, fixed.grid, moving.grid)
     content = foreground(fixed.array)
     warped_moving = transforms.resample_through(moving, physical.forward, fixed.grid)
     warped_fixed = transforms.resample_through(fixed, physical.inverse, moving.grid)
@@ -232,29 +283,36 @@ def _finish(fixed: Volume, moving: Volume, scans, pose, pair: FieldPair, space, 
         "quality": {**quality.jacobian_summary(jacobian, content),
                     **quality.ice_summary(ice, content, float(np.mean(fixed.grid.spacing))),
                     "inverse_method": pair.inverse_method, "residual_voxel": pair.residual},
-        "similarity": _similarities(scans, pose, space, pair),
-        "labels": _labels(extras, physical),
-        "landmarks": _landmarks(extras, physical),
+        "similarity": _similarities(solver, pair),
+        "uncertainty": None if spread is None else {
+            "runs": solver.options.uncertainty, "mean_mm": float(spread[content].mean()),
+            "p95_mm": float(np.percentile(spread[content], 95)), "calibrated": False},
         "notes": notes,
     }
     folded = metrics["quality"]["folded_voxels"]
     if folded:
         notes.append(f"{folded} voxels are folded (Jacobian determinant <= 0); see jacobian.nii.gz")
-    return Result(fixed, moving, physical, pose, warped_moving, warped_fixed, aligned, jacobian, ice, metrics)
+    if spread is not None:
+        notes.append("the uncertainty map is relative: it shows where the result is less stable, not yet by how many mm it errs")
+    return Result(fixed, moving, physical, pose, warped_moving, warped_fixed, aligned, jacobian, ice, metrics, spread)
 
 
-def _similarities(scans, pose, space: preprocess.Workspace, pair: FieldPair) -> dict:
+def _similarities(solver: _Solver, pair: FieldPair) -> dict:
     """Local correlation before anything, after the alignment, after the method, all on working-type grids."""
-    from .fields import warp
-
+    space = solver.space
     after = quality.similarity(space.fixed, warp(space.moving, pair.fixed_to_moving))
     aligned = quality.similarity(space.fixed, space.moving)
     try:
-        raw = preprocess.workspace(*scans, np.eye(4), np.eye(4), float(space.grid.spacing[0]))
+        raw = preprocess.workspace(*solver.scans, np.eye(4), np.eye(4), float(space.grid.spacing[0]))
         before = quality.similarity(raw.fixed, raw.moving)
     except InputError:  # as scanned, the two do not even overlap
         before = 0.0
     return {"name": "lncc", "before": before, "aligned": aligned, "after": after}
+
+
+def _evaluated(extras: Extras, physical: transforms.TransformPair) -> dict:
+    """What labels and landmarks say of the result; None where none were given."""
+    return {"labels": _labels(extras, physical), "landmarks": _landmarks(extras, physical)}
 
 
 def _labels(extras: Extras, physical: transforms.TransformPair) -> dict | None:

@@ -18,7 +18,7 @@ LEVELS = dict(enumerate([
     {"outputs", "batch"},
     {"demo", "worker"},
     {"cli"},
-    {"__main__"},
+    {"__main__", "training_command"},
 ]))
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 
