@@ -1,11 +1,11 @@
-"""The spread of vectors: directions count, perturbations are undone exactly, and unclear regions spread more."""
+"""The spread of vectors: directions count, perturbations are undone exactly, and the map says that it is relative."""
 
 import numpy as np
 import pytest
 import torch
 
 import pairs
-from SymRegistrationLib import fields, optimise, pipeline, uncertainty
+from SymRegistrationLib import fields, pipeline, uncertainty
 from SymRegistrationLib.job import InputError, Options
 from SymRegistrationLib.preprocess import Workspace
 from SymRegistrationLib.geometry import Grid
@@ -55,25 +55,6 @@ def test_a_perturbed_frame_is_undone(index):
     space = Workspace(fixed, moving, None, Grid.centred(SHAPE, 1.0, (0, 0, 0)), np.eye(4), np.eye(4))
     changed = change.geometry(space)
     assert float(fields.warp(changed.moving, there.fixed_to_moving).sub(changed.fixed).abs().mean()) < 0.03
-
-
-def test_noisier_scans_spread_more():
-    moving, fixed, _ = pairs.known_pair(SHAPE, size=3.0)
-    known = fixed[0, 0].numpy() > 0.2
-    generator = torch.Generator().manual_seed(9)
-    means = []
-    for level in (0.0, 0.15):
-        noisy = [(image + level * torch.randn(image.shape, generator=generator)).clamp(0, 1) for image in (fixed, moving)]
-        space = Workspace(*noisy, None, Grid.centred(SHAPE, 2.0, (0, 0, 0)), np.eye(4), np.eye(4))
-
-        def solve(change):
-            seen = change.geometry(change.intensities(space))
-            schedule = optimise.Schedule(shrink=(2, 1), iterations=(20, 20))
-            return change.undone(optimise.optimise(seen.fixed, seen.moving, schedule))
-
-        means.append(uncertainty.spread_mm(solve, 4, 0, space, space.grid)[known].mean())
-    print("mean spread in mm, clean and noisy:", means)
-    assert means[1] > 1.3 * means[0] > 0
 
 
 def test_the_pipeline_gives_the_map_and_says_that_it_is_relative(head):
