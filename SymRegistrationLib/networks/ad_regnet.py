@@ -176,6 +176,8 @@ class CrossAttention(nn.Module):
         self.query, self.key, self.value = (nn.ModuleList(nn.Linear(channels, channels, bias=False) for _ in range(2))
                                             for _ in range(3))
         with torch.no_grad():
+            for query in self.query:  # gain 1: a perfect match stands out from the noise
+                nn.init.orthogonal_(query.weight)
             self.key[1].weight.copy_(self.query[0].weight)
             self.key[0].weight.copy_(self.query[1].weight)
         self.mix = nn.Parameter(torch.zeros(()))
