@@ -33,6 +33,8 @@ _T1 = {0: 0.0, 2: 0.88, 7: 0.85, 16: 0.80, 28: 0.78, 13: 0.78, 10: 0.70, 12: 0.6
        136: 0.5, 163: 0.5}
 #: FreeSurfer's number of the fluid around the brain, and the first number of what lies outside of that.
 _CSF, _OUTSIDE = 24, 500
+#: Largest change of a velocity from voxel to voxel; its flow stretches by at most e^0.35 along an axis, and stays resolved.
+_STEEPEST = 0.35
 
 
 @dataclass(frozen=True)
@@ -191,26 +193,30 @@ def random_velocity(shape: Sequence[int], control: float, amplitude: float, draw
 
     Args:
         control: distance over which it varies, voxels.
-        amplitude: root mean square length, voxels; at most 0.35 of ``control``, so that its flow stays well resolved.
+        amplitude: root mean square length, voxels; less where its slope would pass ``_STEEPEST``.
     """
     nodes = [max(1, round(n / control)) for n in shape]
     v = F.pad(draw.normal(1, 3, *nodes), (1,) * 6)
     v = gaussian(resize(v, shape), [n / (m + 1) / 3 for n, m in zip(shape, nodes)])
     for axis, n in enumerate(shape):
-        window = (4 * torch.linspace(0, 1, n, device=v.device) * torch.linspace(1, 0, n, device=v.device)).sqrt()
+        window = torch.sin(torch.linspace(0, math.pi, n, device=v.device))
         v = v * window.view([-1 if k == axis + 2 else 1 for k in range(5)])
     length = v.square().sum(1).mean().sqrt().clamp_min(1e-6)
-    return v * (min(amplitude, 0.35 * control) / length)
+    slope = max(v.diff(dim=axis).abs().amax() for axis in (2, 3, 4)).clamp_min(1e-6)
+    return v * torch.minimum(amplitude / length, _STEEPEST / slope)
 
 
 def random_warp(synthesis: Synthesis, draw: Draw) -> tuple[Tensor, Tensor]:
-    """A smooth map and its inverse, (1, 3, D, H, W) voxels; integrated at half resolution, where it is still smooth."""
+    """A smooth map and its inverse, (1, 3, D, H, W) voxels; integrated at half resolution, where it is still smooth.
+
+    Warps vary over ten voxels at least, so that the two stay inverse to a fraction of a voxel.
+    """
     shape = synthesis.shape
     half = [(n + 1) // 2 for n in shape]
     low, high = (c / synthesis.spacing / 2 for c in synthesis.control)
     v = torch.zeros(1, 3, *half, device=draw.device)
     for _ in range(2):
-        control = max(3.0, math.exp(draw.uniform(math.log(low), math.log(max(high, low)))))
+        control = max(5.0, math.exp(draw.uniform(math.log(low), math.log(max(high, low)))))
         v = v + random_velocity(half, control, draw.uniform(0, synthesis.warp) / synthesis.spacing / 2 / math.sqrt(2), draw)
     return tuple(resize_field(exponentiate(sign * v, 6), shape) for sign in (1, -1))
 
