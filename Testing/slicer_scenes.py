@@ -79,7 +79,7 @@ def shift(ras):
 def pair(scene, spacing=3.0, oblique=False):
     """(fixed, moving): two small scans whose correspondence is :func:`shift`."""
     axes = [np.diag([-1.0, -1.0, 1.0]), rotation() @ np.diag([1.0, 1.0, -1.0]) if oblique else np.diag([-1.0, -1.0, 1.0])]
-    shapes = (34, 36, 32), (30, 38, 36)
+    shapes = [tuple(round(n * 3.0 / spacing) for n in shape) for shape in ((34, 36, 32), (30, 38, 36))]
     grids = [geometry(shape, np.array([1.0, 1.1, 0.9]) * spacing if oblique else [spacing] * 3, axis) for shape, axis in zip(shapes, axes)]
     fixed = volume(scene, body(grids[0], shapes[0], shift), grids[0], "Fixed scan")
     moving = volume(scene, body(grids[1], shapes[1]), grids[1], "Moving scan")
@@ -125,3 +125,70 @@ def segmentation(scene, reference, masks, name="Segmentation"):
 def names(scene):
     """Names of all nodes, to see that a scene is as it was."""
     return sorted(f"{scene.GetNthNode(k).GetClassName()} {scene.GetNthNode(k).GetName()}" for k in range(scene.GetNumberOfNodes()))
+
+
+class Opened:
+    """The module, opened, with a worker that stays warm between tests.
+
+    Attributes:
+        app: the harness application. ui, panel, engine: of the module. state: the parameter node.
+    """
+
+    def __init__(self, client, monkeypatch, reimport=False):
+        self.app = slicer_harness.start(reimport)
+        import SymRegistrationGui.logic
+
+        if client is not None:
+            monkeypatch.setattr(SymRegistrationGui.logic, "WorkerClient", lambda: client)
+        _parent, module = slicer_harness.loadModule(self.app)
+        self.widget = module.SymRegistrationWidget()
+        self.ui, self.panel, self.engine = self.widget.ui, self.widget.panel, self.widget.logic.engine
+        self.scene = self.app.scene
+
+    @property
+    def state(self):
+        return self.panel.parameters
+
+    def choose(self, fixed, moving, quick=True):
+        """Select two scans as a user does, with settings that take a second."""
+        self.ui.fixedSelector.setCurrentNode(fixed)
+        self.ui.movingSelector.setCurrentNode(moving)
+        if quick:
+            self.state.preset, self.state.initial = "fast", "centre"
+
+    def click(self, name):
+        button = getattr(self.ui, name)
+        assert button.enabled, f"{name} cannot be pressed: {button.toolTip}"
+        button.click()
+
+    def register(self, seconds=90):
+        """Press Register and wait; returns the run, or None when it failed."""
+        before = self.state.resultTable.GetMTime() if self.state.resultTable is not None else 0
+        self.click("registerButton")
+        self.app.wait(lambda: not self.engine.busy, seconds, "the end of the registration")
+        run = self.panel.results.run
+        return run if run is not None and run.table.GetMTime() != before else None
+
+    def settle(self):
+        """Wait for the report, which comes after the nodes."""
+        self.app.wait(lambda: not self.engine.client.busy, 60, "the report")
+
+
+def keptClient():
+    """A worker client that a module's cleanup does not stop."""
+    from SymRegistrationGui.client import WorkerClient
+
+    class Kept(WorkerClient):
+        def stop(self):
+            pass
+
+    return Kept()
+
+
+def folders():
+    """Private folders of this process that exist now."""
+    import os
+    import tempfile
+    from pathlib import Path
+
+    return sorted(str(p) for p in Path(tempfile.gettempdir()).glob(f"SymRegistration-{os.getpid()}-*"))

@@ -32,8 +32,7 @@ class ResultsPanel:
         self.views = Views(slicer.mrmlScene, panel.fail)
         self.views.onLegend = self._legend
         self._shown = None
-        for text, value in ((_("From the moving to the fixed scan"), "moving"), (_("From the fixed to the moving scan"), "fixed")):
-            ui.applyDirectionComboBox.addItem(text, value)
+        ui.applyDirectionComboBox.addItems([_("From the moving to the fixed scan"), _("From the fixed to the moving scan")])
         ui.resultSelector.addAttribute("vtkMRMLTableNode", runs.PREFIX + "Run")
         for name in MODES:
             getattr(ui, name).toggled.connect(lambda on, n=name: self.onMode(n, on))
@@ -167,7 +166,7 @@ class ResultsPanel:
 
     def onApply(self, *_unused):
         chosen = self.ui.applyNodesSelector.checkedNodes()
-        fromMoving = self.ui.applyDirectionComboBox.currentData == "moving"
+        fromMoving = self.ui.applyDirectionComboBox.currentIndex == 0
         run = self.run
         self.panel.watch(lambda task: self.logic.apply(run, chosen, fromMoving, task),
                          lambda made: self.panel.status(_("Made: {names}.").format(names=", ".join(node.GetName() for node in made))))

@@ -240,7 +240,7 @@ def comparison(mode, fixedNode, warpedNode, value):
 def _shownRange(node, array):
     """Lowest and highest intensity as displayed, so that both scans are compared as the user sees them."""
     display = node.GetDisplayNode()
-    if display is not None and display.GetWindow() > 0 and not display.GetAutoWindowLevel():
+    if display is not None and display.GetWindow() > 0:
         return display.GetLevel() - display.GetWindow() / 2, display.GetLevel() + display.GetWindow() / 2
     low, high = np.percentile(array[::4, ::4, ::4], (0.5, 99.5))
     return float(low), float(max(high, low + 1e-6))

@@ -59,7 +59,7 @@ class Panel:
         ui = self.ui
         for name, parameter in COMBOS.items():
             combo = getattr(ui, name)
-            combo.currentIndexChanged.connect(lambda *_unused, c=combo, p=parameter: self._choose(p, c.currentData))
+            combo.currentIndexChanged.connect(lambda *_unused, c=combo, p=parameter: self._choose(p, c.itemData(c.currentIndex)))
         ui.weightsPathEdit.currentPathChanged.connect(lambda *_unused: self._choose("weights", ui.weightsPathEdit.currentPath))
         ui.registerButton.clicked.connect(self.onRegister)
         ui.cancelButton.clicked.connect(self.onCancel)

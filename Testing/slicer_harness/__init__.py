@@ -35,4 +35,4 @@ if sys.version_info < (3, 12):
     ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
 
 from .application import Application, loadModule, start  # noqa: E402, F401
-from .qt_module import pythonqtStyle  # noqa: E402, F401
+from .qt_module import CHECKED, pythonqtStyle  # noqa: E402, F401

@@ -11,6 +11,7 @@ from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 from shibokensupport import feature
 
 TRUE_PROPERTY = 2
+CHECKED = QtCore.Qt.Checked
 
 
 class QUiLoader(QtUiTools.QUiLoader):

@@ -1,0 +1,357 @@
+"""The module as a user meets it: opened, clicked, canceled; with the real worker and the real pipeline."""
+
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+import slicer
+import slicer_harness
+import slicer_scenes as scenes
+
+slicer_harness.pythonqtStyle(__name__)
+
+
+@pytest.fixture(scope="module")
+def client():
+    slicer_harness.start()
+    client = scenes.keptClient()
+    client.start()
+    yield client
+    client.cancel()
+
+
+@pytest.fixture
+def module(client, monkeypatch):
+    opened = scenes.Opened(client, monkeypatch)
+    yield opened
+    opened.app.wait(lambda: not client.busy, 60)
+    opened.widget.cleanup()
+    assert scenes.folders() == [], "a private folder was left behind"
+
+
+class NoTorch:
+    """An import system without torch."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ImportError("torch is not installed here")
+
+
+def test_opens_within_0_3_seconds_without_torch_and_starts_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [NoTorch(), *sys.meta_path])
+    for name in [n for n in sys.modules if n.split(".")[0] == "torch"]:
+        monkeypatch.delitem(sys.modules, name)
+    seconds = []
+    for _attempt in range(4):  # the first one pays for PySide6 reading its signatures, which PythonQt does not do
+        started = time.perf_counter()
+        opened = scenes.Opened(None, monkeypatch, reimport=True)
+        seconds.append(time.perf_counter() - started)
+        assert not opened.engine.client.running and opened.app.shown == []
+        opened.widget.cleanup()
+    print("seconds to open:", [round(s, 3) for s in seconds])
+    assert min(seconds[1:]) < 0.3
+    assert [opened.ui.methodComboBox.itemData(k) for k in range(opened.ui.methodComboBox.count)][0] == "syn"
+
+
+def test_two_volumes_and_one_click(module):
+    ui = module.ui
+    assert not ui.registerButton.enabled and "Choose a fixed and a moving volume" in ui.registerButton.toolTip
+    fixed, moving = scenes.pair(module.scene)
+    module.choose(fixed, moving)
+    seen = []
+    progress = module.panel._progress
+    module.panel._progress = lambda *event: (progress(*event), seen.append((event, ui.progressBar.value, ui.statusLabel.text)))
+    module.click("registerButton")
+    assert ui.cancelButton.enabled and not ui.registerButton.enabled and not ui.methodCollapsibleButton.enabled
+    assert not ui.progressBar.isHidden()
+    module.app.wait(lambda: not module.engine.busy, 90)
+    assert module.app.shown == []
+    assert {"align", "write", "import"} <= {event[0] for event, _value, _text in seen}
+    values = [value for event, value, _text in seen if event[0] != "export"]
+    assert values == sorted(values) and values[-1] == 1000
+    assert ui.statusLabel.text.startswith("Done in ") and ui.progressBar.isHidden() and ui.registerButton.enabled
+    run = module.panel.results.run
+    assert {part for part in ("forward", "inverse", "warped_moving", "jacobian", "inverse_consistency") if run.node(part)} == \
+        {"forward", "inverse", "warped_moving", "jacobian", "inverse_consistency"}
+    metrics = run.metrics
+    assert metrics["similarity"]["after"] > metrics["similarity"]["before"]
+    assert ui.resultsTable.item(0, 0).text() == "Similarity (0 to 1)"
+    assert ui.resultsTable.item(0, 3).text() == f"{metrics['similarity']['after']:.3f}"
+    assert run.table.GetNumberOfRows() == ui.resultsTable.rowCount
+    assert metrics["verdict"]["words"] in ui.verdictLabel.text
+    composite = module.panel.results.views.composites()[0]
+    assert composite.GetBackgroundVolumeID() == fixed.GetID()
+    assert composite.GetForegroundVolumeID() == run.node("warped_moving").GetID()
+
+
+def test_the_result_brings_the_scans_together(module):
+    fixed, moving = scenes.pair(module.scene, oblique=True)
+    module.choose(fixed, moving)
+    run = module.register()
+    ras = np.array([(5, -8, 12), (15, 0, 20), (-8, -20, 5), (12, 8, 0), (0, -15, 28.0)])
+    forward, inverse = (run.node(part).GetTransformFromParent() for part in ("forward", "inverse"))
+    moved = np.array([forward.TransformPoint(p) for p in ras])
+    assert np.linalg.norm(moved - scenes.shift(ras), axis=1).max() < 1.5, "fixed points go to their partners on the moving scan"
+    back = np.array([inverse.TransformPoint(p) for p in moved])
+    assert np.linalg.norm(back - ras, axis=1).max() < 0.3, "inverse takes them back"
+    before, after = (np.corrcoef(slicer.util.arrayFromVolume(fixed).ravel(), other.ravel())[0, 1] for other in (
+        slicer.util.arrayFromVolume(run.node("warped_moving")), slicer.util.arrayFromVolume(fixed)))
+    assert before > 0.97 and after == pytest.approx(1)
+
+
+def test_cancel_in_the_middle_leaves_the_scene_as_it_was(module):
+    fixed, moving = scenes.pair(module.scene, spacing=1.0)
+    module.choose(fixed, moving, quick=False)
+    module.state.preset = "thorough"
+    before = scenes.names(module.scene)
+    module.click("registerButton")
+    module.app.wait(lambda: module.ui.progressBar.value > 30, 60, "progress")
+    pid = module.engine.client._process._process.processId()
+    module.click("cancelButton")
+    assert not module.engine.busy and not module.engine.client.running
+    module.app.wait(lambda: not os.path.exists(f"/proc/{pid}") or "Z" in open(f"/proc/{pid}/stat").read().split()[2], 5, "the worker's end")
+    assert scenes.names(module.scene) == before and scenes.folders() == []
+    assert module.ui.statusLabel.text == "Canceled." and module.app.shown == []
+    module.state.preset, module.state.initial = "fast", "centre"
+    assert module.register() is not None, "after Cancel, the next run starts a new worker"
+
+
+def bad(module, said, unchanged=True, kind="error"):
+    """One message box with ``said``; nothing else happened."""
+    assert len(module.app.shown) == 1 and module.app.shown[0][0] == kind, module.app.shown
+    assert said in module.app.shown[0][1], module.app.shown
+    assert not module.engine.busy
+
+
+def test_same_volume_twice_and_missing_choices(module):
+    fixed, moving = scenes.pair(module.scene)
+    module.choose(fixed, fixed)
+    assert not module.ui.registerButton.enabled and module.ui.registerButton.toolTip == "Choose two different volumes."
+    module.choose(fixed, moving)
+    module.state.initial = "transform"
+    assert "start transform" in module.ui.registerButton.toolTip
+    module.state.initial, module.state.method = "centre", "hsyn"
+    if not module.ui.registerButton.enabled:  # weights are not part of every installation
+        assert "HSyN needs trained weights" in module.ui.registerButton.toolTip
+    from SymRegistrationGui.exporting import Request
+
+    for request, said in ((Request(fixed, fixed), "as fixed and as moving"), (Request(None, moving), "No fixed volume"),
+                          (Request(fixed, None), "No moving volume")):
+        with pytest.raises(Exception, match=said):
+            module.engine.register(request)
+
+
+def test_empty_volume(module):
+    fixed, moving = scenes.pair(module.scene)
+    slicer.util.arrayFromVolume(moving)[:] = 7
+    module.choose(fixed, moving)
+    before = scenes.names(module.scene)
+    assert module.register() is None
+    bad(module, "'Moving scan' is empty: all its voxels have the value 7")
+    assert scenes.names(module.scene) == before
+
+
+def test_volumes_far_apart_without_a_start(module):
+    fixed, moving = scenes.pair(module.scene)
+    matrix = np.eye(4)
+    matrix[0, 3] = 2000
+    moving.SetAndObserveTransformNodeID(scenes.linearTransform(module.scene, matrix).GetID())
+    module.choose(fixed, moving)
+    module.state.initial = "none"
+    before = scenes.names(module.scene)
+    assert module.register() is None
+    bad(module, "overlap")
+    assert scenes.names(module.scene) == before
+    module.app.shown.clear()
+    module.state.initial = "centre"
+    assert module.register() is not None and module.app.shown == []
+
+
+def test_segmentation_without_content(module):
+    fixed, moving = scenes.pair(module.scene)
+    module.choose(fixed, moving)
+    empty = module.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Liver")
+    module.ui.fixedMaskSelector.setCurrentNode(empty)
+    assert module.register() is None
+    bad(module, "'Liver' has no segment")
+
+
+def test_a_volume_deleted_during_the_run(module):
+    fixed, moving = scenes.pair(module.scene, spacing=1.5)
+    module.choose(fixed, moving, quick=False)
+    module.click("registerButton")
+    module.app.wait(lambda: module.ui.progressBar.value > 30, 60, "progress")
+    before = scenes.names(module.scene)
+    module.scene.RemoveNode(moving)
+    bad(module, "'Moving scan' was deleted")
+    assert len(scenes.names(module.scene)) == len(before) - 1 and scenes.folders() == []
+
+
+def test_a_scene_closed_in_mid_run(module):
+    fixed, moving = scenes.pair(module.scene, spacing=1.5)
+    module.choose(fixed, moving, quick=False)
+    module.click("registerButton")
+    module.app.wait(lambda: module.ui.progressBar.value > 30, 60, "progress")
+    module.scene.Clear()
+    bad(module, "scene was closed")
+    assert scenes.folders() == [] and module.state is not None and module.state.fixedVolume is None
+    assert not module.ui.registerButton.enabled and module.panel.results.run is None
+
+
+def test_a_worker_killed_from_outside(module):
+    fixed, moving = scenes.pair(module.scene, spacing=1.5)
+    module.choose(fixed, moving, quick=False)
+    before = scenes.names(module.scene)
+    module.click("registerButton")
+    module.app.wait(lambda: module.ui.progressBar.value > 30, 60, "progress")
+    os.kill(module.engine.client._process._process.processId(), signal.SIGKILL)
+    module.app.wait(lambda: not module.engine.busy, 20, "the news")
+    bad(module, "ended from outside; most often the computer ran out of memory")
+    assert scenes.names(module.scene) == before and scenes.folders() == []
+
+
+def test_no_gpu_and_no_weights(module, tmp_path):
+    fixed, moving = scenes.pair(module.scene)
+    module.choose(fixed, moving)
+    before = scenes.names(module.scene)
+    module.state.device = "cuda:5"
+    assert module.register() is None
+    bad(module, "'cuda:5' is not available")
+    module.app.shown.clear()
+    module.state.device, module.state.method = "auto", "sm-gicnet"
+    module.ui.weightsPathEdit.currentPath = str(tmp_path / "none.safetensors")
+    assert module.state.weights.endswith("none.safetensors")
+    assert module.register() is None
+    bad(module, "none.safetensors")
+    assert scenes.names(module.scene) == before
+
+
+def test_no_torch_declined_then_no_extension(module, monkeypatch):
+    from SymRegistrationGui import install
+
+    monkeypatch.setattr(install, "_state", lambda name: "missing")
+    fixed, moving = scenes.pair(module.scene)
+    module.choose(fixed, moving)
+    before = scenes.names(module.scene)
+    module.app.answers = [False]
+    assert module.register() is None
+    bad(module, "Install now?", kind="confirm")
+    assert "not started" in module.ui.statusLabel.text
+    module.app.shown.clear()
+    assert module.register() is None
+    assert "Extensions Manager" in module.app.shown[-1][1] and scenes.names(module.scene) == before
+
+
+def test_a_broken_installation_is_offered_to_be_repaired(module, monkeypatch):
+    from SymRegistrationGui import install
+    from SymRegistrationGui.client import WorkerError
+
+    calls = []
+    monkeypatch.setattr(install, "ensure", lambda client, repair=False: calls.append(repair))
+    scenes.pair(module.scene)
+    module.panel.setParameters(module.widget.logic.getParameterNode())
+    module.panel.fail(WorkerError("A library is damaged.", "Install it again.", environment=True))
+    assert calls == [True] and "Install the libraries again now?" in module.app.shown[0][1]
+
+
+def test_widgets_follow_the_state_and_the_state_follows_widgets(module):
+    ui, state = module.ui, module.state
+    fixed, moving = scenes.pair(module.scene)
+    module.panel.setParameters(module.widget.logic.getParameterNode())
+    state = module.state
+    assert (state.fixedVolume, state.movingVolume) == (fixed, moving), "with two scans there is nothing to choose"
+    mask = module.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mask")
+    ui.movingMaskSelector.setCurrentNode(mask)
+    module.click("swapButton")
+    assert (state.fixedVolume, state.movingVolume, state.fixedMask, state.movingMask) == (moving, fixed, mask, None)
+    assert ui.fixedSelector.currentNode() is moving
+    for combo, name in (("presetComboBox", "preset"), ("metricComboBox", "metric"), ("initialComboBox", "initial"), ("methodComboBox", "method")):
+        box = getattr(ui, combo)
+        box.currentIndex = box.count - 1
+        assert getattr(state, name) == box.itemData(box.currentIndex)
+        setattr(state, name, box.itemData(0))
+        assert box.currentIndex == 0
+    state.method = "ad-regnet"
+    assert "attention" in ui.methodDescriptionLabel.text and "arXiv" in ui.methodDescriptionLabel.text
+    assert not ui.weightsPathEdit.isHidden() and not ui.presetComboBox.enabled
+    ui.refineSpinBox.value = 2
+    assert state.refine == 2 and ui.presetComboBox.enabled
+    state.method = "syn"
+    assert ui.weightsPathEdit.isHidden() and ui.presetComboBox.enabled
+    ui.makeWarpedFixedCheckBox.checked = True
+    assert state.makeWarpedFixed and ui.outputWarpedFixedSelector.enabled
+    assert ui.initialTransformSelector.isHidden()
+    state.initial = "transform"
+    assert not ui.initialTransformSelector.isHidden()
+
+
+def test_detect_lists_devices_with_memory(module):
+    module.click("devicesButton")
+    module.app.wait(lambda: module.ui.deviceComboBox.count >= 2 and not module.engine.client.busy, 60, "the devices")
+    module.engine.client.onDevices([{"name": "cpu", "title": "CPU, 8 cores", "memory_gb": 31.9},
+                                    {"name": "cuda:0", "title": "NVIDIA H200", "memory_gb": 150.1}])
+    texts = [module.ui.deviceComboBox.itemText(k) for k in range(module.ui.deviceComboBox.count)]
+    assert texts == ["Automatic", "CPU, 8 cores, 32 GB", "NVIDIA H200, 150 GB"]
+    module.ui.deviceComboBox.currentIndex = 2
+    assert module.state.device == "cuda:0"
+
+
+def test_try_it_makes_a_pair_and_registers_it(module):
+    module.state.preset = "fast"
+    module.click("tryItButton")
+    module.app.wait(lambda: not module.engine.busy, 120, "the end")
+    marks = module.panel.results.run.metrics["landmarks"]
+    print("landmark error, mm:", marks["mean_before_mm"], marks["mean_after_mm"])
+    assert module.app.shown == [] and marks["mean_before_mm"] > 10 and marks["mean_after_mm"] < 2.5
+
+
+def test_the_self_test_that_slicer_runs():
+    slicer_harness.start()
+    _parent, module = slicer_harness.loadModule(None)
+    module.SymRegistrationTest().runTest()
+    assert scenes.folders() == []
+
+
+def test_sample_data_is_registered_and_makes_nodes(module):
+    import types
+
+    sources = {}
+
+    class Logic:
+        @staticmethod
+        def registerCustomSampleDataSource(category, sampleName, customDownloader, thumbnailFileName=None):
+            assert thumbnailFileName is None or os.path.exists(thumbnailFileName)
+            sources[sampleName] = customDownloader
+
+    sys.modules["SampleData"] = types.SimpleNamespace(SampleDataLogic=Logic, downloadSample=lambda name: name)
+    try:
+        _parent, made = slicer_harness.loadModule(module.app)
+        entry = made.SymRegistration(types.SimpleNamespace(path=made.__file__))
+        entry.onStartup()
+        nodes = sources["SymRegistrationHeads"](None)
+        assert sources["SymRegistrationTumorPair"](None) == ["MRBrainTumor1", "MRBrainTumor2"]
+    finally:
+        del sys.modules["SampleData"]
+    assert [node.GetClassName() for node in nodes] == ["vtkMRMLScalarVolumeNode"] * 2 + ["vtkMRMLMarkupsFiducialNode"] * 2
+    from SymRegistrationGui import sampledata
+
+    fixed, moving = (scenes.positions(node) for node in nodes[2:])
+    expected = sampledata.partner(fixed * (-1, -1, 1)) * (-1, -1, 1)
+    assert np.abs(moving - expected).max() < 1e-6
+
+
+def test_scripts_get_nodes_back(module):
+    fixed, moving = scenes.pair(module.scene)
+    mask = scenes.segmentation(module.scene, fixed, [np.ones((34, 36, 32), bool)])
+    nodes = module.widget.logic.register(fixed, moving, method="syn", preset="fast", initial="centre", inputs={"fixedMask": mask})
+    assert set(nodes) == {"forward", "inverse", "warped_moving", "jacobian", "table"} and nodes["table"].GetNumberOfRows() > 4
+    done = []
+    task = module.widget.logic.register(fixed, moving, wait=False, onDone=done.append, preset="fast", initial="centre")
+    assert not task.finished
+    with pytest.raises(Exception, match="Another registration is under way"):
+        module.widget.logic.register(fixed, moving)
+    module.app.wait(lambda: done, 60)
+    assert done[0].node("forward") is not None
