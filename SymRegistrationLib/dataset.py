@@ -6,6 +6,7 @@ table names them itself. Nothing is computed before every file has been read onc
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -34,6 +35,8 @@ _VOLUMES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh")
 _POINTS = (".mrk.json", ".fcsv", ".csv")
 _KINDS = {"labels": ("aseg", "dseg", "seg", "segmentation", "label", "labels", "labelmap", "lobes", "parc", "aparc+aseg"),
           "mask": ("mask", "brainmask"), "points": ("landmarks", "points", "fiducials", "landmark")}
+#: Last words of a file name that say what a scan is, not whom it shows.
+_MODALITIES = ("t1w", "t2w", "t1", "t2", "flair", "pd", "ct", "mr", "mri", "pet", "brain", "head", "image", "img", "norm", "orig")
 _COLUMNS = ("image", "labels", "mask", "points", "subject", "split")
 _PAIR = tuple(f"{side}_{name}" for side in ("fixed", "moving") for name in ("labels", "mask", "points"))
 
@@ -122,16 +125,21 @@ def _find_folder(folder: Path, only_labels: bool) -> Listing:
     volumes = [f for f in files if _ending(f, _VOLUMES)]
     if only_labels:
         return Listing(tuple(Case(None, str(f), subject=_key(f)[0]) for f in volumes), source=str(folder))
-    found: dict[str, dict[str, list[Path]]] = {}
+    extras: dict[str, dict[str, Path]] = {}
+    images = []
     for file in [*volumes, *(f for f in files if _ending(f, _POINTS))]:
         key, kind = _key(file)
-        if kind == "image" and file not in volumes:
-            continue
-        found.setdefault(key, {}).setdefault(kind, []).append(file)
+        if kind != "image":
+            extras.setdefault(key, {}).setdefault(kind, file)
+        elif file in volumes:
+            images.append(file)
     cases = []
-    for key, kinds in found.items():
-        extra = {kind: str(kinds[kind][0]) for kind in _KINDS if kinds.get(kind)}
-        cases += [Case(str(image), subject=key, **extra) for image in kinds.get("image", [])]
+    for image in images:
+        subject = _key(image)[0]
+        # "bert_brain" may belong to "bert_brain_mask" as well as to "bert_aseg".
+        stem = image.name[:len(image.name) - len(_ending(image, _VOLUMES))]
+        found = {**extras.get(stem.rpartition("_")[0], {}), **extras.get(subject, {}), **extras.get(stem, {})}
+        cases.append(Case(str(image), subject=subject, **{kind: str(file) for kind, file in found.items()}))
     return Listing(tuple(cases), source=str(folder))
 
 
@@ -139,12 +147,13 @@ def _key(file: Path) -> tuple[str, str]:
     """(subject, kind) by name: ``sub-01_desc-brain_dseg.nii.gz`` and ``sub-01_T1w.nii.gz`` are both of ``sub-01``."""
     stem = file.name[:len(file.name) - len(_ending(file, (*_VOLUMES, *_POINTS)))]
     parts = stem.split("_")
-    kind = next((k for k, words in _KINDS.items() if parts[-1].lower() in words), "image")
+    last = parts[-1].lower()
+    kind = next((k for k, words in _KINDS.items() if last in words), "image")
     entities = [p for p in parts if re.match(r"(sub|ses)-", p)]
     if entities:
         return "_".join(entities), kind
-    number = re.search(r"\d", "_".join(parts[:-1]))
-    return ("_".join(parts[:-1]) if len(parts) > 1 and (kind != "image" or number) else stem), kind
+    named = kind != "image" or last in _MODALITIES
+    return ("_".join(parts[:-1]) if len(parts) > 1 and named else stem), kind
 
 
 def _find_table(table: Path, only_labels: bool) -> Listing:
@@ -324,7 +333,8 @@ class Cache:
             save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
             os.replace(temporary, path)
         except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise RegistrationError(f"the cache '{self.folder}' cannot be written ({error}).",
                                     "Free disk space, or choose another --output.") from None
         return tensors

@@ -6,6 +6,7 @@ Plain tensors and JSON; nothing in it can run code.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -34,7 +35,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise RegistrationError(write_failure(path, error), "Free disk space and give the same command again: the run goes on "
                                 "from its last checkpoint.") from None
 

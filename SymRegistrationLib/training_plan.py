@@ -158,10 +158,11 @@ def prepare(options: TrainingOptions, progress: Progress = silent, timer: Callab
     mixture = Mixture(options.real if options.labels else 1.0, options.shapes if options.labels else 1.0, options.two_people,
                       options.supervised)
     samples = Samples(training, validation, cache, synthesis_of(plan, options), mixture, options.seed, device)
+    held = {case for case in (*validation.scans, *validation.maps) if case.split == "validation"}
     if not old.is_file():
         plan = replace(plan, data={"scans": len(scans.cases), "label maps": len(maps.cases), "pairs": len(training.pairs),
                                    "bad scans left out": len(scans.problems) + len(maps.problems)},
-                       held_out=tuple(Path(c.name).name for c in (*validation.scans, *validation.maps)))
+                       held_out=tuple(Path(c.name).name for c in (*scans.cases, *maps.cases) if c in held))
     _check_disk(Path(options.output), network, plan, len(scans.cases) + len(maps.cases))
     _fill_cache(cache, training, validation, progress)
     if not old.is_file():
@@ -210,6 +211,11 @@ def _parts(scans: Listing, maps: Listing, notes: list[str]) -> tuple[Part, Part]
             pairs = tuple((place[m], place[f]) for m, f in scans.pairs if m in place and f in place)
         parts.append(Part(cases, pairs, tuple(maps.cases[k] for k in maps.part(split))))
     training, validation = parts
+    if validation.scans and not validation.pairs and scans.pairs is None:
+        # One held-out subject has no partner among its like: it is paired with those that training knows.
+        cases = (*validation.scans, *training.scans)
+        mixed = tuple((m, f) for m, f in all_pairs(cases) if (m < len(validation.scans)) != (f < len(validation.scans)))
+        validation = replace(validation, scans=cases, pairs=mixed)
     if scans.cases and not training.pairs:
         raise InputError(f"'{scans.source}' leaves {len(training.scans)} scans for training, which make no pair of two subjects.",
                          "At least two subjects are needed beside those held out; lower --validation, or add --labels.")
