@@ -51,13 +51,13 @@ def colorNode(scene, kind):
     name = {"jacobian": _("Volume change"), "amount": _("Error in mm"), "difference": _("Difference")}[kind]
     node = scene.AddNewNodeByClass("vtkMRMLColorTableNode", name)
     node.SetAttribute(_ATTRIBUTE, kind)
-    node.SetTypeToUser()
-    node.SetNumberOfColors(_ENTRIES)
-    for entry in range(_ENTRIES):
-        share = entry / (_ENTRIES - 1)
-        color = {"jacobian": lambda: jacobianColor(share * LARGEST), "amount": lambda: amountColor(share),
-                 "difference": lambda: differenceColor(share)}[kind]()
-        node.SetColor(entry, f"{share * LARGEST if kind == 'jacobian' else share:.2f}", *color, 1.0)
+    color = {"jacobian": lambda share: jacobianColor(share * LARGEST), "amount": amountColor, "difference": differenceColor}[kind]
+    with slicer.util.NodeModify(node):
+        node.SetTypeToUser()
+        node.SetNumberOfColors(_ENTRIES)
+        for entry in range(_ENTRIES):
+            share = entry / (_ENTRIES - 1)
+            node.SetColor(entry, f"{share * LARGEST if kind == 'jacobian' else share:.2f}", *color(share), 1.0)
     node.AddDefaultStorageNode()
     return node
 

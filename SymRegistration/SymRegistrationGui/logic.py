@@ -78,25 +78,26 @@ class RegistrationLogic:
         def result(metrics):
             metrics["seconds"]["worker"] = round(time.perf_counter() - started, 3)
             task.onProgress("import", 1.0, None, _("Loading the result"))
-            self._run(self._read(metrics), lambda fillers: self._commit(request, metrics, fillers))
+            self._run(self._import(request, metrics), self._imported)
 
         import dataclasses
 
         self.client.request("register", {"job": dataclasses.asdict(job), "outputs": wanted}, result, self._failed, progress)
 
-    def _read(self, metrics):
-        """Generator: every result file into something that fills a node; returns part -> filler."""
+    def _import(self, request, metrics):
+        """Generator: the result files into nodes; returns the Run. The scene changes in one step, when all is at hand."""
         fillers = {}
         for part, name in metrics["files"].items():
             if part in runs.PARTS:
                 array, grid = yield from exchange.readVolume(self._task.folder.file(f"result/{name}"))
                 make = nodes.gridTransformFiller if part in runs.TRANSFORMS else nodes.volumeFiller
                 fillers[part] = yield from make(array, grid)
-        return fillers
-
-    def _commit(self, request, metrics, fillers):
         metrics["job"]["names"] = {"fixed": request.fixedNode.GetName(), "moving": request.movingNode.GetName()}
         run = runs.commit(request.fixedNode, request.movingNode, fillers, request.outputs, metrics)
+        yield
+        return run
+
+    def _imported(self, run):
         folder = self._task.folder
         self._task.folder = None
         self._finish(run)

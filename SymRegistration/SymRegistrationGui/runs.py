@@ -11,6 +11,7 @@ import uuid
 import slicer
 from slicer.i18n import tr as _
 
+from . import colors
 from .nodes import discard
 
 PREFIX = "SymRegistration."
@@ -163,11 +164,10 @@ def commit(fixedNode, movingNode, fillers, chosen, metrics):
             new = node is None
             if new:
                 node = _newNode(scene, part, fixedNode, movingNode)
-            fillers[part](node)
-            run.setNode(part, node, new)
-            if new:
                 _style(node, part, fixedNode, movingNode)
                 nodes.append(node)
+            fillers[part](node)
+            run.setNode(part, node, new)
     _link(run, fixedNode, movingNode)
     run.own(nodes)
     run.setMetrics(metrics)
@@ -195,20 +195,27 @@ def _newNode(scene, part, fixedNode, movingNode):
 
 
 def _style(node, part, fixedNode, movingNode):
-    """Display nodes that look as the user expects: a warped scan like its source, transforms not shown yet."""
+    """Display nodes that look as the user expects: a warped scan like its source, maps in their colors, transforms hidden.
+
+    Comes before the voxels: an automatic window would count all of them, which takes long enough to be felt.
+    """
+    if part == "jacobian":
+        colors.style(node, "jacobian", 0.0, colors.LARGEST)
+        return
+    if part in MAPS:
+        colors.style(node, "amount", 0.0, 1.0)
+        return
     node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
-    if display is None:
-        return
-    source = {"warped_moving": movingNode, "warped_fixed": fixedNode}.get(part)
-    if source is not None and source.GetDisplayNode() is not None:
-        like = source.GetDisplayNode()
-        display.SetAndObserveColorNodeID(like.GetColorNodeID())
-        display.AutoWindowLevelOff()
-        display.SetWindowLevel(like.GetWindow(), like.GetLevel())
-        display.SetInterpolate(like.GetInterpolate())
     if part in TRANSFORMS:
         display.SetVisibility(False)
+        return
+    display.AutoWindowLevelOff()
+    like = (movingNode if part == "warped_moving" else fixedNode).GetDisplayNode()
+    if like is not None:
+        display.SetAndObserveColorNodeID(like.GetColorNodeID())
+        display.SetWindowLevel(like.GetWindow(), like.GetLevel())
+        display.SetInterpolate(like.GetInterpolate())
 
 
 def _link(run, fixedNode, movingNode):

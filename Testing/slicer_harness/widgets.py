@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from PySide6.QtCore import Property, Qt, Signal
 from PySide6.QtWidgets import QComboBox, QFrame, QHBoxLayout, QLineEdit, QPushButton, QToolButton, QWidget
+from vtk import VTK_OBJECT, calldata_type
 
 
 def _property(kind, name, default):
@@ -68,9 +69,15 @@ class _SceneList(QWidget):
             for tag in self._tags:
                 self._scene.RemoveObserver(tag)
         self._scene = scene
-        events = (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndCloseEvent, scene.EndImportEvent)
-        self._tags = [scene.AddObserver(event, lambda caller, name: self._fill()) for event in events]
+        self._tags = [scene.AddObserver(event, self._nodeEvent) for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent)]
+        self._tags += [scene.AddObserver(event, lambda caller, name: self._fill()) for event in (scene.EndCloseEvent, scene.EndImportEvent)]
         self._fill()
+
+    @calldata_type(VTK_OBJECT)
+    def _nodeEvent(self, caller, event, node):
+        # the real widgets are as fast as C++; these look only when one of their kinds comes or goes
+        if any(node.IsA(kind) for kind in self.nodeTypes):
+            self._fill()
 
     def mrmlScene(self):
         return self._scene
@@ -82,7 +89,13 @@ class _SceneList(QWidget):
     def nodes(self):
         if self._scene is None:
             return []
-        return [n for n in (self._scene.GetNthNode(k) for k in range(self._scene.GetNumberOfNodes())) if self._accepts(n)]
+        found = {}
+        for kind in self.nodeTypes:
+            for index in range(self._scene.GetNumberOfNodesByClass(kind)):
+                node = self._scene.GetNthNodeByClass(index, kind)
+                if self._accepts(node):
+                    found[node.GetID()] = node
+        return list(found.values())
 
     def nodeCount(self):
         return len(self.nodes())
