@@ -19,7 +19,8 @@ What is read into, or differs from, the paper and its base:
   order, tokens outside the volume masked, sampling with aligned corners, no dead layer; a relative position bias is added
   (``bias``); no drop path.
 * ``tail="transposed"`` is XMorpher's end (full resolution from one transposed convolution, size ``published``);
-  ``"smooth"`` (size ``small``) predicts at 1/4 and 1/2, with the images' 2^3 blocks as a skip.
+  ``"smooth"`` (size ``small``) predicts at 1/4 and 1/2 from the streams' difference and sum, with the images' 2^3 blocks
+  as a skip.
 * No inverse is defined. Both directions run (the first pass's features serve both), and the two maps are made inverse to
   each other (``inverse="balanced"``: each becomes the mean of itself and the other's fixed-point inverse);
   ``"fixed_point"`` inverts one run, ``"swapped"`` returns both as they are. ``svf=True`` reads the result of each pass as a
@@ -62,7 +63,7 @@ _CARD = Card(
     licence="Apache-2.0",
     size_multiple=4,
     minimum_size=40,
-    bytes_per_voxel={"published": 1400.0, "small": 200.0},
+    bytes_per_voxel={"published": 550.0, "small": 420.0},
     spacing=1.5,
     intensity="robust percentiles to [0, 1], background 0",
     inverse_method="fixed_point",
@@ -256,14 +257,16 @@ class _SmoothTail(nn.Module):
 
     def __init__(self, c: int):
         super().__init__()
-        self.norm, self.mixed = nn.LayerNorm(2 * c), nn.Conv3d(2 * c, c, 3, padding=1)
+        self.contrast, self.norm = nn.LayerNorm(c), nn.LayerNorm(c)
+        self.mixed = nn.Conv3d(2 * c, c, 3, padding=1)
         self.coarse = zero_init(nn.Conv3d(c, 3, 3, padding=1))
         self.skip = nn.Conv3d(16, 16, 3, padding=1)
         self.joined = nn.Conv3d(c + 16, 16, 3, padding=1)
         self.head = zero_init(nn.Conv3d(16, 3, 3, padding=1))
 
     def forward(self, m: Tensor, f: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
-        x = F.leaky_relu(self.mixed(_first(self.norm(torch.cat([m, f], -1)))), 0.2)
+        x = torch.cat([self.contrast(m - f), self.norm(m + f)], -1)
+        x = F.leaky_relu(self.mixed(_first(x)), 0.2)
         blocks = F.leaky_relu(self.skip(space_to_depth(torch.cat([moving, fixed], 1))), 0.2)
         fine = F.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=False)
         fine = F.leaky_relu(self.joined(torch.cat([fine, blocks], 1)), 0.2)
@@ -370,24 +373,23 @@ class CAML(SymmetricNetwork):
         return [self._cascade(*start) for start in starts]
 
     def _cascade(self, moving: Tensor, fixed: Tensor, maps: list[tuple[Tensor, Tensor]]) -> _Way:
-        way = self._advance(None, self._step(self.passes[0], maps[0], (moving, fixed)))
+        step = self._step(self.passes[0], maps[0], (moving, fixed))
+        way = self._advance(None, step)
         for index in range(1, self.switches.carsc):
             net = self.passes[0 if self.switches.share else index]
             images = (warp(moving, up_blocks(way.field, self.scale)), fixed)
-            maps = net(*images, self._carried(maps, way.passes, index))
-            way = self._advance(way, self._step(net, maps[0], images))
+            maps = net(*images, self._carried(maps, step[0]))
+            step = self._step(net, maps[0], images)
+            way = self._advance(way, step)
         return way
 
-    def _carried(self, maps: list[tuple[Tensor, Tensor]], fields: list[Tensor], index: int) -> list[tuple[Tensor, Tensor]]:
-        """The maps of the pass before without gradient, the moving stream's warped by what that pass added."""
-        before = fields[index - 1].detach()
-        if index > 1:
-            return [(m.detach(), f.detach()) for m, f in maps]
+    def _carried(self, maps: list[tuple[Tensor, Tensor]], step: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The maps of the pass before without gradient, the moving stream's warped by ``step``, what that pass added."""
         carried = []
         for level, (m, f) in enumerate(maps[:-1]):
             factor = 4 * 2**level // self.scale
-            u = F.avg_pool3d(before, factor, ceil_mode=True, count_include_pad=False) / factor
-            carried.append((_last(warp(_first(m.detach()), u)), f.detach()))
+            u = F.avg_pool3d(step.detach(), factor, ceil_mode=True, count_include_pad=False) / factor
+            carried.append((_last(warp(_first(m.detach()).float(), u)).to(m.dtype), f.detach()))
         return carried
 
     def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
