@@ -6,9 +6,9 @@ Level 3. A resumed run, or two processes that share the work, see exactly the pa
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Sequence
 
 import torch
 from torch import Tensor

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +75,7 @@ class Synthesis:
     thick: float = 3.0
     cut: float = 0.15
 
-    def at(self, progress: float) -> "Synthesis":
+    def at(self, progress: float) -> Synthesis:
         """The curriculum: poses and warps of ``progress`` (0..1) times the full range, everything else as it is."""
         p = min(max(progress, 0.0), 1.0)
         return Synthesis(**{**self.__dict__, "rotation": p * self.rotation, "shift": p * self.shift, "scale": p * self.scale,

@@ -119,7 +119,8 @@ def _timer(options: TrainingOptions):
         def step() -> None:
             for _ in range(options.batch):
                 drawn = samples.training(next(count), 1.0, options.weights.published > 0)
-                sum(step_terms(network, drawn, level, options.weights, 0).values()).backward()
+                for parts in step_terms(network, drawn, level, options.weights, 0):
+                    sum(parts.values()).backward()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 
@@ -211,12 +212,16 @@ class Trainer:
         for k in range(self.plan.batch):
             position = (state.step * self.plan.batch + k) * self.world + self.rank
             drawn = self.samples.training(position, grown, self.options.weights.published > 0)
-            with self._precision():
-                parts = step_terms(self.network, drawn, stage.level, self.options.weights,
-                                   seed_of(self.options.seed, "labels", position))
-            (sum(parts.values()) * share).backward()
-            for name, value in parts.items():
-                terms[name] = terms.get(name, 0.0) + float(value.detach()) / self.plan.batch
+            passes = step_terms(self.network, drawn, stage.level, self.options.weights,
+                                seed_of(self.options.seed, "labels", position))
+            while True:
+                with self._precision():
+                    parts = next(passes, None)
+                if parts is None:
+                    break
+                (sum(parts.values()) * share).backward()
+                for name, value in parts.items():
+                    terms[name] = terms.get(name, 0.0) + float(value.detach()) / self.plan.batch
         length = self._gather(active)
         if math.isfinite(length):
             torch.nn.utils.clip_grad_norm_(active, LONGEST_GRADIENT)

@@ -9,7 +9,8 @@ import argparse
 import dataclasses
 import os
 import shlex
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from .console import Console, duration, number
 from .job import InputError, existing_file

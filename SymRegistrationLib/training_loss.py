@@ -6,8 +6,8 @@ Level 4. The published loss comes from the method; what is added here needs labe
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,22 +25,23 @@ from .training_options import Weighting
 LABELS_A_STEP = 12
 
 
-def step_terms(network: SymmetricNetwork, drawn: Sample, level: int, weights: Weighting, seed: int) -> dict[str, Tensor]:
-    """The weighted terms of one pair, by name; their sum is minimised.
+def step_terms(network: SymmetricNetwork, drawn: Sample, level: int, weights: Weighting, seed: int
+               ) -> Iterator[dict[str, Tensor]]:
+    """The weighted terms of one pair by name; their sum is minimised. One dictionary for each pass through the network,
+    so that the caller can go backward before the next pass takes memory.
 
     Args:
         level: finest level in use, 1 = coarsest.
         seed: which labels are compared.
     """
-    terms: dict[str, Tensor] = {}
     pair = drawn.pair
-    if drawn.published and weights.published:
-        for name, value in network.objective(pair.moving, pair.fixed, level).items():
-            terms[name] = weights.published * value
-    if drawn.supervised or not terms:
+    published = drawn.published and weights.published > 0
+    if published:
+        terms = network.objective(pair.moving, pair.fixed, level)
+        yield {name: weights.published * value for name, value in terms.items()}
+    if drawn.supervised or not published:
         maps = network.mappings(pair.moving, pair.fixed, level)
-        terms.update(supervised_terms(maps, pair, weights, seed, 2 if level < network.levels else 1))
-    return terms
+        yield supervised_terms(maps, pair, weights, seed, 2 if level < network.levels else 1)
 
 
 def supervised_terms(maps: Sequence[tuple[Tensor | None, Tensor | None]], pair: Pair, weights: Weighting, seed: int,

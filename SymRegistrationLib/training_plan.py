@@ -10,24 +10,27 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from . import dataset, devices, networks, weights
 from .console import duration
 from .dataset import Cache, Facts, Listing
-from .dataset_samples import Mixture, Part, Samples, all_pairs
+from .dataset_samples import Mixture, Part, Sample, Samples, all_pairs
 from .job import InputError, Progress, silent
 from .networks._base import Recipe, SymmetricNetwork, padded_shape, parameter_count
-from .synthetic import Synthesis
+from .synthetic import Synthesis, make_pair
+from .training_loss import step_terms
 from .training_options import TrainingOptions
 
-#: Memory of a training step over that of inference, which the card states; measured on the four small networks.
-TRAINING_FACTOR = 6.0
+#: Peak memory of a training step over what its forward pass keeps for the backward pass; 1.5 to 2 on the four networks.
+PEAK = 2.0
 #: Share of the free memory that a plan may count on.
 SHARE = 0.8
 #: Voxels of the working grid that a plan takes when nothing else bounds it.
@@ -91,7 +94,7 @@ class Plan:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "Plan":
+    def from_json(cls, text: str) -> Plan:
         """Read :meth:`to_json`. Raises InputError when it is damaged."""
         try:
             raw = json.loads(text)
@@ -271,12 +274,14 @@ def _plan(options: TrainingOptions, network: SymmetricNetwork, facts: list[Facts
     extent = np.percentile([f.extent for f in facts], 90, axis=0) if facts else np.full(3, 180.0)
     finest = float(np.median([f.spacing for f in facts])) if facts else 0.0
 
+    per_voxel = kept_bytes(network, options)
+
     def shape_at(spacing: float) -> tuple[int, ...]:
         return options.shape or padded_shape([math.ceil(e * _MARGIN / spacing) for e in extent], card)
 
     spacing = options.spacing or max(card.spacing, finest)
     def fits(shape) -> bool:
-        return _step_gb(network, shape, options) <= room
+        return _step_gb(network, shape, per_voxel) <= room
 
     bound = MOST_VOXELS["cuda" if device.type == "cuda" else "cpu"]
     if options.spacing is None and options.shape is not None and facts:
@@ -296,19 +301,39 @@ def _plan(options: TrainingOptions, network: SymmetricNetwork, facts: list[Facts
         raise InputError(f"{card.name} cannot train on {'x'.join(map(str, shape))} voxels.",
                          f"Every axis must be a multiple of {card.size_multiple} and at least {card.minimum_size}: try "
                          f"--shape {','.join(map(str, padded_shape(shape, card)))}.")
-    need = _step_gb(network, shape, options)
+    need = _step_gb(network, shape, per_voxel)
     if need > room:
         raise InputError(f"a training step at {'x'.join(map(str, shape))} needs about {need:.2f} GB and {room:.2f} GB may be used.",
-                         "Choose a larger --spacing, a smaller --shape or --size, --gradient-checkpointing, or raise --memory.")
+                         "Choose a larger --spacing, a smaller --shape or --size, or raise --memory.")
     precision = options.precision if options.precision != "auto" else "bfloat16" if device.type == "cuda" else "float32"
     return Plan(card.name, options.size, spacing, shape, options.batch, str(device), precision, (), "published", None, 1,
                 round(need, 3), round(room, 3), {}, (), tuple(notes), json.loads(json.dumps(dataclasses.asdict(options))))
 
 
-def _step_gb(network: SymmetricNetwork, shape, options: TrainingOptions) -> float:
-    per_voxel = network.card.bytes_per_voxel.get(options.size, max(network.card.bytes_per_voxel.values()))
-    factor = TRAINING_FACTOR * (0.5 if options.gradient_checkpointing else 1.0)
-    return (factor * per_voxel * math.prod(shape) + 20 * parameter_count(network) + 3e8) / 1e9
+def _step_gb(network: SymmetricNetwork, shape: Sequence[int], per_voxel: float) -> float:
+    return (PEAK * per_voxel * math.prod(shape) + 20 * parameter_count(network) + 3e8) / 1e9
+
+
+def kept_bytes(network: SymmetricNetwork, options: TrainingOptions) -> float:
+    """Bytes per voxel that one forward pass in training keeps for the backward pass: counted on a small pair of shapes."""
+    shape = padded_shape((network.card.minimum_size,) * 3, network.card)
+    pair = make_pair(None, Synthesis(shape=shape), 0)
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    most = 0
+    for published in (True, False):
+        seen: dict[int, int] = {}
+
+        def count(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            passes = list(step_terms(network, Sample(pair, published, not published), network.levels, options.weights, 0))
+        most = max(most, sum(seen.values()))
+        del passes
+    return most / math.prod(shape)
 
 
 # ---------------------------------------------------------------------------------------------- schedule

@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +27,7 @@ from .training_plan import Plan
 #: 3 x 5 dots of each character, rows from top to bottom as octal digits.
 _FONT = {c: rows for c, rows in zip(
     "0123456789.-_ abcdefghijklmnopqrstuvwxyz",
-    "75557 26227 71747 71717 55711 74717 74757 71111 75757 75717 00002 00700 00007 00000 02757 44656 03443 11353 02743 32722 "
-    "03571 44655 20222 10112 45655 62223 05775 06555 02552 06564 03531 03444 03616 27223 05557 05552 05577 05255 05524 07127"
-    .split())}
+    ["75557", "26227", "71747", "71717", "55711", "74717", "74757", "71111", "75757", "75717", "00002", "00700", "00007", "00000", "02757", "44656", "03443", "11353", "02743", "32722", "03571", "44655", "20222", "10112", "45655", "62223", "05775", "06555", "02552", "06564", "03531", "03444", "03616", "27223", "05557", "05552", "05577", "05255", "05524", "07127"])}
 _COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207), (140, 86, 75),
             (227, 119, 194))
 

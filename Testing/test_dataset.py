@@ -12,7 +12,6 @@ import torch
 from SymRegistrationLib import cli, dataset, training, training_plan
 from SymRegistrationLib.dataset import Cache, Case
 from SymRegistrationLib.dataset_samples import Mixture, Part, Samples, all_pairs, seed_of
-from SymRegistrationLib.fields import warp
 from SymRegistrationLib.geometry import Grid, canonical_axes
 from SymRegistrationLib.job import InputError, RegistrationError
 from SymRegistrationLib.points import PointSet, write_points

@@ -90,9 +90,9 @@ def test_every_recipe_gives_every_active_parameter_a_gradient_at_every_level(met
     pair = make_pair(None, Synthesis(shape=(size,) * 3, spacing=4.0), 0)
     for level in {1, network.levels}:
         network.zero_grad()
-        terms = step_terms(network, Sample(pair, True, True), level, Weighting(), 0)
-        assert {"dice", "end_point", "smooth_field"} <= set(terms)
-        sum(terms.values()).backward()
+        published, supervised = step_terms(network, Sample(pair, True, True), level, Weighting(), 0)
+        assert {"dice", "end_point", "smooth_field"} <= set(supervised) and published
+        sum([*published.values(), *supervised.values()]).backward()
         touched = [p for k in range(1, level + 1) for p in network.parameter_groups(k) if p.grad is not None]
         assert sum(p.grad.abs().sum() > 0 for p in touched) >= 0.8 * len(touched) > 0
 
@@ -105,7 +105,8 @@ def test_gradient_checkpointing_changes_no_gradient():
         network = networks.create("hsyn")
         if spare:
             training.spare_memory(network)
-        sum(step_terms(network, Sample(pair, True, True), 3, Weighting(), 0).values()).backward()
+        for terms in step_terms(network, Sample(pair, True, True), 3, Weighting(), 0):
+            sum(terms.values()).backward()
         found.append([p.grad for p in network.parameters() if p.grad is not None])
     assert len(found[0]) == len(found[1]) > 10
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found))

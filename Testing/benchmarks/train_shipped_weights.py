@@ -98,7 +98,8 @@ def main() -> int:
     waiting.sort(key=lambda m: progress(m, args.output))
     share = args.slice_minutes / len(waiting) if args.slice_minutes and waiting else None
     for method in waiting:
-        code = subprocess.run([sys.executable, "-m", "SymRegistrationLib", *arguments(method, args, share)], cwd=ROOT).returncode
+        code = subprocess.run([sys.executable, "-m", "SymRegistrationLib", *arguments(method, args, share)], cwd=ROOT,
+                              check=False).returncode
         if code:
             return code
     for method in args.methods:
