@@ -182,7 +182,14 @@ def test_compare_views(done):
     module.click("differenceButton")
     module.app.wait(lambda: shown(module)[1] is run.node("comparison"), 5)
     difference = slicer.util.arrayFromVolume(run.node("comparison"))
-    assert np.abs(difference - 100 * (one - two) / 255).max() < 1
+    assert np.abs(difference).mean() < 3 and difference.min() >= -100 and difference.max() <= 100
+    module.click("blendButton")
+    slicer.util.arrayFromVolume(fixed)[:] = slicer.util.arrayFromVolume(warped) * 2 + 100  # another scanner, the same anatomy
+    fixed.GetDisplayNode().SetWindowLevelMinMax(100, 2000)
+    warped.GetDisplayNode().SetWindowLevelMinMax(0, 950)
+    module.click("differenceButton")
+    module.app.wait(lambda: not views._steps.busy, 5)
+    assert np.abs(slicer.util.arrayFromVolume(run.node("comparison"))).max() <= 1, "equal anatomy shows no difference"
     module.click("differenceButton")
     assert shown(module)[1] is None and views.mode == "", "one more click goes back to what was shown before"
 
@@ -495,3 +502,22 @@ def test_landmarks_region_mask_and_start_reach_the_job(module, tmp_path):
     run = module.engine.wait(module.engine.register(request))
     assert run.metrics["landmarks"]["count"] == 3
     assert nodes.worldVolume(fixed)[0].any()
+
+
+def test_uncertainty_is_made_on_demand_and_shown_in_mm(module):
+    module.choose(*scenes.pair(module.scene))
+    module.ui.uncertaintySpinBox.value = 2
+    module.ui.makeJacobianCheckBox.checked = False
+    run = module.register()
+    node = run.node("uncertainty")
+    values = slicer.util.arrayFromVolume(node)
+    assert values.min() >= 0 and values.max() > 0 and run.node("jacobian") is None and not module.ui.jacobianButton.enabled
+    module.click("uncertaintyButton")
+    assert shown(module)[1] is node and "mm" in module.ui.legendLabel.text
+    top = node.GetDisplayNode().GetWindowLevelMax()
+    assert run.metrics["uncertainty"]["p95_mm"] < top <= 12 * max(run.metrics["uncertainty"]["p95_mm"], 0.01)
+    module.settle()
+    module.ui.uncertaintySpinBox.value = 0
+    again = module.register()
+    assert again.table is run.table and again.node("uncertainty") is None, "a map of the run before would be wrong now"
+    assert not module.ui.uncertaintyButton.enabled

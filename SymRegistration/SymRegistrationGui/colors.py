@@ -81,6 +81,10 @@ def showLegend(node, visible):
         legend = logic.AddDefaultColorLegendDisplayNode(node)
     if legend is not None:
         legend.SetTitleText(node.GetName().split(",")[0])
+        legend.SetLabelFormat("%.2f")
+        legend.SetSize(0.12, 0.4)
+        for style in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):
+            style.SetFontSize(10)
         legend.SetVisibility(visible)
 
 
@@ -96,7 +100,7 @@ def legendText(kind, highest=None):
         values = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
         cells = "".join(_cell(jacobianColor(v), f"{v:g}" if v in (0.25, 0.5, 1.0, 2.0, 4.0) else "&nbsp;") for v in values)
         return (f'<table cellspacing="0" cellpadding="2"><tr>{_cell(FOLDED)}<td>&nbsp;{_("folded")}&nbsp;&nbsp;</td>{cells}</tr></table>'
-                + _("Volume factor: blue shrinks, red grows (moving scan brought onto the fixed one)"))
+                + _("Volume factor: blue shrinks, red grows"))
     if kind == "difference":
         cells = "".join(_cell(differenceColor(k / 8)) for k in range(9))
         return f'<table cellspacing="0" cellpadding="2"><tr><td>{_("moving brighter")}&nbsp;</td>{cells}<td>&nbsp;{_("fixed brighter")}</td></tr></table>'

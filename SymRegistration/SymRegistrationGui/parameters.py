@@ -64,7 +64,7 @@ OUTPUTS = {
 
 def wantedParts(parameters):
     """The parts of a run that are switched on."""
-    return tuple(part for part, (_, switch) in OUTPUTS.items() if not switch or getattr(parameters, switch))
+    return tuple(part for part, (_output, switch) in OUTPUTS.items() if not switch or int(getattr(parameters, switch)) > (part == "uncertainty"))
 
 
 def options(parameters):
@@ -81,6 +81,10 @@ def options(parameters):
 def request(parameters):
     """The :class:`~.exporting.Request` of what is chosen now."""
     wanted = wantedParts(parameters)
+    labels = (parameters.fixedLabels, parameters.movingLabels)
+    labels = labels if None not in labels else (None, None)
+    points = (parameters.fixedLandmarks, parameters.movingLandmarks)
+    points = points if None not in points else (None, None)
     outputs = {part: getattr(parameters, OUTPUTS[part][0]) for part in wanted if getattr(parameters, OUTPUTS[part][0]) is not None}
     if outputs.get("forward") is not None and parameters.resultTable is not None:
         outputs["table"] = parameters.resultTable
@@ -88,15 +92,15 @@ def request(parameters):
         fixedNode=parameters.fixedVolume, movingNode=parameters.movingVolume, options=options(parameters),
         fixedMask=parameters.fixedMask, movingMask=parameters.movingMask, roi=parameters.roi,
         initialTransform=parameters.initialTransform if parameters.initial == "transform" else None,
-        fixedPoints=parameters.fixedLandmarks, movingPoints=parameters.movingLandmarks,
-        guideWithPoints=parameters.guideWithLandmarks, outputs=outputs, wanted=wanted)
+        fixedLabels=labels[0], movingLabels=labels[1], fixedPoints=points[0], movingPoints=points[1],
+        guideWithPoints=parameters.guideWithLandmarks and points[0] is not None, outputs=outputs, wanted=wanted)
 
 
 def rememberOutputs(parameters, run):
     """Point the output selectors at what a run made, so that the next run updates it instead of piling up nodes."""
     wasModifying = parameters.StartModify()
     try:
-        for part, (output, _) in OUTPUTS.items():
+        for part, (output, _switch) in OUTPUTS.items():
             node = run.node(part)
             if node is not None:
                 setattr(parameters, output, node)

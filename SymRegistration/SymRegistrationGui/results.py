@@ -38,6 +38,9 @@ def rows(metrics):
         found.append((_("Landmark error, mean of {count}, mm").format(count=marks["count"]),
                       *(number(marks.get(f"mean_{k}_mm"), 2) for k in ("before", "aligned", "after"))))
         found.append((_("Landmark error, 95 %, mm"), "", "", number(marks.get("p95_after_mm"), 2)))
+    spread = metrics.get("uncertainty")
+    if spread:
+        found.append((_("Uncertainty, mean / 95 %, mm"), "", "", f"{number(spread['mean_mm'], 2)} / {number(spread['p95_mm'], 2)}"))
     return found + _qualityRows(metrics.get("quality") or {}) + _costRows(metrics)
 
 

@@ -150,7 +150,7 @@ class Views:
             colors.style(node, "jacobian", 0.0, colors.LARGEST)
             self.onLegend(colors.legendText("jacobian"))
         else:
-            highest = shownMaximum(nodes.volumeArray(node))
+            highest = shownMaximum(run.metrics, self.mode, node)
             colors.style(node, "amount", 0.0, highest)
             self.onLegend(colors.legendText("amount", highest))
         self._layers(background, node, self.value)
@@ -204,11 +204,14 @@ def _names():
             "uncertainty": _("The uncertainty map"), "inverse_consistency": _("The consistency error map")}
 
 
-def shownMaximum(array):
-    """Upper end of the color scale of an error map in mm: a round number above 99 % of it."""
-    high = float(np.percentile(array[::4, ::4, ::4], 99))
+def shownMaximum(metrics, mode, node):
+    """Upper end of the color scale of an error map in mm: a round number above what 95 % of the scan's content have."""
+    high = ((metrics.get("quality") or {}).get("ice_p95_mm") if mode == "inverse_consistency"
+            else (metrics.get("uncertainty") or {}).get("p95_mm"))
+    if high is None:  # the metrics are gone: what 95 % of all voxels have
+        high = float(np.percentile(nodes.volumeArray(node)[::4, ::4, ::4], 95))
     for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0):
-        if high <= step:
+        if 1.2 * high <= step:
             return step
     return 100.0
 
@@ -221,6 +224,8 @@ def comparison(mode, fixedNode, warpedNode, value):
         raise RegistrationError(_("'{a}' and '{b}' do not lie on the same grid any more.").format(a=fixedNode.GetName(), b=warpedNode.GetName()),
                                 _("Register again."))
     ranges = [_shownRange(node, array) for node, array in ((fixedNode, fixed), (warpedNode, warped))]
+    if mode == "difference":
+        ranges[1] = _matchedRange(fixed, warped, ranges)
     out = np.empty(grid.shape, np.uint8 if mode == "checkerboard" else np.int16)
     # a tile is between 1/3 and 1/20 of the longest side, equal in mm along all axes
     tile = max(grid.spacing * grid.shape) / (3 + 17 * value)
@@ -235,6 +240,22 @@ def comparison(mode, fixedNode, warpedNode, value):
             out[start:stop] = np.where(odd, two, one) * 255
         yield
     return (yield from nodes.volumeFiller(out, grid))
+
+
+def _matchedRange(fixed, warped, ranges):
+    """The intensities of the warped scan that correspond to the shown range of the fixed one, by a straight line.
+
+    Two scanners scale differently; without this the difference would show the scanners instead of the anatomy. Scans of
+    opposite contrast have no such line; they are compared as they are shown.
+    """
+    one, two = fixed[::4, ::4, ::4].astype(float).ravel(), warped[::4, ::4, ::4].astype(float).ravel()
+    (low, high), (warpedLow, warpedHigh) = ranges
+    seen = (one > low) & (one < high) & (two > warpedLow) & (two < warpedHigh)
+    if seen.sum() < 100 or np.corrcoef(one[seen], two[seen])[0, 1] < 0.3:
+        return ranges[1]
+    # the line through the means with the ratio of the spreads: neither scan is the "given" one
+    scale = two[seen].std() / one[seen].std()
+    return two[seen].mean() + scale * (low - one[seen].mean()), two[seen].mean() + scale * (high - one[seen].mean())
 
 
 def _shownRange(node, array):

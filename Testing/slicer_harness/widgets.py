@@ -6,6 +6,7 @@ Each has the properties, methods and signals of the real class that are used her
 from __future__ import annotations
 
 from PySide6.QtCore import Property, Qt, Signal
+from PySide6.QtGui import QPalette
 from PySide6.QtWidgets import QComboBox, QFrame, QHBoxLayout, QLineEdit, QPushButton, QToolButton, QWidget
 from vtk import VTK_OBJECT, calldata_type
 
@@ -211,7 +212,9 @@ class ctkCollapsibleButton(QFrame):
         font = self._button.font()
         font.setBold(True)
         self._button.setFont(font)
-        self._button.setStyleSheet("QToolButton{border:0; padding:3px; background:palette(midlight);}")
+        self._button.setAutoRaise(True)
+        self._button.setAutoFillBackground(True)
+        self._button.setBackgroundRole(QPalette.Midlight)
         self._button.setFixedHeight(26)
         self._button.toggled.connect(lambda on: self._setCollapsed(not on))
         self.setContentsMargins(0, 24, 0, 0)
