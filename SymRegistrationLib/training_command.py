@@ -191,8 +191,8 @@ def _tell_plan(console: Console, options: TrainingOptions) -> None:
 
 
 def _summary(result: dict[str, Any]) -> str:
-    lines = [f"{'finished' if result['finished'] else 'stopped'} at step {result['step']} of {result['steps']} after "
-             f"{duration(result['seconds'])} of training"]
+    state = "finished" if result["finished"] else "stopped"
+    lines = [f"{state} at step {result['step']} of {result['steps']} after {duration(result['seconds'])} of training"]
     judged = result["validation"]
     if judged:
         for name, text in (("dice", "Dice"), ("end_point", "end-point error, voxels"), ("landmarks", "landmarks, voxels"),

@@ -323,7 +323,7 @@ def kept_bytes(network: SymmetricNetwork, options: TrainingOptions) -> float:
     for published in (True, False):
         seen: dict[int, int] = {}
 
-        def count(tensor: Tensor) -> Tensor:
+        def count(tensor: Tensor, seen: dict[int, int] = seen) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in own:
                 seen[storage.data_ptr()] = storage.nbytes()

@@ -6,6 +6,7 @@ Level 4. Pictures are drawn with numpy alone.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -100,7 +101,7 @@ def curves(log: Sequence[Mapping], judged: Sequence[Mapping]) -> np.ndarray:
     terms = {name: _smoothed(points) for name, points in list(terms.items())[:8]}
     names = ("dice", "end_point", "landmarks", "similarity", "score")
     checks = {name: [(row["step"], row[name]) for row in judged if row.get(name) is not None] for name in names}
-    borders = [a["step"] for a, b in zip(log, log[1:]) if a["stage"] != b["stage"]]
+    borders = [a["step"] for a, b in itertools.pairwise(log) if a["stage"] != b["stage"]]
     last = max([row["step"] for row in (*log, *judged)], default=1)
     return np.vstack([_plot(terms, last, borders), _plot({k: v for k, v in checks.items() if v}, last, borders)])
 
