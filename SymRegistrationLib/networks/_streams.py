@@ -98,7 +98,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, window: int, b
     out = []
     for z in range(0, rows, step):
         part = (q[:, z:z + step], k[:, z:z + step + 2], v[:, z:z + step + 2], valid[:, z:z + step + 2], bias, heads, scale)
-        if torch.is_grad_enabled() and step < rows:
+        if torch.is_grad_enabled():
             out.append(checkpoint(_slab, *part, use_reentrant=False))
         else:
             out.append(_slab(*part))
