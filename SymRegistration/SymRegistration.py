@@ -34,7 +34,7 @@ class SymRegistration(ScriptedLoadableModule):
             "Registers two 3-D scans of any kind in both directions at once, by optimization or with neural networks, and shows "
             "how far the result can be trusted: folding, inverse consistency, volume change, uncertainty, landmarks and labels.")
         parent.acknowledgementText = _("See the method's description in the module for the publication to cite.")
-        dark = qt.QApplication.palette().color(qt.QPalette.Window).lightness() < 128
+        dark = slicer.app.palette().color(qt.QPalette.Window).lightness() < 128
         parent.icon = qt.QIcon(self.resourcePath("Icons/SymRegistrationDark.svg" if dark else "Icons/SymRegistration.svg"))
         slicer.app.connect("startupCompleted()", self.onStartup)
 

@@ -355,3 +355,46 @@ def test_scripts_get_nodes_back(module):
         module.widget.logic.register(fixed, moving)
     module.app.wait(lambda: done, 60)
     assert done[0].node("forward") is not None
+
+
+def test_selectors_offer_what_fits_and_nothing_else(module):
+    """The parameter node decides the types of every selector; the .ui file must say the same, for Qt Designer."""
+    import re
+    from xml.etree import ElementTree
+
+    root = ElementTree.parse(slicer_harness.MODULE / "Resources/UI/SymRegistration.ui").getroot()
+    checked = 0
+    for element in root.iter("widget"):
+        if element.get("class") == "qMRMLNodeComboBox":
+            listed = [entry.text for entry in element.findall("property[@name='nodeTypes']/stringlist/string")]
+            assert listed == list(getattr(module.ui, element.get("name")).nodeTypes), element.get("name")
+            checked += 1
+    assert checked == 18
+    connected = set(re.findall(r"<receiver>(\w+)</receiver>", (slicer_harness.MODULE / "Resources/UI/SymRegistration.ui").read_text()))
+    assert connected == {name for name, widget in vars(module.ui).items() if hasattr(widget, "setMRMLScene") and name != "SymRegistration"}
+    scenes.pair(module.scene)
+    segmentation = module.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Organs")
+    labels = scenes.volume(module.scene, np.ones((4, 4, 4), np.uint8), np.eye(4), "Labels", "vtkMRMLLabelMapVolumeNode")
+    assert {node.GetName() for node in module.ui.fixedMaskSelector.nodes()} == {"Organs", "Labels"}
+    assert {node.GetName() for node in module.ui.fixedSelector.nodes()} == {"Fixed scan", "Moving scan"}
+    for node in (segmentation, labels):
+        module.ui.fixedMaskSelector.setCurrentNode(node)
+        assert module.state.fixedMask is node
+
+
+def test_icons_follow_the_style(module):
+    import types
+
+    import qt
+
+    _parent, made = slicer_harness.loadModule(module.app)
+    colors = []
+    for window in ("#f0f0f0", "#303030"):
+        palette = qt.QPalette()
+        palette.setColor(qt.QPalette.Window, qt.QColor(window))
+        module.app.palette = lambda p=palette: p
+        parent = types.SimpleNamespace(path=made.__file__)
+        made.SymRegistration(parent)
+        image = parent.icon.pixmap(64, 64).toImage()
+        colors.append({image.pixelColor(x, y).name() for x in range(64) for y in range(64) if image.pixelColor(x, y).alpha() == 255})
+    assert "#1f77b4" in colors[0] and "#6db7ee" in colors[1] and "#6db7ee" not in colors[0]

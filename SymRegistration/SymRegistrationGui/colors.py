@@ -42,10 +42,16 @@ def differenceColor(share):
     return _ramp((_SHRINK[2], _SHRINK[1], _SHRINK[0], _GROW[1], _GROW[2]), share)
 
 
+def allNodes(scene):
+    """The color tables of this module in a scene."""
+    count = scene.GetNumberOfNodesByClass("vtkMRMLColorTableNode")
+    found = [scene.GetNthNodeByClass(index, "vtkMRMLColorTableNode") for index in range(count)]
+    return [node for node in found if node.GetAttribute(_ATTRIBUTE)]
+
+
 def colorNode(scene, kind):
     """The color table ``jacobian``, ``amount`` or ``difference`` of a scene; made when missing."""
-    for index in range(scene.GetNumberOfNodesByClass("vtkMRMLColorTableNode")):
-        node = scene.GetNthNodeByClass(index, "vtkMRMLColorTableNode")
+    for node in allNodes(scene):
         if node.GetAttribute(_ATTRIBUTE) == kind:
             return node
     name = {"jacobian": _("Volume change"), "amount": _("Error in mm"), "difference": _("Difference")}[kind]

@@ -62,8 +62,7 @@ class RegistrationLogic:
         """
         self._requireIdle()
         exporting.check(request)
-        task = self._begin(task)
-        self._watch(request)
+        task = self._begin(task, (request.fixedNode, request.movingNode, *request.outputs.values()))
         task.onProgress("export", 0.0, None, _("Handing over the scans"))
         self._run(exporting.exportJob(request, task.folder), partial(self._send, request))
         return task
@@ -134,7 +133,7 @@ class RegistrationLogic:
         from .applying import applySteps
 
         self._requireIdle()
-        task = self._begin(task)
+        task = self._begin(task, (run.table, *toMove))
         self._run(applySteps(run, toMove, fromMoving, task.folder, self._ask), self._finish)
         return task
 
@@ -143,7 +142,7 @@ class RegistrationLogic:
         from .applying import evaluateSteps
 
         self._requireIdle()
-        task = self._begin(task)
+        task = self._begin(task, (run.table, *labels, *points))
         self._run(evaluateSteps(run, labels, points, task.folder, self._ask), self._finish)
         return task
 
@@ -167,9 +166,10 @@ class RegistrationLogic:
         if self.busy:
             raise RegistrationError(_("Another registration is under way."), _("Wait for it, or cancel it."))
 
-    def _begin(self, task):
+    def _begin(self, task, needed):
         self._task = task or Task()
         self._task.folder = exchange.PrivateFolder()
+        self._watch([node for node in needed if node is not None])
         return self._task
 
     def _run(self, steps, onDone):
@@ -228,13 +228,12 @@ class RegistrationLogic:
 
     # ------------------------------------------------------------------------------------------ what may happen meanwhile
 
-    def _watch(self, request):
-        """A closed scene or a deleted scan ends the run."""
-        kept = [node for node in (request.fixedNode, request.movingNode, *request.outputs.values()) if node is not None]
+    def _watch(self, needed):
+        """A closed scene, or a deleted node that is needed, ends the task."""
 
         @vtk.calldata_type(vtk.VTK_OBJECT)
         def removed(caller, event, node):
-            if any(node is other for other in kept):
+            if any(node is other for other in needed):
                 self.cancel(_("'{name}' was deleted during the registration, which was given up.").format(name=node.GetName()))
 
         def closing(caller, event):

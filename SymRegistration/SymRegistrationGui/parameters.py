@@ -1,6 +1,6 @@
 """What the user has chosen, saved with the scene; and the request that follows from it."""
 
-from typing import Annotated
+from typing import Annotated, Union
 
 import slicer
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
@@ -9,6 +9,9 @@ from SymRegistrationLib.job import Options
 
 from .exporting import Request
 
+#: The wrapper tells a selector's node types by the annotation, so this is also what the user can choose.
+Labels = Union[slicer.vtkMRMLSegmentationNode, slicer.vtkMRMLLabelMapVolumeNode]
+
 
 @parameterNodeWrapper
 class Parameters:
@@ -16,8 +19,8 @@ class Parameters:
 
     fixedVolume: slicer.vtkMRMLScalarVolumeNode
     movingVolume: slicer.vtkMRMLScalarVolumeNode
-    fixedMask: slicer.vtkMRMLNode
-    movingMask: slicer.vtkMRMLNode
+    fixedMask: Labels
+    movingMask: Labels
     roi: slicer.vtkMRMLMarkupsROINode
     initialTransform: slicer.vtkMRMLTransformNode
     fixedLandmarks: slicer.vtkMRMLMarkupsFiducialNode
@@ -46,8 +49,8 @@ class Parameters:
     outputUncertainty: slicer.vtkMRMLScalarVolumeNode
 
     resultTable: slicer.vtkMRMLTableNode
-    fixedLabels: slicer.vtkMRMLNode
-    movingLabels: slicer.vtkMRMLNode
+    fixedLabels: Labels
+    movingLabels: Labels
 
 
 #: part of a run -> (parameter of its output node, parameter that switches it, "" = always)

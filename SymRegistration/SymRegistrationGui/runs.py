@@ -93,6 +93,9 @@ class Run:
             discard(node)
         if folder and hierarchy.GetItemAttribute(folder, _RUN) == identity:
             hierarchy.RemoveItem(folder, False, False)
+        if not runs(scene):
+            for node in colors.allNodes(scene):
+                discard(node)
 
     def _folder(self):
         hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self.scene)

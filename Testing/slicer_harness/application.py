@@ -82,6 +82,9 @@ class Application:
     def testingEnabled(self):
         return True
 
+    def palette(self):
+        return self.qt.palette()
+
     def layoutManager(self):
         return None
 

@@ -45,7 +45,8 @@ class _Parameter:
         self.kind = typing.get_args(hint)[0] if annotated else hint
         self.validators = list(typing.get_args(hint)[1:]) if annotated else []
         self.isNode = self.kind not in _TO_TEXT
-        if self.isNode and not self.kind.__name__.startswith("vtkMRML"):
+        self.nodeKinds = typing.get_args(self.kind) or (self.kind,) if self.isNode else ()
+        if not all(isinstance(kind, type) and kind.__name__.startswith("vtkMRML") for kind in self.nodeKinds):
             raise TypeError(f"no serializer for {self.kind}")
         self.default = None if self.isNode else default
 
@@ -56,8 +57,8 @@ class _Parameter:
 
     def write(self, node, value):
         if self.isNode:
-            if value is not None and not isinstance(value, self.kind):
-                raise TypeError(f"{self.name} must be a {self.kind.__name__}, not {type(value).__name__}")
+            if value is not None and not isinstance(value, self.nodeKinds):
+                raise TypeError(f"{self.name} must be a {self.kind}, not {type(value).__name__}")
             node.SetNodeReferenceID(self.name, value.GetID() if value is not None else None)
             return
         if type(value) is not self.kind:
@@ -69,6 +70,7 @@ class _Parameter:
     def connector(self, widget):
         """(read, write, changed signal) of a widget that can hold this parameter."""
         if type(widget) is qMRMLNodeComboBox and self.isNode:
+            widget.nodeTypes = [kind.__name__ for kind in self.nodeKinds]  # whatever the .ui file says
             return widget.currentNode, widget.setCurrentNode, widget.currentNodeChanged
         if type(widget) is QtWidgets.QCheckBox and self.kind is bool:
             return widget.isChecked, widget.setChecked, widget.stateChanged
