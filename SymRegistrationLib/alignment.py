@@ -401,9 +401,9 @@ class _Search:
 
 def _distances(poses: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
     """(K,) degrees of rotation and (K,) mm of shift between (K, 4, 4) poses and one; scale is left out."""
-    between = torch.linalg.solve(pose.expand_as(poses), poses)
-    trace = (between[:, 0, 0] + between[:, 1, 1] + between[:, 2, 2]) / torch.linalg.det(between[:, :3, :3]) ** (1 / 3)
-    return torch.rad2deg(torch.arccos(((trace - 1) / 2).clamp(-1, 1))), between[:, :3, 3].norm(dim=1)
+    turns, turn = (p[..., :3, :3] / torch.linalg.det(p[..., :3, :3])[..., None, None] ** (1 / 3) for p in (poses, pose))
+    trace = (turns * turn).sum((1, 2))
+    return torch.rad2deg(torch.arccos(((trace - 1) / 2).clamp(-1, 1))), (poses[:, :3, 3] - pose[:3, 3]).norm(dim=1)
 
 
 def _skew(v: Tensor) -> Tensor:

@@ -272,11 +272,12 @@ def _finish(fixed: Volume, moving: Volume, pair: FieldPair, solver: "_Solver", s
     pose, notes = solver.pose, solver.notes
     physical = transforms.to_physical(pair, solver.space, fixed.grid, moving.grid)
     content = foreground(fixed.array)
-    warped_moving = transforms.resample_through(moving, physical.forward, fixed.grid)
+    here = physical.forward.resampled(fixed.grid)
+    warped_moving = transforms.resample_through(moving, here, fixed.grid)
     warped_fixed = transforms.resample_through(fixed, physical.inverse, moving.grid)
     aligned = transforms.resample_through(moving, physical.matrix, fixed.grid)
-    jacobian = transforms.jacobian_on(physical.forward, fixed.grid)
-    ice = transforms.inverse_consistency_on(physical.forward, physical.inverse, fixed.grid)
+    jacobian = transforms.jacobian_on(here, fixed.grid)
+    ice = transforms.inverse_consistency_on(here, physical.inverse, fixed.grid)
     metrics = {
         "alignment": {"kind": pose.kind, "confidence": round(pose.confidence, 4), "unsure": pose.unsure,
                       "similarity": _number(pose.similarity), "measure": pose.measure, "matrix": pose.matrix.tolist()},
