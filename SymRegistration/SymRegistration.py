@@ -11,8 +11,12 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 from slicer.i18n import translate
-from slicer.ScriptedLoadableModule import (ScriptedLoadableModule, ScriptedLoadableModuleLogic, ScriptedLoadableModuleTest,
-                                           ScriptedLoadableModuleWidget)
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
 from slicer.util import VTKObservationMixin
 
 try:
@@ -118,6 +122,7 @@ class SymRegistrationLogic(ScriptedLoadableModuleLogic):
         from SymRegistrationGui.exporting import Request
         from SymRegistrationGui.logic import Task
         from SymRegistrationGui.runs import PARTS
+
         from SymRegistrationLib.job import Options
 
         def done(run):

@@ -25,8 +25,9 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Sequence
+from typing import Any, BinaryIO
 
 from . import __version__
 from .console import jsonable
@@ -264,7 +265,7 @@ def _checked(request: dict) -> str:
         raise InputError(f"unknown command {command!r}.", f"Known: {', '.join(_FIELDS)}.")
     unknown = set(request) - _FIELDS[command] - {"id", "command"}
     if unknown:
-        raise InputError(f"unknown field '{sorted(unknown)[0]}' in a {command} request.")
+        raise InputError(f"unknown field '{min(unknown)}' in a {command} request.")
     wanted = request.get("outputs")
     if wanted is not None and not (isinstance(wanted, list) and all(name in OUTPUTS for name in wanted)):
         raise InputError("'outputs' must be a list of known names.", f"Known: {', '.join(OUTPUTS)}.")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import slicer
+import slicer_harness
 import vtk
 import vtk.util.numpy_support
-
-import slicer_harness
 
 slicer_harness.pythonqtStyle(__name__)
 
@@ -192,3 +192,32 @@ def folders():
     from pathlib import Path
 
     return sorted(str(p) for p in Path(tempfile.gettempdir()).glob(f"SymRegistration-{os.getpid()}-*"))
+
+
+@pytest.fixture(scope="module", name="client")
+def clientFixture():
+    """A worker that stays warm for all tests of a file."""
+    slicer_harness.start()
+    client = keptClient()
+    client.start()
+    yield client
+    client.cancel()
+
+
+@pytest.fixture(name="module")
+def moduleFixture(client, monkeypatch):
+    """The module, opened on an empty scene."""
+    opened = Opened(client, monkeypatch)
+    yield opened
+    opened.app.wait(lambda: not client.busy, 60)
+    opened.widget.cleanup()
+    assert folders() == [], "a private folder was left behind"
+
+
+@pytest.fixture(name="done")
+def doneFixture(module):
+    """(module, run) of two small oblique scans, registered."""
+    module.choose(*pair(module.scene, oblique=True))
+    run = module.register()
+    module.settle()
+    return module, run

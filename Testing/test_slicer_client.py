@@ -33,9 +33,6 @@ class FakeProcess:
     def kill(self):
         self.killed = True
 
-    def closeInput(self):
-        pass
-
     def say(self, *events):
         self.onOutput(b"".join(json.dumps(event).encode() + b"\n" for event in events))
 
@@ -46,8 +43,9 @@ READY = {"event": "ready", "protocol": 1, "version": None, "devices": [{"name": 
 @pytest.fixture
 def fake(app):
     """(client, the processes it started, answers)."""
-    import SymRegistrationLib
     from SymRegistrationGui.client import WorkerClient
+
+    import SymRegistrationLib
 
     READY["version"] = SymRegistrationLib.__version__
     processes, answers = [], []
@@ -104,7 +102,7 @@ def test_another_version_is_told(fake, ready, said):
     (1, False, b"RuntimeError: CUDA out of memory. Tried to allocate 20 GiB\n", "ran out of memory", False),
     (3, False, b"strange\n", "ended unexpectedly (exit code 3)", False)])
 def test_a_process_that_ends_says_why(fake, code, crashed, output, said, environment):
-    client, processes, answers, ask = fake
+    _client, processes, answers, ask = fake
     ask()
     processes[0].say(READY)
     processes[0].onErrorOutput(output)
@@ -115,7 +113,7 @@ def test_a_process_that_ends_says_why(fake, code, crashed, output, said, environ
 
 
 def test_missing_libraries_can_be_repaired(fake):
-    client, processes, answers, ask = fake
+    _client, processes, answers, ask = fake
     ask()
     processes[0].onErrorOutput(b"Traceback\nModuleNotFoundError: No module named 'torch'\n")
     processes[0].onExit(1, False)
@@ -127,7 +125,7 @@ def test_missing_libraries_can_be_repaired(fake):
 
 
 def test_nonsense_from_the_process_is_no_crash(fake):
-    client, processes, answers, ask = fake
+    _client, processes, answers, ask = fake
     ask()
     processes[0].onOutput(b"Segmentation fault\n")
     assert "not understood" in str(answers[0]) and processes[0].killed

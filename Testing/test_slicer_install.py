@@ -174,6 +174,7 @@ def test_requirements_are_those_of_the_library():
 
 def test_methods_shown_before_torch_are_those_of_the_registry():
     from SymRegistrationGui import methods
+
     from SymRegistrationLib.catalogue import catalogue
 
     shown = {method["name"]: method for method in methods.methods()}

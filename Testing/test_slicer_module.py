@@ -6,30 +6,14 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 import slicer
 import slicer_harness
 import slicer_scenes as scenes
+from slicer_scenes import clientFixture, moduleFixture  # noqa: F401
 
 slicer_harness.pythonqtStyle(__name__)
-
-
-@pytest.fixture(scope="module")
-def client():
-    slicer_harness.start()
-    client = scenes.keptClient()
-    client.start()
-    yield client
-    client.cancel()
-
-
-@pytest.fixture
-def module(client, monkeypatch):
-    opened = scenes.Opened(client, monkeypatch)
-    yield opened
-    opened.app.wait(lambda: not client.busy, 60)
-    opened.widget.cleanup()
-    assert scenes.folders() == [], "a private folder was left behind"
 
 
 class NoTorch:
@@ -53,7 +37,7 @@ def test_opens_within_0_3_seconds_without_torch_and_starts_nothing(monkeypatch):
         opened.widget.cleanup()
     print("seconds to open:", [round(s, 3) for s in seconds])
     assert min(seconds[1:]) < 0.3
-    assert [opened.ui.methodComboBox.itemData(k) for k in range(opened.ui.methodComboBox.count)][0] == "syn"
+    assert opened.ui.methodComboBox.itemData(0) == "syn"
 
 
 def test_two_volumes_and_one_click(module):
@@ -112,7 +96,7 @@ def test_cancel_in_the_middle_leaves_the_scene_as_it_was(module):
     pid = module.engine.client._process._process.processId()
     module.click("cancelButton")
     assert not module.engine.busy and not module.engine.client.running
-    module.app.wait(lambda: not os.path.exists(f"/proc/{pid}") or "Z" in open(f"/proc/{pid}/stat").read().split()[2], 5, "the worker's end")
+    module.app.wait(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", 5, "the worker's end")
     assert scenes.names(module.scene) == before and scenes.folders() == []
     assert module.ui.statusLabel.text == "Canceled." and module.app.shown == []
     module.state.preset, module.state.initial = "fast", "centre"

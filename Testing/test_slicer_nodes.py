@@ -23,16 +23,12 @@ def app():
     return slicer_harness.start()
 
 
-def readRas(image, ras):
-    """Linear interpolation of a SimpleITK image at RAS points."""
-    return np.array([image.EvaluateAtPhysicalPoint((-x, -y, z), sitk.sitkLinear) for x, y, z in ras])
-
-
 def exported(node, folder):
-    from SymRegistrationGui import exporting
+    from SymRegistrationGui import exchange, nodes
+    from SymRegistrationGui.steps import complete
 
     path = str(Path(folder) / "export.nrrd")
-    exporting.exportNow(node, path)
+    complete(exchange.writeVolume(path, *nodes.worldVolume(node)))
     return sitk.ReadImage(path)
 
 
@@ -224,6 +220,7 @@ def test_start_transform_is_what_brings_the_moving_scan_near(app):
 
 def test_what_cannot_be_used_is_refused_by_name(app):
     from SymRegistrationGui import nodes
+
     from SymRegistrationLib.job import InputError
 
     hollow = app.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Hollow")
@@ -252,6 +249,7 @@ def test_what_cannot_be_used_is_refused_by_name(app):
 def test_compressed_and_damaged_files(app, tmp_path):
     from SymRegistrationGui.exchange import readVolume
     from SymRegistrationGui.steps import complete
+
     from SymRegistrationLib.job import RegistrationError
 
     array = np.zeros((40, 200, 200), np.float32)
@@ -290,6 +288,7 @@ def test_the_folder_is_private_and_always_removed(app):
 def test_a_full_disk_is_told_in_words(app, monkeypatch):
     from SymRegistrationGui import exchange
     from SymRegistrationGui.steps import complete
+
     from SymRegistrationLib.geometry import Grid
     from SymRegistrationLib.job import RegistrationError
 

@@ -145,5 +145,5 @@ def test_the_library_is_not_imported_by_the_application():
     code = ("import sys; sys.path.insert(0, 'Testing'); import slicer_harness; app = slicer_harness.start();"
             "p, m = slicer_harness.loadModule(app); w = m.SymRegistrationWidget(); w.cleanup();"
             "print([n for n in ('torch', 'SimpleITK', 'psutil') if n in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", code], cwd=slicer_harness.REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=slicer_harness.REPOSITORY, capture_output=True, check=False, text=True)
     assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr

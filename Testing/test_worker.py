@@ -176,6 +176,7 @@ def test_out_of_memory_and_bugs_are_told_in_words(monkeypatch):
     import io
 
     import torch
+
     from SymRegistrationLib import outputs
     from SymRegistrationLib.worker import Worker
 
@@ -248,7 +249,7 @@ def test_shutdown_command_and_a_killed_worker(scans):
 def test_starting_without_torch_says_what_is_missing(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('libtorch_cpu.so: cannot open shared object file')\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    done = subprocess.run([sys.executable, "-m", "SymRegistrationLib", "worker"], env=environment, input=b"", capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "SymRegistrationLib", "worker"], env=environment, input=b"", capture_output=True, check=False, timeout=60)
     event = json.loads(done.stdout)
     assert done.returncode == 1 and event["event"] == "error" and "libtorch_cpu" in event["message"] and "install" in event["hint"]
 
@@ -260,7 +261,7 @@ def test_nothing_but_events_on_stdout(worker, scans, tmp_path):
             "catalogue.catalogue = noisy\nsys.exit(worker.main([]))")
     lines = [json.dumps({"id": "1", "command": "methods"}), json.dumps({"id": "2", "command": "shutdown"})]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, input="\n".join(lines).encode() + b"\n", capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, input="\n".join(lines).encode() + b"\n", capture_output=True, check=False, timeout=60)
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["event"] for event in events] == ["ready", "result", "result"]
     assert b"python says hello" in done.stderr and b"C says hello" in done.stderr

@@ -3,11 +3,13 @@ fail is told in words."""
 
 import json
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any
+
+from slicer.i18n import tr as _
 
 import SymRegistrationLib
-from slicer.i18n import tr as _
 
 from .processes import QtWorkerProcess, workerCommand
 

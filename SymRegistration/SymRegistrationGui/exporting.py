@@ -1,6 +1,7 @@
 """From the nodes a user chose to the files and the job that the worker gets. Refuses, in words, what cannot work."""
 
 import csv
+import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +10,6 @@ from slicer.i18n import tr as _
 from SymRegistrationLib.job import InputError, Job, Options
 
 from . import exchange, nodes
-from .steps import complete
 
 
 @dataclass
@@ -176,22 +176,11 @@ def _withStart(options, request, folder):
     start = request.initialTransform
     if nodes.isAbove(start, request.movingNode):
         # The moving volume was exported with this parent already applied; applying it twice would be wrong.
-        return _replace(options, initial="none")
+        return dataclasses.replace(options, initial="none")
     matrix = nodes.startMatrix(start)
     path = folder.file("initial.tfm")
     numbers = [*matrix[:3, :3].ravel(), *matrix[:3, 3]]
     with open(path, "w", encoding="ascii") as file:
         file.write("#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
                    f"Parameters: {' '.join(repr(float(v)) for v in numbers)}\nFixedParameters: 0 0 0\n")
-    return _replace(options, initial=path)
-
-
-def _replace(options, **changes):
-    import dataclasses
-
-    return dataclasses.replace(options, **changes)
-
-
-def exportNow(node, path):
-    """Write a volume at once; for scripts and tests."""
-    complete(exchange.writeVolume(path, *nodes.worldVolume(node)))
+    return dataclasses.replace(options, initial=path)

@@ -139,7 +139,7 @@ def _installPackages(packages):
 
 
 def _failure(what, error):
-    logging.error("SymRegistration: installing %s failed: %s", what, error)
+    logging.getLogger("SymRegistration").error("SymRegistration: installing %s failed: %s", what, error)
     return InstallError(_("{what} could not be installed ({error}).").format(what=what, error=str(error)[:200]), offlineHint())
 
 

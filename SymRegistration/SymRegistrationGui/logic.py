@@ -1,6 +1,9 @@
 """A registration from click to nodes, without any widget: export, worker, import, all in short steps on the main thread."""
 
+import dataclasses
+import logging
 import time
+import traceback
 from functools import partial
 
 import slicer
@@ -78,8 +81,6 @@ class RegistrationLogic:
             metrics["seconds"]["worker"] = round(time.perf_counter() - started, 3)
             task.onProgress("import", 1.0, None, _("Loading the result"))
             self._run(self._import(request, metrics), self._imported)
-
-        import dataclasses
 
         self.client.request("register", {"job": dataclasses.asdict(job), "outputs": wanted}, result, self._failed, progress)
 
@@ -184,10 +185,7 @@ class RegistrationLogic:
         if self._task is None:
             return
         if not isinstance(error, (RegistrationError, WorkerError)):
-            import logging
-            import traceback
-
-            logging.error("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+            logging.getLogger("SymRegistration").error("".join(traceback.format_exception(type(error), error, error.__traceback__)))
             error = RegistrationError(_("The result could not be used ({error}).").format(error=error), _("The log has the details."))
         task = self._end()
         task.error, task.finished = error, True

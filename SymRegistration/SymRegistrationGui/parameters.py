@@ -10,7 +10,7 @@ from SymRegistrationLib.job import Options
 from .exporting import Request
 
 #: The wrapper tells a selector's node types by the annotation, so this is also what the user can choose.
-Labels = Union[slicer.vtkMRMLSegmentationNode, slicer.vtkMRMLLabelMapVolumeNode]
+Labels = Union[slicer.vtkMRMLSegmentationNode, slicer.vtkMRMLLabelMapVolumeNode]  # noqa: UP007  the wrapper knows no other form
 
 
 @parameterNodeWrapper

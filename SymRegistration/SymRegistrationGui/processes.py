@@ -3,13 +3,15 @@
 :class:`WorkerProcess` is all that the client needs, so that tests can put anything in its place.
 """
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, Protocol
+from typing import Protocol
 
 import qt
 import slicer
@@ -31,9 +33,6 @@ class WorkerProcess(Protocol):
 
     def kill(self) -> None:
         """End the child and everything it started, at once. ``onExit`` is not called."""
-
-    def closeInput(self) -> None:
-        """Tell the child that there will be no more requests."""
 
 
 class QtWorkerProcess:
@@ -57,9 +56,6 @@ class QtWorkerProcess:
 
     def write(self, data):
         self._process.write(qt.QByteArray(data))
-
-    def closeInput(self):
-        self._process.closeWriteChannel()
 
     def kill(self):
         self._silent = True
@@ -93,29 +89,31 @@ def killTree(pid):
     The worker leads a process group of its own, so the group is enough where groups exist; psutil, when it is there, also
     finds children that left the group.
     """
-    descendants = []
-    try:
-        import psutil
-
-        descendants = psutil.Process(pid).children(recursive=True)
-    except Exception:  # psutil is missing or damaged, or the process is gone: the ways below remain
-        pass
+    others = _descendants(pid)
     if os.name == "nt":
         subprocess.run(["taskkill", "/PID", str(pid), "/T", "/F"], capture_output=True, check=False,
                        creationflags=subprocess.CREATE_NO_WINDOW)
     else:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             if os.getpgid(pid) == pid:
                 os.killpg(pid, signal.SIGKILL)
             else:  # the worker has not made its group yet, so it has no children yet
                 os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-    for child in descendants:
-        try:
-            child.kill()
-        except Exception:  # already gone
-            pass
+    for other in others:
+        with contextlib.suppress(OSError):  # already gone
+            os.kill(other, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def _descendants(pid):
+    """Process numbers below ``pid``, as far as psutil is there to find them."""
+    try:
+        import psutil
+    except (ImportError, OSError):
+        return []
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return []
 
 
 def pythonProgram():

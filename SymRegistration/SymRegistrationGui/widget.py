@@ -32,7 +32,6 @@ class Panel:
         self.parameters = None
         self._guiTag = self._nodeTag = None
         self._updating = False
-        self._task = None
         self._started = 0.0
         logic.client.onLog = self.log
         logic.client.onDevices = self._showDevices
@@ -198,7 +197,7 @@ class Panel:
         self.update()
 
     def _watch(self, task):
-        self._task, self._started, self._lastProgress = task, time.perf_counter(), None
+        self._started, self._lastProgress = time.perf_counter(), None
         task.onProgress, task.onFailed = self._progress, self.fail
         self.ui.progressBar.value = 0
         self.status(_("Starting..."))
@@ -264,7 +263,7 @@ class Panel:
 
     def _ended(self, text):
         self._clock.stop()
-        self._task = self._lastProgress = None
+        self._lastProgress = None
         self.status(text)
         self.log(text)
         self.update()

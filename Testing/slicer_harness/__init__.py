@@ -18,9 +18,9 @@ import os
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
-import ctypes  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
+import ctypes
+import sys
+from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULE = REPOSITORY / "SymRegistration"
@@ -34,5 +34,5 @@ if sys.version_info < (3, 12):
     # that ends the interpreter after some thousand calls. A large head start outlasts any test.
     ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
 
-from .application import Application, loadModule, start  # noqa: E402, F401
-from .qt_module import CHECKED, pythonqtStyle  # noqa: E402, F401
+from .application import Application, loadModule, start  # noqa: F401
+from .qt_module import CHECKED, pythonqtStyle  # noqa: F401
