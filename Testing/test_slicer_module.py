@@ -44,7 +44,9 @@ def test_two_volumes_and_one_click(module):
     ui = module.ui
     assert not ui.registerButton.enabled and "Choose a fixed and a moving volume" in ui.registerButton.toolTip
     fixed, moving = scenes.pair(module.scene)
+    assert ui.statusLabel.text == ui.registerButton.toolTip, "why it cannot be pressed is told, not only when asked"
     module.choose(fixed, moving)
+    assert ui.statusLabel.text == ""
     seen = []
     progress = module.panel._progress
     module.panel._progress = lambda *event: (progress(*event), seen.append((event, ui.progressBar.value, ui.statusLabel.text)))

@@ -32,6 +32,7 @@ class Panel:
         self.parameters = None
         self._guiTag = self._nodeTag = None
         self._updating = False
+        self._hint = ""
         self._started = 0.0
         logic.client.onLog = self.log
         logic.client.onDevices = self._showDevices
@@ -138,6 +139,9 @@ class Panel:
         problem = self.problem()
         ui.registerButton.enabled = not busy and not problem
         ui.registerButton.toolTip = problem or _("Register the moving scan to the fixed one, and the other way round.")
+        if not busy and (problem or ui.statusLabel.text == self._hint):
+            self.status(problem)
+        self._hint = problem
         ui.cancelButton.enabled = busy
         for section in (ui.inputsCollapsibleButton, ui.methodCollapsibleButton, ui.advancedCollapsibleButton, ui.outputsCollapsibleButton):
             section.enabled = not busy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 from pathlib import Path
@@ -81,6 +82,22 @@ def install(folders) -> None:
                 pythonqtStyle(name)
 
 
+@contextlib.contextmanager
+def _withoutTouchyModules():
+    """PySide looks into the source of every loaded module; some of torch's fail on any unknown attribute."""
+    hidden = {}
+    for name, module in list(sys.modules.items()):
+        try:
+            hasattr(module, "__wrapped__")
+        except Exception:  # noqa: BLE001  whatever a module's __getattr__ raises
+            hidden[name] = sys.modules.pop(name)
+    try:
+        yield
+    finally:
+        sys.modules.update(hidden)
+
+
 def pythonqtStyle(module: str) -> None:
     """Let the code of a module (by name) see Qt as PythonQt shows it."""
-    feature.set_selection(TRUE_PROPERTY, module)
+    with _withoutTouchyModules():
+        feature.set_selection(TRUE_PROPERTY, module)
