@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 import types
 from pathlib import Path
@@ -88,7 +89,7 @@ def _withoutTouchyModules():
     hidden = {}
     for name, module in list(sys.modules.items()):
         try:
-            hasattr(module, "__wrapped__")
+            inspect.unwrap(module)
         except Exception:  # noqa: BLE001  whatever a module's __getattr__ raises
             hidden[name] = sys.modules.pop(name)
     try:
