@@ -67,7 +67,7 @@ def run(job: Job, progress: Progress = silent, write: "Writer | None" = None) ->
 
             metrics["files"]["report"] = "report.html"
             write_report(folder / "report.html", result, metrics)
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     progress("write", 1.0, "done")
     return metrics
 

@@ -21,6 +21,7 @@ import argparse
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -53,6 +54,9 @@ def main(arguments: Sequence[str]) -> int:
     sys.stdout = sys.stderr
     if options.own_group:
         _own_group()
+    # A parent that ignores Ctrl-C hands that on; but this is how a running job is given up when the client leaves.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # A reader of its own: Python's stdin cannot be finalized while a thread waits for it.
     return Worker(os.fdopen(os.dup(0), "rb"), answers).serve()
 

@@ -142,7 +142,7 @@ def test_register_reports_progress_and_writes_raw_files_on_demand(worker, scans,
     assert result["similarity"]["after"] > result["similarity"]["before"]
     assert result["verdict"]["level"] in ("good", "look", "bad") and result["verdict"]["checks"]
     report = worker.ask({"id": "p", "command": "report", "arguments": {"path": str(tmp_path / "r.html")}})[1]
-    assert report["event"] == "result" and "<html" in (tmp_path / "r.html").read_text()
+    assert report["event"] == "result" and "<html" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_transforms_are_those_of_the_library_bit_by_bit(worker, scans, tmp_path):
