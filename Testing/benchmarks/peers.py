@@ -80,9 +80,10 @@ TOOLS = {
 
 
 def main(tool, fixed, moving, out):
-    out = Path(out)
+    fixed, moving, out = (Path(path).resolve() for path in (fixed, moving, out))
     out.mkdir(parents=True, exist_ok=True)
-    seconds = TOOLS[tool](Path(fixed), Path(moving), out)
+    os.chdir(out)  # transformix leaves files where it is started
+    seconds = TOOLS[tool](fixed, moving, out)
     (out / "run.json").write_text(json.dumps({"tool": tool, "seconds": seconds}))
 
 
