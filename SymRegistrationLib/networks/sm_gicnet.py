@@ -36,6 +36,7 @@ from ..losses import diffusion, lncc, mse
 from ._base import (Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, in_full_precision,
                     measured_pair, register, zero_init)
 from ._blocks import energy_map, haar
+from ._streams import up_blocks
 
 _CARD = Card(
     name="sm-gicnet",
@@ -122,13 +123,6 @@ class _Pyramid:
             # The mean of a block is the orthonormal low-pass divided by 2^1.5.
             self.low[scale] = F.avg_pool3d(self.low[scale // 2], 2)
         self.energy = {2: energy_map(image), 4: energy_map(self.low[2])}
-
-
-def _up(u: Tensor, factor: int) -> Tensor:
-    """A field on the lattice of halved voxels (blocks, as Haar makes them), values times ``factor``; exact conjugation."""
-    if factor == 1:
-        return u
-    return factor * F.interpolate(u, scale_factor=float(factor), mode="trilinear", align_corners=False)
 
 
 def weigh_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -299,7 +293,7 @@ class SMGICNet(SymmetricNetwork):
         """The velocity that a level adds for moving ``a``, fixed ``b``; ``flow`` (its lattice): the map so far."""
         kind, scale = self.kinds[level], self.scales[level]
         if kind == 3:
-            pair = weigh_difference(warp(a.low[1], _up(flow, scale)), b.low[1])
+            pair = weigh_difference(warp(a.low[1], up_blocks(flow, scale)), b.low[1])
             pair = torch.cat([haar(x) / 8**0.5 for x in pair] if scale == 2 else pair, 1)
         else:
             pair = (warp(a.low[scale], flow), b.low[scale])
@@ -312,11 +306,11 @@ class SMGICNet(SymmetricNetwork):
     def _advance(self, before: _Direction | None, increment: Tensor, factor: int, inverse: bool) -> _Direction:
         """The total map of a level from that of the level before (``factor`` coarser) and its increment."""
         if self.switches.compose == "velocity":
-            v = increment if before is None else _up(before.velocity, factor) + increment
+            v = increment if before is None else up_blocks(before.velocity, factor) + increment
             return _Direction(v, exponentiate(v), exponentiate(-v) if inverse else None)
         phi, back = exponentiate(increment), exponentiate(-increment)
         if before is not None:
-            phi, back = compose(_up(before.phi, factor), phi), compose(back, _up(before.inverse, factor))
+            phi, back = compose(up_blocks(before.phi, factor), phi), compose(back, up_blocks(before.inverse, factor))
         return _Direction(None, phi, back)
 
     def run(self, moving: Tensor, fixed: Tensor, level: int | None = None,
@@ -329,7 +323,7 @@ class SMGICNet(SymmetricNetwork):
             scale = self.scales[index]
             factor = self.scales[index - 1] // scale if steps else 1
             zero = moving.new_zeros((len(moving), 3, *(n // scale for n in moving.shape[2:])))
-            flows = [_up(d.phi, factor) if d is not None else zero for d in (ab, ba)]
+            flows = [up_blocks(d.phi, factor) if d is not None else zero for d in (ab, ba)]
             last = index + 1 == (level or s.levels)
             d_ab = self._increment(index, a, b, flows[0])
             d_ba = self._increment(index, b, a, flows[1]) if both else None
@@ -352,8 +346,8 @@ class SMGICNet(SymmetricNetwork):
             velocity = (ab.velocity - ba.velocity) / 2
             phi, back = exponentiate(velocity), exponentiate(-velocity)
         scale = self.scales[-1]
-        pair = measured_pair(_up(phi, scale), _up(back, scale), "svf")
-        return NetworkOutput(pair, None if velocity is None else _up(velocity, scale), aux={"levels": steps})
+        pair = measured_pair(up_blocks(phi, scale), up_blocks(back, scale), "svf")
+        return NetworkOutput(pair, None if velocity is None else up_blocks(velocity, scale), aux={"levels": steps})
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -381,7 +375,7 @@ class SMGICNet(SymmetricNetwork):
     def _similarity(self, index: int, phi: Tensor, a: _Pyramid, b: _Pyramid) -> Tensor:
         """-LNCC of the level's low-pass pair, and of its energy pair at 1/4 and 1/2."""
         kind, scale, seen = self.kinds[index], self.scales[index], self._seen(index)
-        total = lncc(warp(a.low[seen], _up(phi, scale // seen)), b.low[seen], _WINDOWS[kind])
+        total = lncc(warp(a.low[seen], up_blocks(phi, scale // seen)), b.low[seen], _WINDOWS[kind])
         if kind in (1, 2):
             total = total + lncc(warp(a.energy[scale], phi), b.energy[scale], _WINDOWS[kind])
         return total
@@ -392,7 +386,7 @@ class SMGICNet(SymmetricNetwork):
             return []
         terms, scale, seen = [], self.scales[level - 1], self._seen(level - 1)
         for (now, image, _), before in zip(_ways(steps[-1], a, b), steps[-2]):
-            moved = [warp(image.low[seen], _up(d.phi, own // seen))
+            moved = [warp(image.low[seen], up_blocks(d.phi, own // seen))
                      for d, own in ((now, scale), (before, self.scales[level - 2]))]
             terms.append(0.0005 * 0.25 * mse(*moved))
         return terms
@@ -405,11 +399,11 @@ class SMGICNet(SymmetricNetwork):
         x, y = a.low[seen], b.low[seen]
         terms: dict[str, list[Tensor]] = {"inverse_similarity": [], "inverse_smooth": [], "inverse": [], "symmetric": []}
         for d, m, f in _ways(step, x, y):
-            terms["inverse_similarity"].append(0.1 * lncc(warp(f, _up(d.inverse, factor)), m, 3 if kind < 2 else 7))
+            terms["inverse_similarity"].append(0.1 * lncc(warp(f, up_blocks(d.inverse, factor)), m, 3 if kind < 2 else 7))
             terms["inverse_smooth"].append((0.1 if kind < 2 else 1.0) * 4 * s.smooth * diffusion(d.inverse))
         if ba is not None:
             for one, other, image in ((ab, ba, y), (ba, ab, x)):
-                terms["symmetric"].append(0.001 * mse(*(warp(image, _up(u, factor)) for u in (one.inverse, other.phi))))
+                terms["symmetric"].append(0.001 * mse(*(warp(image, up_blocks(u, factor)) for u in (one.inverse, other.phi))))
         if s.inv == "icon_self" or ba is None:
             loops = [(d.phi, d.inverse) for d, *_ in _ways(step, x, y)]
         else:
@@ -425,7 +419,7 @@ class SMGICNet(SymmetricNetwork):
         level = level or self.switches.levels
         ab, ba = self.run(moving, fixed, level, both=self.switches.symmetric)[-1]
         scale = self.scales[level - 1]
-        return [(_up(ab.phi, scale), None), *([] if ba is None else [(None, _up(ba.phi, scale))])]
+        return [(up_blocks(ab.phi, scale), None), *([] if ba is None else [(None, up_blocks(ba.phi, scale))])]
 
     def parameter_groups(self, level: int) -> list[nn.Parameter]:
         return list(self.nets[level - 1].parameters())
