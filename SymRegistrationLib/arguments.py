@@ -6,7 +6,10 @@ Level 1, standard library only, so that ``symreg --help`` costs nothing.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from . import __version__
@@ -15,7 +18,9 @@ from .job import FORMATS, INITIALS, METRICS, PRESETS, InputError, Options
 #: Commands of rooms that may not be there; each module offers ``main(arguments) -> exit code``.
 ROOMS = {
     "train": ("training_command", "train a network on your own scans"),
-    "batch": ("batch", "register many pairs from a table"),
+    "batch": ("batch_command", "register many pairs from a table, on this machine or a cluster"),
+    "group": ("group_command", "bring many scans onto one template: mean, spread, volume maps"),
+    "propagate": ("propagate_command", "carry labels from one or several atlases to a scan"),
     "worker": ("worker", "serve jobs as JSON lines (what the Slicer module talks to)"),
 }
 _USAGE = {
@@ -109,12 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         arguments(command)
-        group = command.add_argument_group("what it says")
-        group.add_argument(
-            "--json", action="store_true", help="one JSON event a line on stdout: progress, result, error"
-        )
-        group.add_argument("-q", "--quiet", action="store_true", help="only errors")
-        group.add_argument("--debug", action="store_true", help="a traceback with an error")
+        add_voice(command)
     for name in rooms():
         commands.add_parser(name, help=ROOMS[name][1])
     return parser
@@ -137,12 +137,27 @@ def _commands() -> dict[str, tuple[str, str, str, Any]]:
 
 
 def _register_arguments(parser: argparse.ArgumentParser) -> None:
-    options = Options()
     parser.add_argument(
         "fixed", nargs="?", metavar="FIXED", help="the scan that stays: NIfTI, NRRD, MHA, MGZ or a DICOM folder"
     )
     parser.add_argument("moving", nargs="?", metavar="MOVING", help="the scan that is brought onto it")
     parser.add_argument("-o", "--output", metavar="DIR", help="folder for the results; made when missing")
+    extra = parser.add_argument_group("more about the scans")
+    for kind, text in (
+        ("mask", "compare the scans only here"),
+        ("labels", "label map, for Dice"),
+        ("points", "landmarks, for the landmark error (.csv, .fcsv, .mrk.json)"),
+    ):
+        for side in ("fixed", "moving"):
+            extra.add_argument(f"--{side}-{kind}", metavar="FILE", help=f"{side} scan: {text}")
+    add_options(parser).add_argument(
+        "--job", metavar="FILE", help="take everything from a job JSON or the metrics.json of an earlier run"
+    )
+
+
+def add_options(parser: argparse.ArgumentParser) -> Any:
+    """Everything that says how to register, the same for one pair and for many; returns the group of the results."""
+    options = Options()
     how = parser.add_argument_group("how to register")
     how.add_argument("--method", default=options.method, help="see 'symreg methods' (default: %(default)s)")
     how.add_argument(
@@ -168,15 +183,7 @@ def _register_arguments(parser: argparse.ArgumentParser) -> None:
         "--option", action="append", default=[], metavar="NAME=VALUE", help="a switch of the method itself; repeatable"
     )
     how.add_argument("--weights", metavar="FILE", help="weights of a network (default: the shipped ones)")
-    extra = parser.add_argument_group("more about the scans")
-    for kind, text in (
-        ("mask", "compare the scans only here"),
-        ("labels", "label map, for Dice"),
-        ("points", "landmarks, for the landmark error (.csv, .fcsv, .mrk.json)"),
-    ):
-        for side in ("fixed", "moving"):
-            extra.add_argument(f"--{side}-{kind}", metavar="FILE", help=f"{side} scan: {text}")
-    extra.add_argument("--guide-with-points", action="store_true", help="let the landmarks guide the initial alignment")
+    how.add_argument("--guide-with-points", action="store_true", help="let the landmarks guide the initial alignment")
     out = parser.add_argument_group("results")
     out.add_argument(
         "--transform-format", choices=FORMATS, default="h5", help="of forward and inverse (default: %(default)s)"
@@ -186,9 +193,6 @@ def _register_arguments(parser: argparse.ArgumentParser) -> None:
         "--uncertainty", type=int, default=0, metavar="N", help="also a map of uncertainty from N perturbed runs"
     )
     out.add_argument("--no-report", action="store_true", help="no report.html")
-    out.add_argument(
-        "--job", metavar="FILE", help="take everything from a job JSON or the metrics.json of an earlier run"
-    )
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default=options.device, help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     machine.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
@@ -196,6 +200,36 @@ def _register_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory", type=float, metavar="GB", help="stay below this much memory (default: what is free)"
     )
     machine.add_argument("--seed", type=int, default=options.seed, help="of everything random (default: %(default)s)")
+    return out
+
+
+def add_voice(parser: argparse.ArgumentParser) -> None:
+    """How a command speaks."""
+    group = parser.add_argument_group("what it says")
+    group.add_argument("--json", action="store_true", help="one JSON event a line on stdout: progress, result, error")
+    group.add_argument("-q", "--quiet", action="store_true", help="only errors")
+    group.add_argument("--debug", action="store_true", help="a traceback with an error")
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """What the arguments of :func:`add_options` ask for. Raises InputError."""
+    names = {f.name for f in dataclasses.fields(Options)} - {"memory_gb", "method_options"}
+    values = {name: getattr(args, name) for name in names}
+    return Options(**values, memory_gb=args.memory, method_options=switches(args.option))
+
+
+def switches(pairs: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs; values are read as JSON where they are JSON (numbers, true), else as text. Raises InputError."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise InputError(f"--option '{pair}' is not NAME=VALUE.")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def _apply_arguments(parser: argparse.ArgumentParser) -> None:

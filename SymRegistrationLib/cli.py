@@ -18,9 +18,9 @@ import traceback
 from pathlib import Path
 from typing import Any, Sequence
 
-from .arguments import ROOMS, build_parser, rooms
+from .arguments import ROOMS, build_parser, options_of, rooms
 from .console import Console, jsonable, number, share_cores
-from .job import INITIALS, InputError, Job, Options, RegistrationError, existing_file
+from .job import INITIALS, InputError, Job, RegistrationError, existing_file
 
 _INPUTS = (
     "fixed",
@@ -128,33 +128,15 @@ def _job_of(args: argparse.Namespace) -> Job:
             if not value
         ]
         raise InputError(f"missing: {', '.join(missing)}.", "Try 'symreg register --help'.")
-    names = {f.name for f in dataclasses.fields(Options)} - {"memory_gb", "method_options"}
-    options = Options(
-        **{name: getattr(args, name) for name in names}, memory_gb=args.memory, method_options=_switches(args.option)
-    )
     return Job(
         output=args.output,
         transform_format=args.transform_format,
         composite=args.composite,
         report=not args.no_report,
         guide_with_points=args.guide_with_points,
-        options=options,
+        options=options_of(args),
         **{name: getattr(args, name) for name in _INPUTS},
     )
-
-
-def _switches(pairs: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs; values are read as JSON where they are JSON (numbers, true), else as text."""
-    switches = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not (name and equals):
-            raise InputError(f"--option '{pair}' is not NAME=VALUE.")
-        try:
-            switches[name] = json.loads(value)
-        except ValueError:
-            switches[name] = value
-    return switches
 
 
 def check_job(job: Job) -> None:

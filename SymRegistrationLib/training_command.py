@@ -142,7 +142,7 @@ def _machine_arguments(parser: argparse.ArgumentParser) -> None:
 
 def options_of(args: argparse.Namespace, command: str) -> TrainingOptions:
     """The run that was asked for. Raises InputError."""
-    from .cli import _switches
+    from .arguments import switches
 
     if args.hours and args.minutes:
         raise InputError("both --hours and --minutes are given.", "Give one of them.")
@@ -152,7 +152,7 @@ def options_of(args: argparse.Namespace, command: str) -> TrainingOptions:
     names = {f.name for f in dataclasses.fields(TrainingOptions)} - {"weights", "method_options", "memory_gb", "minutes", "command"}
     values: dict[str, Any] = {name: getattr(args, name) for name in names}
     weighting = Weighting(**{f.name: getattr(args, f"{f.name}_weight") for f in dataclasses.fields(Weighting)})
-    return TrainingOptions(**values, weights=weighting, method_options=_switches(args.option), memory_gb=args.memory,
+    return TrainingOptions(**values, weights=weighting, method_options=switches(args.option), memory_gb=args.memory,
                            minutes=60 * args.hours if args.hours else args.minutes, command=command)
 
 
