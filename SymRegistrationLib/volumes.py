@@ -95,6 +95,30 @@ def read_labels(path: str | os.PathLike, what: str = "label map") -> Volume:
     return Volume(np.round(array).astype(np.int32), volume.grid, volume.name, volume.notes)
 
 
+def read_shape(path: str | os.PathLike, what: str = "image") -> tuple[int, int, int]:
+    """(D, H, W) of a scan from its header alone, in milliseconds; what only the voxels can tell is not checked.
+
+    Raises:
+        InputError: missing, unreadable, cut off, not 3-D, or a folder without exactly one DICOM series.
+    """
+    path = existing_file(path, what)
+    if path.is_dir():
+        files = _series(path, what)
+        columns, rows, *_ = _header(Path(files[0]), what).GetSize()
+        return len(files), rows, columns
+    if path.name.lower().endswith((".mgz", ".mgh")):
+        size, values = _load_mgz(path, what).shape, 1
+    else:
+        reader = _header(path, what)
+        size, values = reader.GetSize(), reader.GetNumberOfComponents()
+    if len(size) == 4 and size[3] == 1:
+        size = size[:3]
+    if len(size) != 3 or values != 1:
+        raise InputError(f"{what} '{path}' is {len(size)}-D with {values} values a voxel.",
+                         "A 3-D scalar volume is needed; extract one first.")
+    return tuple(int(n) for n in size[::-1])
+
+
 def read_mask(path: str | os.PathLike, grid: Grid, what: str = "mask") -> np.ndarray:
     """Read a mask onto ``grid`` (nearest neighbour through physical space when it lies on another grid).
 
@@ -188,9 +212,16 @@ def _read(path: str | os.PathLike, what: str) -> Volume:
 
 
 def _read_itk(path: Path, what: str) -> sitk.Image:
+    reader = _header(path, what)
+    with _told(path, what):
+        return reader.Execute()
+
+
+def _header(path: Path, what: str) -> sitk.ImageFileReader:
+    """A reader that has read the header; voxels that are not all there, and sizes that cannot be, are refused."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    try:
+    with _told(path, what):
         reader.ReadImageInformation()
         voxels = float(np.prod(reader.GetSize(), dtype=float))
         if voxels == 0:
@@ -201,7 +232,14 @@ def _read_itk(path: Path, what: str) -> sitk.Image:
                              "The header is damaged; export it again.")
         if not _nifti_is_whole(path):
             raise InputError(f"{what} '{path}' is cut off: its voxels are not all there.", "Copy or export it again.")
-        return reader.Execute()
+    return reader
+
+
+@contextlib.contextmanager
+def _told(path: Path, what: str):
+    """Errors of ITK in words."""
+    try:
+        yield
     except InputError:
         raise
     except (RuntimeError, MemoryError) as error:
@@ -249,30 +287,43 @@ def _no_itk_warnings():
         sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
-def _read_dicom(folder: Path, what: str) -> sitk.Image:
+def _series(folder: Path, what: str) -> tuple[str, ...]:
+    """Files of the one DICOM series of a folder, in order."""
     with _no_itk_warnings():
         series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if not series:
         raise InputError(f"{what} folder '{folder}' holds no DICOM series.", FORMATS_HINT)
     if len(series) > 1:
         raise InputError(f"{what} folder '{folder}' holds {len(series)} DICOM series.", "Put one series into its own folder.")
+    return sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+
+
+def _read_dicom(folder: Path, what: str) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    reader.SetFileNames(_series(folder, what))
     try:
         return reader.Execute()
     except RuntimeError as error:
         raise InputError(f"{what} folder '{folder}' could not be read ({str(error).strip().splitlines()[-1][:160]}).") from None
 
 
-def _read_mgz(path: Path, what: str) -> Volume:
+def _load_mgz(path: Path, what: str):
+    """nibabel's image, voxels not yet read."""
     try:
         import nibabel
     except ImportError:
         raise InputError(f"{what} '{path}' is an MGZ file, which needs nibabel.", "pip install nibabel, or convert to NIfTI.") from None
     try:
-        image = nibabel.load(str(path))
-        array = np.asarray(image.dataobj)
+        return nibabel.load(str(path))
     except Exception as error:  # nibabel raises many kinds; all of them mean an unreadable file
+        raise InputError(f"{what} '{path}' could not be read ({error}).", FORMATS_HINT) from None
+
+
+def _read_mgz(path: Path, what: str) -> Volume:
+    image = _load_mgz(path, what)
+    try:
+        array = np.asarray(image.dataobj)
+    except Exception as error:  # as above
         raise InputError(f"{what} '{path}' could not be read ({error}).", FORMATS_HINT) from None
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]
