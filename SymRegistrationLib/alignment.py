@@ -19,9 +19,10 @@ from torch import Tensor
 
 from .fields import sample
 from .geometry import apply
-from .job import InputError
+from .job import InputError, existing_file
 from .losses import mutual_information
 from .preprocess import Scan, shrink
+from .volumes_files import quiet
 
 #: Below this the best pose is hardly better than the next one found elsewhere.
 UNSURE = 0.2
@@ -120,18 +121,21 @@ def read_linear(path: str) -> np.ndarray:
         InputError: missing, unreadable, or not linear.
     """
     try:
-        transform = sitk.ReadTransform(str(path))
+        with quiet():
+            transform = sitk.ReadTransform(str(existing_file(path, "initial transform")))
     except RuntimeError:
         raise InputError(f"initial transform '{path}' could not be read.",
                          "Give none, centre, rigid, affine, or an ITK transform file (.h5, .tfm, .mat, .txt).") from None
+    if transform.GetDimension() != 3:
+        raise InputError(f"initial transform '{path}' is {transform.GetDimension()}-D.", "Give one for 3-D scans.")
     if not transform.IsLinear():
         raise InputError(f"initial transform '{path}' is not linear ({transform.GetName()}).",
                          "Only rigid and affine transforms can start a registration.")
     columns = np.array([transform.TransformPoint(p) for p in ((0., 0, 0), (1., 0, 0), (0., 1, 0), (0., 0, 1))])
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = (columns[1:] - columns[0]).T, columns[0]
-    if abs(np.linalg.det(matrix[:3, :3])) < 1e-6:
-        raise InputError(f"initial transform '{path}' is singular.", "It flattens space; export it again.")
+    if not 1e-6 < abs(np.linalg.det(matrix[:3, :3])) < 1e6 or not np.isfinite(matrix).all():
+        raise InputError(f"initial transform '{path}' is singular.", "It flattens or explodes space; export it again.")
     return matrix
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
@@ -18,9 +17,10 @@ from torch import Tensor
 
 from .fields import FieldPair, gradient, sample
 from .geometry import Grid, apply
-from .job import InputError
+from .job import InputError, existing_file
 from .preprocess import Workspace, affine_grid
-from .volumes import Volume, grid_of, to_itk
+from .volumes import Volume, grid_of, itk_reason, read_image, to_itk
+from .volumes_files import quiet
 
 #: Voxels handled at once when a whole volume is mapped, so that memory stays flat.
 SLAB = 4_000_000
@@ -266,22 +266,39 @@ def read_transform(path: str | os.PathLike) -> sitk.Transform:
     """Read any transform file that maps points: ITK .h5/.tfm/.txt/.mat, or a displacement image .nrrd/.nii(.gz)/.mha.
 
     Raises:
-        InputError: missing, unreadable, or an image that is not a displacement field.
+        InputError: missing, unreadable, an image that is not a displacement field, not 3-D, or not finite.
     """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"transform '{path}' does not exist.", "Check the path.")
-    name = path.name.lower()
-    try:
-        if not name.endswith((".nrrd", ".nhdr", ".nii", ".nii.gz", ".mha", ".mhd")):
-            return sitk.ReadTransform(str(path))
-        image = sitk.ReadImage(str(path), sitk.sitkVectorFloat64)
-    except RuntimeError as error:
-        raise InputError(f"transform '{path}' could not be read ({str(error).strip().splitlines()[-1][:120]}).",
-                         "Give an ITK transform (.h5, .tfm, .mat, .txt) or a displacement grid (.nrrd, .nii.gz).") from None
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
-        raise InputError(f"transform '{path}' is an image, not a displacement grid.", "Give the transform, not the scan.")
-    return sitk.DisplacementFieldTransform(image)
+    path = existing_file(path, "transform")
+    hint = "Give an ITK transform (.h5, .tfm, .mat, .txt) or a displacement grid (.nrrd, .nii.gz)."
+    if path.is_dir():
+        raise InputError(f"transform '{path}' is a folder.", hint)
+    if path.name.lower().endswith((".nrrd", ".nhdr", ".nii", ".nii.gz", ".mha", ".mhd")):
+        image = read_image(path, "transform", sitk.sitkVectorFloat64, hint)
+        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
+            raise InputError(f"transform '{path}' is an image, not a displacement grid.", "Give the transform, not the scan.")
+        transform: sitk.Transform = sitk.DisplacementFieldTransform(image)
+    else:
+        try:
+            with quiet():
+                transform = sitk.ReadTransform(str(path))
+        except (RuntimeError, MemoryError) as error:
+            raise InputError(f"transform '{path}' could not be read ({itk_reason(error)}).", hint) from None
+    if transform.GetDimension() != 3:
+        raise InputError(f"transform '{path}' is {transform.GetDimension()}-D.", "Give one for 3-D scans.")
+    if not _is_finite(transform):
+        raise InputError(f"transform '{path}' holds numbers that are not finite.", "Make or export it again.")
+    return transform
+
+
+def _is_finite(transform: sitk.Transform) -> bool:
+    """False when a parameter or a vector is NaN or infinite."""
+    if transform.GetName() == "CompositeTransform":
+        whole = sitk.CompositeTransform(transform)
+        return all(_is_finite(whole.GetNthTransform(k)) for k in range(whole.GetNumberOfTransforms()))
+    if transform.GetName() == "DisplacementFieldTransform":
+        field = sitk.DisplacementFieldTransform(transform).GetDisplacementField()
+        return bool(np.isfinite(sitk.GetArrayViewFromImage(field).sum()))  # not-a-number and infinity survive a sum
+    return bool(np.isfinite(transform.GetParameters()).all() and np.isfinite(transform.GetFixedParameters()).all())
 
 
 def dense(transform: sitk.Transform, grid: Grid) -> DenseTransform:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
-import math
 import os
-import struct
-import zlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import SimpleITK as sitk
 
 from .geometry import Grid
 from .job import InputError, existing_file
+from .volumes_files import is_intact, nifti_fault, quiet, size_fault
 
 FORMATS_HINT = "Readable are NIfTI, NRRD, MHA/MHD, MGZ (with nibabel) and a folder with one DICOM series."
 
@@ -167,6 +165,8 @@ def foreground(array: np.ndarray) -> np.ndarray:
     total, whole = weight[-1], mean[-1]
     with np.errstate(divide="ignore", invalid="ignore"):
         between = (whole * weight - mean * total) ** 2 / (weight * (total - weight))
+    if not np.isfinite(between).any():  # a single value but for a few voxels
+        return array > low
     threshold = middles[int(np.nanargmax(between))]
     return array > low + 0.5 * (threshold - low)
 
@@ -195,7 +195,7 @@ def _read(path: str | os.PathLike, what: str) -> Volume:
     elif path.name.lower().endswith((".mgz", ".mgh")):
         return _read_mgz(path, what)
     else:
-        image = _read_itk(path, what)
+        image = read_image(path, what)
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
         image = image[:, :, :, 0]
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
@@ -203,6 +203,8 @@ def _read(path: str | os.PathLike, what: str) -> Volume:
             f"{what} '{path}' is {image.GetDimension()}-D with {image.GetNumberOfComponentsPerPixel()} values a voxel.",
             "A 3-D scalar volume is needed; extract one first.",
         )
+    if "complex" in image.GetPixelIDTypeAsString():
+        raise InputError(f"{what} '{path}' holds complex numbers.", "Export magnitude or phase as an image of its own.")
     notes = [] if min(image.GetSize()) > 1 else [f"{what}: one of its axes has a single voxel"]
     try:
         grid = grid_of(image)
@@ -211,69 +213,65 @@ def _read(path: str | os.PathLike, what: str) -> Volume:
     return Volume(sitk.GetArrayFromImage(image), grid, str(path), tuple(notes))
 
 
-def _read_itk(path: Path, what: str) -> sitk.Image:
-    reader = _header(path, what)
-    with _told(path, what):
+def read_image(path: Path, what: str, pixel: int | None = None, hint: str = FORMATS_HINT) -> sitk.Image:
+    """An image file as ITK reads it, after its header and its checksums were found good.
+
+    Args:
+        path: of the file; MGZ and DICOM folders are read elsewhere.
+        what: its part in the run, for messages.
+        pixel: SimpleITK's pixel type to read as; ``None`` = as stored.
+        hint: what to do about a file that cannot be read.
+
+    Raises:
+        InputError: unreadable, damaged, cut off, or a header that cannot be true.
+    """
+    reader = _header(path, what, hint)
+    if not is_intact(path):
+        raise InputError(f"{what} '{path}' is damaged: its compressed data do not have their checksum.", "Copy or export it again.")
+    if pixel is not None:
+        reader.SetOutputPixelType(pixel)
+    with _told(path, what, hint):
         return reader.Execute()
 
 
-def _header(path: Path, what: str) -> sitk.ImageFileReader:
+def _header(path: Path, what: str, hint: str = FORMATS_HINT) -> sitk.ImageFileReader:
     """A reader that has read the header; voxels that are not all there, and sizes that cannot be, are refused."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    with _told(path, what):
-        reader.ReadImageInformation()
-        voxels = float(np.prod(reader.GetSize(), dtype=float))
-        if voxels == 0:
-            raise InputError(f"{what} '{path}' has no voxels.", FORMATS_HINT)
-        # A damaged header can declare terabytes; compression never reaches 1:2000 on a scan.
-        if voxels > 2000.0 * max(path.stat().st_size, 1) and path.suffix not in (".mhd", ".nhdr"):
-            raise InputError(f"{what} '{path}' declares {voxels:.3g} voxels in a file of {path.stat().st_size} bytes.",
-                             "The header is damaged; export it again.")
-        if not _nifti_is_whole(path):
-            raise InputError(f"{what} '{path}' is cut off: its voxels are not all there.", "Copy or export it again.")
+    with _told(path, what, hint):
+        fault = nifti_fault(path)
+        if not fault:
+            reader.ReadImageInformation()
+            voxels = float(np.prod(reader.GetSize(), dtype=float))
+            if voxels == 0:
+                raise InputError(f"{what} '{path}' has no voxels.", FORMATS_HINT)
+            fault = size_fault(path, voxels)
+    if fault:
+        raise InputError(f"{what} '{path}' {fault}.", "The file is damaged; copy or export it again.")
     return reader
 
 
 @contextlib.contextmanager
-def _told(path: Path, what: str):
-    """Errors of ITK in words."""
+def _told(path: Path, what: str, hint: str = FORMATS_HINT):
+    """Errors of ITK in words, and nothing else of what it says."""
     try:
-        yield
+        with quiet():
+            yield
     except InputError:
         raise
-    except (RuntimeError, MemoryError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise InputError(f"{what} '{path}' could not be read as an image ({reason[:160]}).", FORMATS_HINT) from None
+    except (RuntimeError, MemoryError, OSError) as error:
+        raise InputError(f"{what} '{path}' could not be read as an image ({itk_reason(error)}).", hint) from None
 
 
-def _nifti_is_whole(path: Path) -> bool:
-    """False for a single-file NIfTI that ends before its last voxel; ITK would fill up with zeros without a word."""
-    packed = path.name.lower().endswith(".nii.gz")
-    if not packed and not path.name.lower().endswith(".nii"):
-        return True
-    with (gzip.open if packed else open)(path, "rb") as stream:
-        try:
-            header = stream.read(352)
-            order = "<" if header[:4] in (struct.pack("<i", 348), struct.pack("<i", 540)) else ">"
-            first = struct.unpack(order + "i", header[:4])[0] == 348
-            dim = struct.unpack(order + ("8h" if first else "8q"), header[40:56] if first else header[16:80])
-            bits, = struct.unpack(order + "h", header[72:74] if first else header[14:16])
-            offset, = struct.unpack(order + ("f" if first else "q"), header[108:112] if first else header[168:176])
-            need = int(offset) + math.prod(max(1, n) for n in dim[1:1 + dim[0]]) * bits // 8
-            if not packed:
-                return path.stat().st_size >= need
-            with open(path, "rb") as raw:
-                raw.seek(-4, os.SEEK_END)
-                if struct.unpack("<I", raw.read(4))[0] == need % 2**32:
-                    return True
-            # An unusual end (several gzip members, bytes after the voxels): count what is really there.
-            there = len(header)
-            while there < need and (block := stream.read(1 << 22)):
-                there += len(block)
-            return there >= need
-        except (EOFError, OSError, zlib.error, struct.error):
-            return False
+def itk_reason(error: Exception) -> str:
+    """What an exception of ITK says, without addresses, source files and the file's name."""
+    text = " ".join(re.sub(r"^.*?(?:ITK ERROR|sitk::ERROR):", "", str(error).strip(), flags=re.DOTALL).split())
+    if "Unable to determine ImageIO reader" in text:
+        return "no known format"
+    if "direction, determinant is 0" in text or "orthonormal" in text:
+        return "its orientation is singular"
+    text = re.sub(r"^\w+\(0x\w+\): ", "", text).split(" Reason: No such file")[0]
+    return text[:160] or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -289,7 +287,7 @@ def _no_itk_warnings():
 
 def _series(folder: Path, what: str) -> tuple[str, ...]:
     """Files of the one DICOM series of a folder, in order."""
-    with _no_itk_warnings():
+    with _no_itk_warnings(), quiet():
         series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if not series:
         raise InputError(f"{what} folder '{folder}' holds no DICOM series.", FORMATS_HINT)
@@ -302,9 +300,10 @@ def _read_dicom(folder: Path, what: str) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(_series(folder, what))
     try:
-        return reader.Execute()
-    except RuntimeError as error:
-        raise InputError(f"{what} folder '{folder}' could not be read ({str(error).strip().splitlines()[-1][:160]}).") from None
+        with quiet():
+            return reader.Execute()
+    except (RuntimeError, MemoryError) as error:
+        raise InputError(f"{what} folder '{folder}' could not be read ({itk_reason(error)}).", "Export the series again.") from None
 
 
 def _load_mgz(path: Path, what: str):
@@ -314,9 +313,15 @@ def _load_mgz(path: Path, what: str):
     except ImportError:
         raise InputError(f"{what} '{path}' is an MGZ file, which needs nibabel.", "pip install nibabel, or convert to NIfTI.") from None
     try:
-        return nibabel.load(str(path))
+        image = nibabel.load(str(path))
     except Exception as error:  # nibabel raises many kinds; all of them mean an unreadable file
         raise InputError(f"{what} '{path}' could not be read ({error}).", FORMATS_HINT) from None
+    if min(image.shape) < 1:
+        raise InputError(f"{what} '{path}' has no voxels.", FORMATS_HINT)
+    fault = size_fault(path, float(np.prod(image.shape, dtype=float)))
+    if fault:
+        raise InputError(f"{what} '{path}' {fault}.", "The file is damaged; copy or export it again.")
+    return image
 
 
 def _read_mgz(path: Path, what: str) -> Volume:
