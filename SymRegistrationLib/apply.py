@@ -18,7 +18,7 @@ from typing import Any, Iterator
 import numpy as np
 import SimpleITK as sitk
 
-from .job import InputError, Progress, existing_file, silent
+from .job import InputError, Progress, existing_file, silent, usable_path
 from .points import read_points, write_points
 from .resampling import INTERPOLATIONS, invert_points, map_points, outside_field, resample_image, resample_labels
 from .transforms import read_transform
@@ -121,7 +121,7 @@ def apply_transform(request: Application, progress: Progress = silent) -> dict:
 
 def check_writable(path: Path) -> None:
     """Refuse an output whose folder is missing or closed. Raises InputError."""
-    folder = path.parent
+    folder = usable_path(path, "the output").parent
     if not folder.is_dir():
         raise InputError(f"the output folder '{folder}' does not exist.", "Create it first.")
     if path.is_dir() or not os.access(folder, os.W_OK):
@@ -192,7 +192,7 @@ def _run_of(transform: Path) -> _Run:
         role = next(r for r in ("forward", "inverse") if files.get(r) == transform.name)
         sibling = transform.parent / files["inverse" if role == "forward" else "forward"]
         return _Run(role, sibling if sibling.exists() else None, str(job["fixed"]), str(job["moving"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError):
         return _Run()  # not in a run's folder: the file is taken as what warps the moving image
 
 

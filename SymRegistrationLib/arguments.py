@@ -224,10 +224,10 @@ def switches(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals):
-            raise InputError(f"--option '{pair}' is not NAME=VALUE.")
+            raise InputError(f"--option '{pair}' is not NAME=VALUE.", "See 'symreg methods' for the switches of a method.")
         try:
             found[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             found[name] = value
     return found
 

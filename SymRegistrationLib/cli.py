@@ -20,7 +20,7 @@ from typing import Any, Sequence
 
 from .arguments import ROOMS, build_parser, options_of, rooms
 from .console import Console, jsonable, number, share_cores
-from .job import INITIALS, InputError, Job, RegistrationError, existing_file
+from .job import INITIALS, InputError, Job, RegistrationError, existing_file, parsed_json
 
 _INPUTS = (
     "fixed",
@@ -114,11 +114,10 @@ def _job_of(args: argparse.Namespace) -> Job:
     if args.job:
         if args.fixed:
             raise InputError("both --job and scans are given.", "Give one of them.")
-        text = existing_file(args.job, "job file").read_text(encoding="utf-8", errors="replace")
-        try:
-            raw = json.loads(text)
-        except ValueError as error:
-            raise InputError(f"job file '{args.job}' is not JSON ({error}).") from None
+        path = existing_file(args.job, "job file")
+        if not path.is_file():
+            raise InputError(f"job file '{path}' is a folder.", "Give the metrics.json in it.")
+        raw = parsed_json(path.read_text(encoding="utf-8", errors="replace"), f"job file '{path}'")
         raw = raw["job"] if isinstance(raw, dict) and isinstance(raw.get("job"), dict) else raw
         return Job.from_dict({**raw, "output": args.output} if args.output and isinstance(raw, dict) else raw)
     if not (args.fixed and args.moving and args.output):

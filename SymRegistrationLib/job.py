@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
@@ -15,6 +18,7 @@ PRESETS = ("fast", "default", "thorough")
 INITIALS = ("none", "centre", "rigid", "affine")
 METRICS = ("auto", "lncc", "mse", "ncc", "mind", "mi")
 FORMATS = ("h5", "nrrd", "nii.gz")
+MOST_THREADS = 1024
 
 #: ``progress(stage, fraction, message)``: the only call-back of the pipeline; ``fraction`` is of the whole run, 0 to 1.
 Progress = Callable[[str, float, str], None]
@@ -87,16 +91,18 @@ class Options:
     def __post_init__(self) -> None:
         _choice("preset", self.preset, PRESETS)
         _choice("metric", self.metric, METRICS)
-        if self.refine < 0:
+        if not 0 <= self.refine <= 100:
             raise InputError(f"refine is {self.refine}.", "Give the number of optimiser levels, 0 for none.")
-        if self.uncertainty < 0 or self.uncertainty == 1:
-            raise InputError(f"uncertainty is {self.uncertainty}.", "A spread needs at least 2 runs; 0 turns the map off.")
-        if self.spacing is not None and not self.spacing > 0:
+        if not 0 <= self.uncertainty <= 1000 or self.uncertainty == 1:
+            raise InputError(f"uncertainty is {self.uncertainty}.",
+                             "A spread needs at least 2 runs and at most 1000; 0 turns the map off.")
+        if self.spacing is not None and not 0 < self.spacing < math.inf:
             raise InputError(f"spacing is {self.spacing} mm.", "Give a positive voxel size.")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads is {self.threads}.", "Give at least 1.")
-        if self.memory_gb is not None and not self.memory_gb > 0:
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise InputError(f"threads is {self.threads}.", f"Give at least 1 and at most {MOST_THREADS}.")
+        if self.memory_gb is not None and not 0 < self.memory_gb < math.inf:
             raise InputError(f"memory_gb is {self.memory_gb}.", "Give a positive number of gigabytes.")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,9 @@ class Job:
 
     def __post_init__(self) -> None:
         _choice("transform_format", self.transform_format, FORMATS)
+        for name in _PATHS:
+            if getattr(self, name) is not None:
+                usable_path(getattr(self, name), name.replace("_", " "))
         for kind in ("labels", "points"):
             one, other = getattr(self, f"fixed_{kind}"), getattr(self, f"moving_{kind}")
             if bool(one) != bool(other):
@@ -144,11 +153,7 @@ class Job:
         Raises:
             InputError: not JSON, not an object, an unknown or missing field, or a value that is not allowed.
         """
-        try:
-            raw = json.loads(text)
-        except ValueError as error:
-            raise InputError(f"the job is not JSON: {error}.") from None
-        return cls.from_dict(raw)
+        return cls.from_dict(parsed_json(text, "the job"))
 
     @classmethod
     def from_dict(cls, raw: Any) -> "Job":
@@ -163,13 +168,15 @@ def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise InputError(f"{name} is '{value}'.", f"Choose one of: {', '.join(allowed)}.")
 
 
+_PATHS = ("fixed", "moving", "output", "fixed_mask", "moving_mask", "fixed_labels", "moving_labels", "fixed_points",
+          "moving_points")
 _TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "dict[str, Any]": dict, "Options": dict}
 
 
 def _checked(cls: type, raw: Any, what: str) -> dict[str, Any]:
     """``raw`` as keyword arguments of the dataclass ``cls``, every name and type checked."""
     if not isinstance(raw, dict):
-        raise InputError(f"the {what} must be a JSON object, not {type(raw).__name__}.")
+        raise InputError(f"the {what} must be a JSON object, not {type(raw).__name__}.", "Write it as {\"name\": value, ...}.")
     known = {f.name: f for f in dataclasses.fields(cls)}
     for name in raw:
         if name not in known:
@@ -177,7 +184,7 @@ def _checked(cls: type, raw: Any, what: str) -> dict[str, Any]:
     for name, f in known.items():
         if name not in raw:
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-                raise InputError(f"the {what} has no '{name}'.")
+                raise InputError(f"the {what} has no '{name}'.", "Add it.")
             continue
         kinds = [kind.strip() for kind in str(f.type).split("|")]
         value = raw[name]
@@ -185,13 +192,47 @@ def _checked(cls: type, raw: Any, what: str) -> dict[str, Any]:
             continue
         expected = _TYPES[kinds[0]]
         if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-            raise InputError(f"'{name}' in the {what} must be {kinds[0]}, not {value!r}.")
+            raise InputError(f"'{name}' in the {what} must be {_WORDS[kinds[0]]}, not {value!r:.200}.", "Correct its value.")
     return dict(raw)
 
 
-def existing_file(path: str | Path, what: str) -> Path:
-    """``path`` if something is there. Raises InputError naming ``what``."""
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{what} '{path}' does not exist.", "Check the path.")
+_WORDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "dict[str, Any]": "an object",
+          "Options": "an object"}
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that numpy and torch do not both take. Raises InputError."""
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed is {seed}.", "Give a whole number from 0 to 2^63 - 1.")
+
+
+def parsed_json(text: str, what: str) -> Any:
+    """The data of a JSON text. Raises InputError naming ``what``, also for nesting that no honest file has."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} is not JSON ({str(error)[:100]}).", "Correct it, or write it again.") from None
+
+
+def usable_path(path: str | os.PathLike, what: str) -> Path:
+    """``path`` if it can be one, whether or not something is there. Raises InputError naming ``what``."""
+    text = os.fspath(path)
+    if not text.strip() or "\0" in text:
+        raise InputError(f"the path of {what} is {text!r}.", "Give the name of a file or folder.")
+    return Path(path)
+
+
+def existing_file(path: str | os.PathLike, what: str) -> Path:
+    """``path`` if a file or folder that may be read is there. Raises InputError naming ``what``."""
+    path = usable_path(path, what)
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{what} '{path}' does not exist.", "Check the path.") from None
+    except OSError as error:
+        raise InputError(f"{what} '{str(path)[:300]}' cannot be opened ({error.strerror}).", "Check the path.") from None
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a pipe would wait for ever, a device never end
+        raise InputError(f"{what} '{path}' is neither a file nor a folder.", "Give a file on disk, not a pipe or a device.")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{what} '{path}' may not be read.", "Ask for permission, or copy it to where you may read it.")
     return path

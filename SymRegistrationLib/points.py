@@ -155,7 +155,7 @@ def _parse_json(text: str, what: str) -> tuple[list, list[str]]:
                     raise ValueError(f"a position of {len(position)} numbers")
                 points.append(np.array(position) * sign)
                 labels.append(str(point.get("label", "")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{what} is not a Slicer markups file ({reason[:120]}).", FORMATS_HINT) from None
     return points, labels
@@ -208,7 +208,10 @@ def _signs(system, what: str) -> np.ndarray:
 
 def _parse_csv(text: str, what: str) -> tuple[list, list[str]]:
     comments = [line.lstrip("# ").strip() for line in text.splitlines() if line.startswith("#")]
-    rows = _rows(text)
+    try:
+        rows = _rows(text)
+    except csv.Error as error:
+        raise InputError(f"{what} is not a table of landmarks ({error}).", FORMATS_HINT) from None
     header, sign = None, np.ones(3)
     if any("fiducial file" in line.lower() for line in comments):
         # fcsv files older than the CoordinateSystem line are RAS.

@@ -5,10 +5,11 @@ Level 0, standard library only, so that ``symreg train --help`` costs nothing.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from .job import InputError
+from .job import MOST_THREADS, InputError, check_seed
 
 BAD_SCANS = ("skip", "refuse")
 RATES = ("auto", "published", "cosine")
@@ -124,19 +125,23 @@ class TrainingOptions:
                             ("threads", 1), ("rotation", 0), ("shift", 0), ("scale", 0), ("patience", 0),
                             ("checkpoint_minutes", 0)):
             value = getattr(self, name)
-            if value is not None and not value >= least:
+            if value is not None and not least <= value < math.inf:
                 raise InputError(f"{name.replace('_', '-')} is {value}.", f"Give at least {least}.")
         for name, allowed in (("bad_scans", BAD_SCANS), ("rate", RATES), ("precision", ("auto", "float32", "bfloat16"))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name.replace('_', '-')} is '{getattr(self, name)}'.", f"Choose one of: {', '.join(allowed)}.")
+        check_seed(self.seed)
         if not 0 <= self.ema < 1:
             raise InputError(f"ema is {self.ema}.", "Give a decay from 0 (none) to below 1.")
+        if (self.threads or 1) > MOST_THREADS:
+            raise InputError(f"threads is {self.threads}.", f"Give at most {MOST_THREADS}.")
         if self.shape is not None and (len(self.shape) != 3 or min(self.shape) < 8):
             raise InputError(f"shape is {self.shape}.", "Give three numbers of voxels, at least 8 each, as 96,112,96.")
-        if self.stages is not None and (min(self.stages) < 0 or sum(self.stages) <= 0):
+        if self.stages is not None and (min(self.stages) < 0 or not 0 < sum(self.stages) < math.inf):
             raise InputError(f"stages is {self.stages}.", "Give one share per stage, as 0.4,0.3,0.2,0.1.")
-        if min(vars(self.weights).values()) < 0:
-            raise InputError("a weight of a loss term is negative.", "Give 0 to leave a term out.")
+        for name, value in vars(self.weights).items():
+            if not 0 <= value < math.inf:
+                raise InputError(f"{name.replace('_', '-')}-weight is {value}.", "Give 0 to leave a term out, or a positive number.")
         if not (self.weights.published or self.supervised):
             raise InputError("nothing is left to train on: the published loss weighs 0 and no step is supervised.",
                              "Raise --published or --supervised.")

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import __version__
-from .job import InputError
+from .job import InputError, parsed_json
 
 FOLDER = Path(__file__).parent / "model_weights"
 SUFFIX = ".safetensors"
@@ -118,10 +118,9 @@ def load(path: str | Path, method: str | None = None) -> Weights:
     bad = _not_finite(tensors)
     if bad:
         raise InputError(f"'{path}' is unusable: '{bad}' holds NaN or infinite values.", "Train again from an earlier checkpoint.")
-    try:
-        options = json.loads(about.get("options", "{}"))
-    except ValueError:
-        raise InputError(f"'{path}' has a damaged header.", "Fetch or train it again.") from None
+    options = parsed_json(about.get("options", "{}"), f"the header of '{path}'")
+    if not isinstance(options, dict):
+        raise InputError(f"'{path}' has a damaged header.", "Fetch or train it again.")
     return Weights(path, about["method"], about.get("size", ""), options, about.get("version", ""), tensors, sha256, card)
 
 
@@ -181,7 +180,7 @@ def _read_card(path: Path) -> dict[str, Any]:
         return {}
     try:
         card = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         card = None
     if not isinstance(card, dict):
         raise InputError(f"the model card '{beside}' is not readable JSON.", "Fetch it again, or delete it.")
