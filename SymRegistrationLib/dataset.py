@@ -163,7 +163,10 @@ def _find_table(table: Path, only_labels: bool) -> Listing:
         raise InputError(f"table '{table}' could not be read as text ({error}).", "Give a folder, or a CSV or TSV file.") from None
     lines = [line for line in text.splitlines() if line.strip()]
     separator = "\t" if lines and "\t" in lines[0] else ";" if lines and lines[0].count(";") > lines[0].count(",") else ","
-    rows = list(csv.DictReader(lines, delimiter=separator))
+    try:
+        rows = list(csv.DictReader(lines, delimiter=separator))
+    except csv.Error as error:
+        raise InputError(f"'{table}' is not a table ({error}).", "Give a folder, or a CSV or TSV file.") from None
     names = {str(name).strip().lower() for name in (rows[0] if rows else {})}
     paired = {"fixed", "moving"} <= names
     known = {"fixed", "moving", "split", *_PAIR} if paired else set(_COLUMNS)
@@ -193,9 +196,11 @@ def _case_rows(table: Path, rows: list[dict], only_labels: bool) -> Listing:
 def _pair_rows(table: Path, rows: list[dict]) -> Listing:
     cases: dict[Case, int] = {}
     pairs = []
-    for row in rows:
+    for number, row in enumerate(rows, 2):
         at = []
         for side in ("moving", "fixed"):
+            if not row.get(side):
+                raise InputError(f"table '{table}', line {number}: {side} is empty.", "Name both scans of each pair.")
             extra = [_path(table, row.get(f"{side}_{kind}", "")) for kind in ("labels", "mask", "points")]
             case = Case(_path(table, row[side]), *extra, subject=row[side], split=row.get("split", ""))
             at.append(cases.setdefault(case, len(cases)))
@@ -242,7 +247,7 @@ def _check_case(case: Case) -> Facts:
     labels = read_labels(case.labels) if case.labels else None
     main = volume or labels
     if labels is not None and not (labels.array > 0).any():
-        raise InputError(f"label map '{case.labels}' holds no label.")
+        raise InputError(f"label map '{case.labels}' holds no label.", "Draw something into it, or leave it out.")
     if labels is not None and len(np.unique(labels.array)) > 2000:
         raise InputError(f"label map '{case.labels}' has {len(np.unique(labels.array))} values: it looks like an image.")
     if labels is not None and volume is not None and not (resample_labels(labels, volume.grid) > 0).any():
@@ -287,7 +292,8 @@ def divide(listing: Listing, validation: str, seed: int) -> Listing:
 def _divide_by_name(listing: Listing, names: list[str]) -> Listing:
     for name in names:
         if not any(name in Path(c.name).name or name == c.subject for c in listing.cases):
-            raise InputError(f"--validation names '{name}', which no scan in '{listing.source}' is called.")
+            raise InputError(f"--validation names '{name}', which no scan in '{listing.source}' is called.",
+                             "Give parts of file names, subjects, or a share such as 0.15.")
     return replace(listing, cases=tuple(
         replace(c, split="validation" if any(n in Path(c.name).name or n == c.subject for n in names) else "train")
         for c in listing.cases))

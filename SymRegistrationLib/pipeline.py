@@ -163,10 +163,11 @@ def check_options(options: Options) -> None:
     if options.initial not in INITIALS:
         alignment.read_linear(options.initial)
     if options.method != "syn":
-        from . import networks, weights
+        from . import inference, networks, weights
 
         networks.card(options.method)
         weights.find(options.method, options.weights, options.method_options.get("size"))
+        inference.load_network(options.method, options)  # it is kept, so the run itself does not load it again
 
 
 def _uncertainty(solver: "_Solver", grid, clock: _Clock) -> np.ndarray:
@@ -203,12 +204,14 @@ class _Solver:
         fine = options.spacing or max(finest, (volume / budget) ** (1 / 3))
         self.network = options.method != "syn"
         self.metric = "network"
+        refined = not self.network or options.refine > 0
+        if options.spacing:
+            _check_room(volume / options.spacing**3, refined, options, scans[0].image.device)
         if self.network:
             from . import networks  # learned methods are loaded only when asked for
 
             card = networks.card(options.method)
             self.coarse = self._space(options.spacing or max(finest, card.spacing), card.size_multiple)
-        refined = not self.network or options.refine > 0
         self.space = self._space(fine) if refined else self.coarse
         if refined:
             self.metric = _metric(options.metric, pose, notes)
@@ -244,6 +247,15 @@ class _Solver:
             if note not in self.notes:
                 self.notes.append(note)
         return pair if perturbation is None else perturbation.undone(pair)
+
+
+def _check_room(voxels: float, refined: bool, options: Options, device: torch.device) -> None:
+    """Refuse a working voxel that was asked for when its grid cannot fit the memory. Raises InputError."""
+    need = voxels * (optimise.BYTES_PER_VOXEL if refined else 40)  # a network plans its own lattice; this is what feeds it
+    room = options.memory_gb * 1e9 if options.memory_gb else devices.free_memory(device)
+    if need > room:
+        raise InputError(f"--spacing {options.spacing:g} makes {voxels:.3g} voxels, which need about {need / 1e9:.3g} GB; "
+                         f"{room / 1e9:.3g} GB may be used.", "Choose a larger --spacing, or leave it out.")
 
 
 def _voxel_budget(wanted: float, options: Options, device: torch.device, notes: list[str]) -> float:
