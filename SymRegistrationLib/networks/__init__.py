@@ -54,6 +54,7 @@ def create(name: str, size: str = "small", **options) -> SymmetricNetwork:
     try:
         network = cls(**options)
     except TypeError as error:
-        raise InputError(f"{name} does not take these options ({error}).") from None
+        raise InputError(f"{name} does not take these options ({error}).",
+                         "Leave out --option, or see the switches of the method in its file.") from None
     network.size, network.options = size, MappingProxyType(options)
     return network
