@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 
 from . import __version__
-from .job import InputError, Job, Progress, RegistrationError, silent
+from .job import InputError, Job, Progress, RegistrationError, silent, usable_path
 from .pipeline import Extras, Result, register
 from .points import paired, read_points
 from .transforms import write_transform
@@ -119,13 +119,12 @@ def environment() -> dict[str, str]:
 
 def check_output(output: str | os.PathLike) -> None:
     """Refuse, before any work, an output folder that cannot be made or written. Raises InputError."""
-    path = Path(output)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"output '{path}' is a file.", "Give a folder.")
-    existing = path
-    while not existing.exists():
-        existing = existing.parent
+    existing = path = usable_path(output, "output")
     try:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"output '{path}' is a file.", "Give a folder.")
+        while not existing.exists():
+            existing = existing.parent
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
