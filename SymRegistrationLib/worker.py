@@ -4,7 +4,7 @@ Level 5. One request a line on stdin, answers as JSON lines on stdout, everythin
 tracebacks) on stderr. Networks, CUDA and torch stay loaded between jobs. Protocol 1:
 
 * first line out: ``{"event": "ready", "protocol": 1, "version", "pid", "devices": [{"name", "title", "memory_gb"}]}``
-* in: ``{"id": "1", "command": "register", "job": {...}, "outputs": [...]}``; ``apply``, ``evaluate`` and ``report`` take
+* in: ``{"id": "1", "command": "register", "job": {...}, "outputs": [...]}``; ``pair`` takes what :mod:`batch_pair` says; ``apply``, ``evaluate`` and ``report`` take
   ``"arguments": {...}``; ``methods``, ``ping`` and ``shutdown`` take nothing.
 * out, with the request's id: ``progress`` (stage, fraction, seconds_left, message), then one ``result`` or one ``error``
   (message, hint, exit_code). A failed job ends nothing: the next line is served.
@@ -38,7 +38,7 @@ PROTOCOL = 1
 #: Longest request line, bytes; a job with all its paths needs a few thousand.
 LONGEST_LINE = 1 << 20
 OUTPUTS = ("forward", "inverse", "warped_moving", "warped_fixed", "jacobian", "inverse_consistency", "uncertainty")
-_FIELDS = {"register": {"job", "outputs"}, "apply": {"arguments"}, "evaluate": {"arguments"}, "report": {"arguments"},
+_FIELDS = {"register": {"job", "outputs"}, "pair": {"pair"}, "apply": {"arguments"}, "evaluate": {"arguments"}, "report": {"arguments"},
            "methods": set(), "ping": set(), "shutdown": set()}
 
 
@@ -201,6 +201,13 @@ class Worker:
         if self._last is not None:
             self._last[1].update(metrics)
         return {**metrics, "verdict": judged(metrics)}
+
+    def _pair(self, request: dict, progress: Callable) -> dict:
+        """One pair of a batch: registered and recorded."""
+        from .batch_pair import PairRequest, run_pair
+
+        self._last = None
+        return run_pair(PairRequest.from_dict(request.get("pair")), progress)
 
     def _apply(self, request: dict, progress: Callable) -> dict:
         from .apply import Application, apply_transform

@@ -9,16 +9,18 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "SymRegistrationLib"
 LEVELS = dict(enumerate([
     {"job", "geometry", "report_style", "__init__"},
+    {"batch_table"},
     {"volumes", "fields", "devices", "console", "arguments", "topology"},
     {"losses", "preprocess", "points", "weights", "pictures", "report_numbers"},
     {"alignment", "transforms", "synthetic"},
     {"networks", "optimise", "quality", "resampling"},
     {"inference", "dataset", "training_options", "report_pictures", "uncertainty", "catalogue", "apply", "evaluate"},
     {"pipeline", "report", "training"},
-    {"outputs", "batch"},
-    {"demo", "worker"},
+    {"outputs"},
+    {"batch"},
+    {"demo", "worker", "group"},
     {"cli"},
-    {"__main__", "training_command"},
+    {"__main__", "training_command", "batch_command", "group_command", "propagate_command"},
 ]))
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 
@@ -30,7 +32,7 @@ def level(room: str) -> int | None:
 
 #: Doors that a room opens only when it is used; each is an import inside a function.
 LAZY = {("__init__", "pipeline"), ("__init__", "outputs"), ("pipeline", "outputs")}
-ALLOWED_OUTSIDE = {"torch", "numpy", "SimpleITK", "safetensors", "psutil", "nibabel", "tqdm", "tensorboard"}
+ALLOWED_OUTSIDE = {"torch", "numpy", "SimpleITK", "safetensors", "psutil", "nibabel", "tqdm", "tensorboard", "distributed"}
 FORBIDDEN = {"slicer", "qt", "ctk", "vtk", "PySide6", "vtkmodules", "slicer_core", "pickle"}
 
 
@@ -100,7 +102,7 @@ def test_the_slicer_module_uses_only_the_torch_free_bottom():
         for module, _, _ in imports(path):
             parts = (module or "").split(".")
             if parts[0] == "SymRegistrationLib" and len(parts) > 1:
-                assert level(parts[1]) == 0, f"{path.name} imports {module}"
+                assert level(parts[1]) <= 1, f"{path.name} imports {module}"
             assert parts[0] != "torch", f"{path.name} imports torch"
 
 
