@@ -89,7 +89,7 @@ class Application:
             )
         for name, value in raw.items():
             if not isinstance(value, str) and not (value is None and name in ("reference", "interpolation", "inverse")):
-                raise InputError(f"'{name}' in the apply request must be text, not {value!r}.")
+                raise InputError(f"'{name}' in the apply request must be text, not {value!r:.200}.", "Correct its value.")
         return cls(**raw)
 
 
@@ -252,5 +252,9 @@ def _other_way(
             f"{path.name} beside the transform does not belong to it (points return {np.median(residual):.1f} mm "
             "away), so the transform was inverted numerically"
         )
-    moved, residual = invert_points(transform, points)
+    try:
+        moved, residual = invert_points(transform, points)
+    except (RuntimeError, np.linalg.LinAlgError):
+        raise InputError(f"transform '{request.transform}' flattens space and has no inverse.",
+                         "Points of the moving scan cannot go through it.") from None
     return moved, residual, transform, "exact inverse" if transform.IsLinear() else NUMERICAL

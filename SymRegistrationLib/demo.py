@@ -19,7 +19,7 @@ import numpy as np
 from .apply import replacing
 from .console import Console, number, table
 from .geometry import Grid, apply
-from .job import InputError, Job, Options
+from .job import InputError, Job, Options, check_seed
 from .outputs import check_output, run
 from .pictures import sample_points
 from .report_numbers import summary
@@ -68,6 +68,7 @@ def run_demo(folder: Path, seed: int, preset: str, console: Console, images: Pat
         InputError: the images are not installed, or the folder cannot be written.
     """
     check_output(folder)
+    check_seed(seed)
     console.progress("prepare", 0.0, "looking for the images")
     source = images or find_images()
     if source is None:

@@ -73,7 +73,7 @@ class Evaluation:
             raise InputError("the evaluate request must be an object of paths.", f"Known fields: {', '.join(names)}.")
         for name, value in raw.items():
             if value is not None and not isinstance(value, str):
-                raise InputError(f"'{name}' in the evaluate request must be text, not {value!r}.")
+                raise InputError(f"'{name}' in the evaluate request must be text, not {value!r:.200}.", "Correct its value.")
         return cls(**raw)
 
 

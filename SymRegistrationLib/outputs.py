@@ -128,7 +128,7 @@ def check_output(output: str | os.PathLike) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise InputError(f"output folder '{path}' cannot be written ({error.strerror}).",
+        raise InputError(f"output folder '{str(path)[:300]}' cannot be written ({error.strerror}).",
                          "Choose another folder with -o.") from None
     if shutil.disk_usage(existing).free < 50e6:
         raise InputError(f"the disk of output folder '{path}' is full.", "Free some space, or choose another folder.")

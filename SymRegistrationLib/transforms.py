@@ -273,10 +273,11 @@ def read_transform(path: str | os.PathLike) -> sitk.Transform:
     if path.is_dir():
         raise InputError(f"transform '{path}' is a folder.", hint)
     if path.name.lower().endswith((".nrrd", ".nhdr", ".nii", ".nii.gz", ".mha", ".mhd")):
-        image = read_image(path, "transform", sitk.sitkVectorFloat64, hint)
-        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
+        image = read_image(path, "transform", hint)
+        vectors = image.GetNumberOfComponentsPerPixel() == 3 and "float" in image.GetPixelIDTypeAsString()
+        if image.GetDimension() != 3 or not vectors:
             raise InputError(f"transform '{path}' is an image, not a displacement grid.", "Give the transform, not the scan.")
-        transform: sitk.Transform = sitk.DisplacementFieldTransform(image)
+        transform: sitk.Transform = sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
     else:
         try:
             with quiet():

@@ -13,8 +13,9 @@ import SimpleITK as sitk
 
 from .geometry import Grid
 from .job import InputError, existing_file
-from .volumes_files import is_intact, nifti_fault, quiet, size_fault
+from .volumes_files import is_intact, mgh_fault, nifti_fault, quiet, size_fault
 
+_MOST_LABEL = 2**31 - 1
 FORMATS_HINT = "Readable are NIfTI, NRRD, MHA/MHD, MGZ (with nibabel) and a folder with one DICOM series."
 
 
@@ -90,6 +91,8 @@ def read_labels(path: str | os.PathLike, what: str = "label map") -> Volume:
     if np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all() or np.abs(array - np.round(array)).max() > 1e-3:
             raise InputError(f"{what} '{path}' holds values that are not whole numbers.", "Give a label map, not an image.")
+    if array.min() < -_MOST_LABEL or array.max() > _MOST_LABEL:
+        raise InputError(f"{what} '{path}' holds labels that are too large.", f"Number them from 1 to {_MOST_LABEL}.")
     return Volume(np.round(array).astype(np.int32), volume.grid, volume.name, volume.notes)
 
 
@@ -213,13 +216,12 @@ def _read(path: str | os.PathLike, what: str) -> Volume:
     return Volume(sitk.GetArrayFromImage(image), grid, str(path), tuple(notes))
 
 
-def read_image(path: Path, what: str, pixel: int | None = None, hint: str = FORMATS_HINT) -> sitk.Image:
+def read_image(path: Path, what: str, hint: str = FORMATS_HINT) -> sitk.Image:
     """An image file as ITK reads it, after its header and its checksums were found good.
 
     Args:
         path: of the file; MGZ and DICOM folders are read elsewhere.
         what: its part in the run, for messages.
-        pixel: SimpleITK's pixel type to read as; ``None`` = as stored.
         hint: what to do about a file that cannot be read.
 
     Raises:
@@ -228,8 +230,6 @@ def read_image(path: Path, what: str, pixel: int | None = None, hint: str = FORM
     reader = _header(path, what, hint)
     if not is_intact(path):
         raise InputError(f"{what} '{path}' is damaged: its compressed data do not have their checksum.", "Copy or export it again.")
-    if pixel is not None:
-        reader.SetOutputPixelType(pixel)
     with _told(path, what, hint):
         return reader.Execute()
 
@@ -260,12 +260,15 @@ def _told(path: Path, what: str, hint: str = FORMATS_HINT):
     except InputError:
         raise
     except (RuntimeError, MemoryError, OSError) as error:
+        if not is_intact(path):
+            raise InputError(f"{what} '{path}' is damaged.", "Copy or export it again.") from None
         raise InputError(f"{what} '{path}' could not be read as an image ({itk_reason(error)}).", hint) from None
 
 
 def itk_reason(error: Exception) -> str:
     """What an exception of ITK says, without addresses, source files and the file's name."""
-    text = " ".join(re.sub(r"^.*?(?:ITK ERROR|sitk::ERROR):", "", str(error).strip(), flags=re.DOTALL).split())
+    lines = [line for line in str(error).splitlines() if line.startswith("[nrrd]")] or [str(error)]
+    text = " ".join(re.sub(r"^.*?(?:ITK ERROR|sitk::ERROR|itk::ERROR):", "", lines[-1], flags=re.DOTALL).split())
     if "Unable to determine ImageIO reader" in text:
         return "no known format"
     if "direction, determinant is 0" in text or "orthonormal" in text:
@@ -312,16 +315,13 @@ def _load_mgz(path: Path, what: str):
         import nibabel
     except ImportError:
         raise InputError(f"{what} '{path}' is an MGZ file, which needs nibabel.", "pip install nibabel, or convert to NIfTI.") from None
-    try:
-        image = nibabel.load(str(path))
-    except Exception as error:  # nibabel raises many kinds; all of them mean an unreadable file
-        raise InputError(f"{what} '{path}' could not be read ({error}).", FORMATS_HINT) from None
-    if min(image.shape) < 1:
-        raise InputError(f"{what} '{path}' has no voxels.", FORMATS_HINT)
-    fault = size_fault(path, float(np.prod(image.shape, dtype=float)))
+    fault = mgh_fault(path)
     if fault:
         raise InputError(f"{what} '{path}' {fault}.", "The file is damaged; copy or export it again.")
-    return image
+    try:
+        return nibabel.load(str(path))
+    except Exception as error:  # nibabel raises many kinds; all of them mean an unreadable file
+        raise InputError(f"{what} '{path}' could not be read ({error}).", FORMATS_HINT) from None
 
 
 def _read_mgz(path: Path, what: str) -> Volume:

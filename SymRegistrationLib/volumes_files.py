@@ -77,6 +77,8 @@ def nifti_fault(path: Path) -> str:
         spacing = struct.unpack(order + ("3f" if first else "3d"), header[80:92] if first else header[112:136])
     except (EOFError, OSError, zlib.error, struct.error):
         return "could not be read (damaged, or not what its name says)"
+    if not 1 <= dim[0] <= 7:
+        return f"could not be read (a NIfTI header that declares {dim[0]} axes)"
     if not all(math.isfinite(s) and s != 0 for s in spacing[: min(dim[0], 3)]):
         return f"has a voxel size of {' x '.join(f'{s:g}' for s in spacing)} mm in its header"
     if not (math.isfinite(offset) and 0 <= offset < 2**53):
@@ -107,6 +109,19 @@ def _unpacked_bytes(path: Path, need: int) -> int:
             if there >= need:
                 break
     return there
+
+
+def mgh_fault(path: Path) -> str:
+    """What is wrong with the header of a FreeSurfer MGH or MGZ file, or ''."""
+    packed = path.name.lower().endswith("z")
+    try:
+        header = zlib.decompressobj(wbits=31).decompress(_head(path), 28) if packed else _head(path)[:28]
+        version, *size, _, _ = struct.unpack(">7i", header)
+    except (OSError, EOFError, zlib.error, struct.error):
+        return "could not be read (damaged, or not what its name says)"
+    if version != 1:
+        return "could not be read (no MGH file, whatever its name says)"
+    return "has no voxels" if min(size) < 1 else size_fault(path, float(math.prod(size)))
 
 
 # ---------------------------------------------------------------------------------------------- compressed voxels

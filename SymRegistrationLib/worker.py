@@ -225,7 +225,7 @@ class Worker:
 
         arguments = request.get("arguments")
         if not isinstance(arguments, dict) or set(arguments) != {"path"} or not isinstance(arguments["path"], str):
-            raise InputError("the report request must be an object with a path.")
+            raise InputError("the report request must be an object with a path.", 'Send "arguments": {"path": FILE}.')
         if self._last is None:
             raise InputError("there is no registration to report on.", "Register first.")
         write_report(Path(arguments["path"]), *self._last)
@@ -273,10 +273,11 @@ def _checked(request: dict) -> str:
     """The command of a request whose fields are known. Raises InputError."""
     command = request.get("command")
     if not isinstance(command, str) or command not in _FIELDS:
-        raise InputError(f"unknown command {command!r}.", f"Known: {', '.join(_FIELDS)}.")
+        raise InputError(f"unknown command {command!r:.100}.", f"Known: {', '.join(_FIELDS)}.")
     unknown = set(request) - _FIELDS[command] - {"id", "command"}
     if unknown:
-        raise InputError(f"unknown field '{min(unknown)}' in a {command} request.")
+        raise InputError(f"unknown field '{min(unknown)[:100]}' in a {command} request.",
+                         f"Known: {', '.join(['id', 'command', *sorted(_FIELDS[command])])}.")
     wanted = request.get("outputs")
     if wanted is not None and not (isinstance(wanted, list) and all(name in OUTPUTS for name in wanted)):
         raise InputError("'outputs' must be a list of known names.", f"Known: {', '.join(OUTPUTS)}.")
