@@ -49,15 +49,26 @@ def load_network(name: str, options: Options, device: torch.device | None = None
     """
     device = device or devices.resolve(options.device)
     switches = dict(options.method_options)
-    path = weights.find(name, options.weights, switches.pop("size", None))
+    size = switches.pop("size", None)
+    if size is not None and not isinstance(size, str):
+        raise InputError(f"size is {size!r}.", f"Known: {', '.join(networks.card(name).sizes)}.")
+    path = weights.find(name, options.weights, size)
     stamp = path.stat().st_mtime_ns if path.is_file() else 0
-    return _loaded(name, path, stamp, json.dumps(switches, sort_keys=True), device)
+    network = _loaded(name, path, stamp, json.dumps(switches, sort_keys=True), device)
+    if size and network.size != size:
+        raise InputError(f"'{path}' holds {name} of size {network.size}, not {size}.", "Leave out --option size.")
+    return network
 
 
 @lru_cache(maxsize=4)
 def _loaded(name: str, path: Path, stamp: int, switches: str, device: torch.device) -> SymmetricNetwork:
     found = weights.load(path, name)
-    network = networks.create(name, found.size, **{**found.options, **json.loads(switches)})
+    try:
+        network = networks.create(name, found.size, **{**found.options, **json.loads(switches)})
+    except InputError as error:
+        if json.loads(switches):
+            raise
+        raise InputError(f"'{path}' cannot be used: {error.message}", error.hint) from None
     weights.fill(network, found)
     return _placed(network, device)
 
