@@ -163,10 +163,9 @@ def check_options(options: Options) -> None:
     if options.initial not in INITIALS:
         alignment.read_linear(options.initial)
     if options.method != "syn":
-        from . import inference, networks, weights
+        from . import inference, networks
 
         networks.card(options.method)
-        weights.find(options.method, options.weights, options.method_options.get("size"))
         inference.load_network(options.method, options)  # it is kept, so the run itself does not load it again
 
 
