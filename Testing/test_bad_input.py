@@ -1,0 +1,580 @@
+"""Bad input of every kind through every command: one clear line, exit code 2, nothing computed, nothing left behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import bad_inputs
+import pytest
+
+from SymRegistrationLib.cli import main
+
+ROOT = Path(__file__).parents[1]
+#: What may be awaited of every scan, in every role. ``file => words of the refusal``; the file's name must be in it too.
+SCANS = """
+sizeof.nii => no NIfTI file
+magic.nii => no NIfTI file
+nine_axes.nii => 9 axes
+no_axes.nii => 0 axes
+negative_size.nii => could not be read
+huge.nii => cut off
+huge.nii.gz => cut off
+datatype.nii => could not be read
+offset.nii => cut off
+offset_nan.nii => voxels begin at byte nan
+zero_spacing.nii => voxel size of 0 x 4 x 4 mm
+nan_spacing.nii => voxel size of nan x 4 x 4 mm
+huge_spacing.nii => singular
+tiny_spacing.nii => singular orientation
+flat_sform.nii => singular
+nan_sform.nii => singular orientation
+five_axes.nii => 5-D
+complex.nii => complex numbers
+rgb.nii => 3 values a voxel
+cut.nii.gz => damaged
+tail.nii.gz => damaged
+flipped.nii.gz => damaged
+checksum.nii.gz => checksum
+cut.nii => cut off
+header_only.nii => cut off
+empty.nii => damaged
+empty.nii.gz => damaged
+text.nii.gz => damaged
+plain.nii.gz => damaged
+constant.nii => constant (7)
+all_nan.nii => constant
+all_inf.nii => constant
+one_voxel.nii => constant
+speck.nii => almost no content
+flat.nii => 2-D
+series.nii => 4-D
+empty.nrrd => no known format
+text.nrrd => no known format
+cut.nrrd => could not be read
+zero_spacing.nrrd => spacing
+singular.nrrd => singular
+nan_origin.nrrd => could not be read
+huge.nrrd => declares 7.29e+14 voxels
+negative.nrrd => could not be read
+two_sizes.nrrd => parsed 2 values
+type.nrrd => porridge
+encoding.nrrd => encoding
+checksum.nrrd => checksum
+nan_scan.nrrd => no finite voxel
+detached.nhdr => gone.raw
+empty.mha => no known format
+text.mha => no known format
+cut.mha => could not be read
+huge.mha => declares 7.29e+14 voxels
+zero_spacing.mha => spacing
+nan_spacing.mha => spacing
+singular.mha => singular
+no_size.mha => could not be read
+type.mha => unknown
+checksum.mha => checksum
+vector.mha => 3 values a voxel
+detached.mhd => could not be read
+short.mhd => could not be read
+huge.mhd => declares 7.29e+14 voxels
+empty.mgz => could not be read
+text.mgz => could not be read
+cut.mgh => could not be read
+cut.mgz => could not be read
+huge.mgh => declares 2.7e+13 voxels
+huge.mgz => declares 2.7e+13 voxels
+singular.mgh => singular orientation
+zero_spacing.mgh => singular orientation
+frames.mgh => 4-D
+negative.mgh => no voxels
+all_nan.mgh => could not be read
+type.mgh => could not be read
+scan.txt => no known format
+scan => no known format
+scan.xyz => no known format
+scan.nii.gz.part => no known format
+scan.npy => no known format
+page.html => no known format
+picture.png => 2-D
+folder => no DICOM series
+folder.nii.gz => no DICOM series
+broken_dicom => no DICOM series
+pipe.nii => neither a file nor a folder
+socket => neither a file nor a folder
+dangling.nii => does not exist
+loop.nii => cannot be opened
+none.nii.gz => does not exist
+"""
+REGISTER = "register {fixed} {moving} -o {out} --preset fast --no-report "
+PAIR_OF_POINTS = REGISTER + "--fixed-points {good}/fixed.csv --moving-points {bad}/"
+NETWORK = REGISTER + "--method hsyn --weights {bad}/"
+JOB = "register --job {bad}/job_"
+IMAGE = "apply {moving} --reference {fixed} -o {tmp}/x.nii.gz --transform {bad}/"
+POINTS = "apply {good}/moving.csv --points -o {tmp}/x.csv --transform {bad}/"
+SCORE = "evaluate --fixed {fixed} -o {tmp}/x.json --transform {bad}/"
+TRAIN = "train --method hsyn -o {out} --shape 32,32,32 --spacing 8 --iterations 3 "
+DEMO = "demo -o {out} "
+
+
+def _lines(prefix: str, text: str):
+    for line in text.strip().splitlines():
+        words, said = line.split(" => ")
+        yield prefix + words.strip(), said.strip()
+
+
+def _cases():
+    for k, (name, said) in enumerate(_lines("", SCANS)):
+        pair = ("{bad}/" + name, "{moving}") if k % 2 else ("{fixed}", "{bad}/" + name)
+        yield f"register {pair[0]} {pair[1]} -o {{out}} --preset fast", said
+    for prefix, text in (
+        ("apply {bad}/", """
+            {none} --reference {fixed} --transform {good}/forward.h5 -o {tmp}/x.nii.gz => does not exist
+            {cut} --reference {fixed} --transform {good}/forward.h5 -o {tmp}/x.nii.gz => damaged
+            {huge} --reference {fixed} --transform {good}/forward.h5 -o {tmp}/x.nii.gz => declares
+            {complex} --labels --reference {fixed} --transform {good}/forward.h5 -o {tmp}/x.nii.gz => complex
+            {halves} --labels --reference {fixed} --transform {good}/forward.h5 -o {tmp}/x.nii.gz => not whole numbers
+            {biglabels} --labels --reference {fixed} --transform {good}/forward.h5 -o {tmp}/x.nii.gz => too large
+            """.replace("{none}", "none.nii").replace("{cut}", "cut.nii.gz").replace("{huge}", "huge.mha").replace(
+                "{complex}", "complex.nii").replace("{halves}", "halves.nii.gz").replace("{biglabels}", "big_labels.nii.gz")),
+        ("apply {moving} --transform {good}/forward.h5 -o {tmp}/x.nii.gz --reference {bad}/", """
+            none.nii => does not exist
+            zero_spacing.nii => voxel size
+            flat.nii => 2-D
+            pipe.nii => neither a file nor a folder
+            """),
+        ("apply {good}/moving.csv --transform {good}/forward.h5 --points -o {tmp}/", """
+            x.txt => no known ending
+            x => no known ending
+            nofolder/x.csv => does not exist
+            x.csv --inverse {good}/other.h5 => is not the inverse
+            x.csv --inverse {bad}/cut.h5 => could not be read
+            x.csv --from sideways => invalid choice
+            x.csv --interpolation linear => not for points
+            """),
+        ("apply {moving} --transform {good}/forward.h5 ", """
+            -o {tmp}/x.nii.gz => no reference image
+            --reference {fixed} => required: -o
+            --reference {fixed} -o {tmp}/x.jpg => no known ending
+            --reference {fixed} -o {tmp} => no known ending
+            --reference {fixed} -o {bad}/folder.nii.gz => cannot be written
+            --reference {fixed} -o {tmp}/x.nii.gz --interpolation cubic => not for image
+            --reference {fixed} -o {tmp}/x.nii.gz --labels --interpolation linear => not for labels
+            --reference {fixed} -o {tmp}/x.nii.gz --labels --points => not allowed with
+            """),
+        (IMAGE, TRANSFORMS), (SCORE, TRANSFORMS), (POINTS, TRANSFORMS + "zero.tfm => has no inverse\n"),
+        ("evaluate ", """
+            --fixed {bad}/cut.nii --transform {good}/forward.h5 => cut off
+            --transform {good}/affine.tfm => Add --fixed
+            --fixed {fixed} => nothing to evaluate
+            --inverse {good}/inverse.h5 => without its transform
+            --fixed-labels {good}/fixed_labels.nii.gz --transform {good}/forward.h5 => Add --moving-labels
+            --moving-points {good}/moving.csv => Add --fixed-points
+            --fixed-labels {bad}/halves.nii.gz --moving-labels {good}/moving_labels.nii.gz => not whole numbers
+            --fixed-labels {bad}/nan_labels.nrrd --moving-labels {good}/moving_labels.nii.gz => whole numbers
+            --fixed-points {good}/fixed.csv --moving-points {bad}/short.csv => has 1
+            --transform {good}/forward.h5 --fixed-mask {bad}/nomask.nii.gz => is empty
+            --transform {good}/forward.h5 --fixed-mask {bad}/farmask.nii.gz => wholly outside
+            --transform {good}/forward.h5 --inverse {bad}/text.h5 => could not be read
+            --transform {good}/forward.h5 -o {tmp} => cannot be written
+            --transform {good}/forward.h5 -o {tmp}/no/x.json => does not exist
+            """),
+        (PAIR_OF_POINTS, """
+            empty.csv => holds no points
+            header.csv => holds no points
+            columns.csv => no coordinate columns
+            words.csv => no three numbers
+            two.csv => no coordinate columns
+            ragged.csv => point 2
+            nan.csv => not finite
+            inf.csv => not finite
+            bare.csv => no header
+            short.csv => has 1
+            mixed.csv => no coordinate columns
+            twice.csv => landmark 1
+            ijk.fcsv => coordinate system 'IJK'
+            cut.mrk.json => not a Slicer markups file
+            list.mrk.json => no coordinate columns
+            other.mrk.json => missing 'markups'
+            inch.mrk.json => inch
+            world.mrk.json => coordinate system 'MNI'
+            flat.mrk.json => a position of 2 numbers
+            null.mrk.json => not a Slicer markups file
+            none.mrk.json => holds no points
+            deep.mrk.json => not a Slicer markups file
+            nanpoint.mrk.json => not finite
+            binary.csv => could not be read as text
+            quote.csv => not a table
+            folder => could not be read as text
+            pipe.nii => neither a file nor a folder
+            """),
+        (REGISTER, """
+            --initial {bad}/empty.h5 => could not be read
+            --initial {bad}/cut.h5 => could not be read
+            --initial {good}/forward.h5 => is not linear
+            --initial {bad}/zero.tfm => singular
+            --initial {bad}/huge.tfm => singular
+            --initial {bad}/nan.tfm => could not be read
+            --initial {bad}/plane.tfm => 2-D
+            --initial {bad}/few.tfm => could not be read
+            --initial sideways => does not exist
+            --initial {bad}/folder => could not be read
+            --fixed-mask {bad}/nomask.nii.gz => is empty
+            --moving-mask {bad}/farmask.nii.gz => wholly outside
+            --fixed-mask {bad}/cut.nii.gz => damaged
+            --fixed-labels {good}/fixed_labels.nii.gz => Add --moving-labels
+            --moving-points {good}/moving.csv => Add --fixed-points
+            --fixed-labels {bad}/halves.nii.gz --moving-labels {good}/moving_labels.nii.gz => not whole numbers
+            --fixed-labels {bad}/big_labels.nii.gz --moving-labels {good}/moving_labels.nii.gz => too large
+            --guide-with-points => needs landmarks
+            --method magic => no method 'magic'
+            --method hsyn => no weights
+            --device toaster => device 'toaster'
+            --device cuda:99 => cuda:99
+            --spacing -2 => spacing is -2
+            --spacing 0 => spacing is 0
+            --spacing nan => spacing is nan
+            --spacing inf => spacing is inf
+            --spacing two => invalid float value
+            --spacing 0.001 => --spacing 0.001 makes
+            --threads 0 => threads is 0
+            --threads 1000000000 => threads is 1000000000
+            --threads 1.5 => invalid int value
+            --memory 0 => memory_gb is 0
+            --memory -1 => memory_gb is -1
+            --memory nan => memory_gb is nan
+            --seed -1 => seed is -1
+            --seed 99999999999999999999 => seed is 99999999999999999999
+            --seed x => invalid int value
+            --refine -1 => refine is -1
+            --refine 9999999 => refine is 9999999
+            --uncertainty 1 => uncertainty is 1
+            --uncertainty -3 => uncertainty is -3
+            --uncertainty 1000000 => uncertainty is 1000000
+            --preset slow => invalid choice
+            --metric taste => invalid choice
+            --transform-format exe => invalid choice
+            --composite --transform-format nrrd => composite
+            --option speed => not NAME=VALUE
+            --option =3 => not NAME=VALUE
+            --porridge => unrecognized arguments
+            extra => unrecognized arguments
+            --job {bad}/job_cut.json => Give one of them
+            """),
+        ("", """
+            register {fixed} => missing: MOVING
+            register => missing: FIXED
+            register {fixed} {moving} => missing: -o DIR
+            register {fixed} {moving} -o {fixed} => is a file
+            register {fixed} {moving} -o {fixed}/below => cannot be written
+            register {fixed} {moving} -o {bad}/pipe.nii => is a file
+            register {fixed} {moving} -o /proc/nothing => cannot be written
+            register {bad}/far.nii.gz {moving} -o {out} --initial none --preset fast => do not overlap
+            porridge => invalid choice
+            apply => required
+            methods extra => unrecognized arguments
+            """),
+        (JOB, """
+            unknown.json => unknown field 'speed'
+            missing.json => has no 'moving'
+            type.json => 'fixed' in the job must be text
+            options.json => must be an object
+            option.json => unknown field 'colour'
+            option_type.json => must be a whole number
+            option_bool.json => must be a whole number
+            option_nan.json => spacing is nan
+            option_inf.json => spacing is inf
+            preset.json => preset is 'slow'
+            null.json => must be text
+            list.json => must be a JSON object
+            text.json => must be a JSON object
+            nul.json => the path of fixed
+            blank.json => the path of fixed is ''
+            long.json => cannot be opened
+            nul_output.json => the path of output
+            blank_output.json => the path of output is ''
+            surrogate.json => does not exist
+            format.json => transform_format is 'exe'
+            method_options.json => must be an object
+            composite.json => must be true or false
+            cut.json => is not JSON
+            empty.json => is not JSON
+            deep.json => is not JSON
+            binary.json => is not JSON
+            number.json => is not JSON
+            gone.json => does not exist
+            """),
+        ("register --job ", "{bad}/folder => is a folder\n{bad}/pipe.nii => neither a file"),
+        (NETWORK, """
+            empty.safetensors => not a complete safetensors file
+            text.safetensors => not a complete safetensors file
+            trap.safetensors => not a complete safetensors file
+            torch_zip.safetensors => not a complete safetensors file
+            cut.safetensors => not a complete safetensors file
+            flipped.safetensors => SHA-256 differs
+            flipped_header.safetensors => flipped_header.safetensors
+            other_hash.safetensors => SHA-256 differs
+            no_hash.safetensors => SHA-256 differs
+            card_text.safetensors => not readable JSON
+            card_list.safetensors => not readable JSON
+            card_deep.safetensors => not readable JSON
+            long_header.safetensors => not a complete safetensors file
+            nan.safetensors => NaN or infinite
+            nameless.safetensors => does not say of which method
+            another.safetensors => weights of caml
+            stranger.safetensors => weights of porridge
+            size.safetensors => no size 'gigantic'
+            switch.safetensors => porridge
+            switch_list.safetensors => damaged header
+            switch_text.safetensors => is not JSON
+            switch_huge.safetensors => is 'x'
+            missing.safetensors => is missing
+            extra.safetensors => is not part of it
+            shape.safetensors => should be
+            gone.safetensors => does not exist
+            folder.safetensors => no weights file
+            """),
+        (REGISTER + "--method hsyn --weights {net} ", """
+            --option porridge=3 => porridge
+            --option size=[1] => size is [1]
+            --option size=published => of size small, not published
+            --option finest=7 => finest is 7
+            """),
+        ("train -o {out} ", """
+            --iterations 3 => required: --method
+            --method magic => no method 'magic'
+            --method syn => no method 'syn'
+            --method hsyn --size gigantic => no size 'gigantic'
+            --method hsyn --option porridge=3 => porridge
+            --method hsyn --shape 32,32 => shape is
+            --method hsyn --shape 4,4,4 => shape is
+            --method hsyn --shape a,b,c => not a list of numbers
+            --method hsyn --shape 33,32,32 --spacing 8 => try --shape
+            --method hsyn --spacing nan => spacing is nan
+            --method hsyn --spacing inf => spacing is inf
+            --method hsyn --batch 0 => batch is 0
+            --method hsyn --iterations 0 => iterations is 0
+            --method hsyn --iterations many => invalid int value
+            --method hsyn --minutes -1 => minutes is -1
+            --method hsyn --hours 1 --minutes 1 => Give one of them
+            --method hsyn --learning-rate 0 => learning-rate is 0
+            --method hsyn --learning-rate inf => learning-rate is inf
+            --method hsyn --rate wild => invalid choice
+            --method hsyn --ema 1 => ema is 1
+            --method hsyn --stages 1,-1,1 => stages is
+            --method hsyn --stages 0,0,0 => stages is
+            --method hsyn --shapes 2 => shapes is 2
+            --method hsyn --real nan => real is nan
+            --method hsyn --dice-weight -1 => dice-weight is -1
+            --method hsyn --dice-weight nan => dice-weight is nan
+            --method hsyn --published-weight 0 --supervised 0 => nothing is left to train on
+            --method hsyn --validation-pairs 0 => validation-pairs is 0
+            --method hsyn --device toaster => device 'toaster'
+            --method hsyn --threads 0 => threads is 0
+            --method hsyn --threads 99999999 => threads is 99999999
+            --method hsyn --memory 0 => memory-gb is 0
+            --method hsyn --seed -1 => seed is -1
+            --method hsyn --start {bad}/flipped.safetensors => SHA-256 differs
+            --method caml --start {net} => weights of hsyn
+            --method hsyn --start {bad}/gone.safetensors => does not exist
+            --method hsyn --labels {bad}/gone => does not exist
+            --method hsyn --labels {bad}/folder => holds no label map
+            """),
+        (TRAIN + "--data ", """
+            {bad}/gone => does not exist
+            {bad}/folder => holds no scan
+            {bad}/pipe.nii => neither a file nor a folder
+            {bad}/mixed => sub-2.nii.gz
+            {bad}/t_empty.csv => neither a column 'image'
+            {bad}/t_columns.csv => neither a column 'image'
+            {bad}/t_unknown.csv => unknown columns: colour
+            {bad}/t_gone.csv => gone.nii.gz' does not exist
+            {bad}/t_split.csv => split is 'maybe'
+            {bad}/t_header.csv => t_header.csv
+            {bad}/t_one.csv => no pair
+            {bad}/t_same.csv => no pair
+            {bad}/t_half.csv => line 2: moving is empty
+            {bad}/t_binary.csv => could not be read as text
+            {bad}/t_wide.csv => is not a table
+            {scans} --validation 2 => validation is 2
+            {scans} --validation nobody => names 'nobody'
+            """),
+        ("train --method hsyn --iterations 3 -o ", "{fixed} => cannot be written\n{fixed}/below => cannot be written"),
+        (DEMO, "extra => unrecognized arguments\n--preset slow => invalid choice\n--seed -1 => seed is -1\n--seed x => invalid int"),
+        ("demo -o ", "{fixed} => is a file\n{fixed}/below => cannot be written"),
+    ):
+        yield from _lines(prefix, text)
+
+
+TRANSFORMS = """
+empty.h5 => could not be read
+text.h5 => could not be read
+cut.h5 => could not be read
+head.h5 => could not be read
+text.tfm => could not be read
+few.tfm => could not be read
+words.tfm => could not be read
+nan.tfm => could not be read
+kind.tfm => could not be read
+nan.h5 => not finite
+nan_field.nrrd => not finite
+plane.tfm => 2-D
+two.nrrd => not a displacement grid
+vector.mha => not a displacement grid
+huge_field.nii => cut off
+huge_field.nrrd => declares
+cut_field.nii => cut off
+checksum.nrrd => checksum
+folder => is a folder
+pipe.nii => neither a file nor a folder
+gone.h5 => does not exist
+"""
+CASES = list(_cases())
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+    return bad_inputs.make(tmp_path_factory.mktemp("corpus"))
+
+
+def _refused(words: list[str], said: str, capfd, folders) -> None:
+    """Run one command and hold it to what every refusal must be."""
+    before = [sorted(folder.rglob("*")) for folder in folders]
+    code = main([*words, "--json"])
+    seen = capfd.readouterr()
+    assert code == 2, seen.err
+    assert seen.err.startswith("symreg: error: ") and seen.err.count("\n") == 1 and seen.err.endswith("\n"), seen.err
+    assert said in seen.err and "Traceback" not in seen.err, seen.err
+    events = [json.loads(line) for line in seen.out.splitlines()]
+    assert [event["event"] for event in events if event["event"] != "progress"] == ["error"]
+    assert events[-1]["exit_code"] == 2 and events[-1]["hint"], f"says not what to do: {events[-1]}"
+    assert [sorted(folder.rglob("*")) for folder in folders] == before, "something was left behind"
+
+
+@pytest.mark.parametrize("words, said", CASES, ids=[words for words, _ in CASES])
+def test_refused(names, tmp_path, capfd, words, said):
+    filled = words.format(**names, out=tmp_path / "out", tmp=tmp_path).split()
+    _refused(filled, said, capfd, (names["good"].parent, tmp_path))
+
+
+def test_the_corpus_is_as_large_as_it_claims():
+    assert len(CASES) > 250 and len({words for words, _ in CASES}) == len(CASES)
+
+
+# ---------------------------------------------------------------------------------------------- what is not asked for by words
+
+
+def test_a_huge_size_is_refused_before_anything_is_allocated(names):
+    """In a process that may take half a gigabyte more than it has after its imports."""
+    files = ["huge.nii", "huge.nii.gz", "huge.nrrd", "huge.mha", "huge.mhd", "huge.mgh", "huge.mgz"]
+    runs = [["register", str(names["bad"] / name), str(names["moving"]), "-o", str(names["bad"] / "out")] for name in files]
+    runs += [["apply", str(names["moving"]), "--transform", str(names["bad"] / name), "--reference", str(names["fixed"]),
+              "-o", str(names["bad"] / "x.nii.gz")] for name in ("huge_field.nii", "huge_field.nrrd")]
+    runs += [["register", str(names["fixed"]), str(names["moving"]), "-o", str(names["bad"] / "out"), "--method", "hsyn",
+              "--weights", str(names["bad"] / "long_header.safetensors")]]
+    code = ("import json, resource, sys\nimport psutil\nfrom SymRegistrationLib import outputs, apply, inference, networks\n"
+            "from SymRegistrationLib.cli import main\nnetworks.names()\n"
+            "resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2**29,) * 2)\n"
+            "sys.exit(max(abs(main(words) - 2) for words in json.load(sys.stdin)))")
+    done = subprocess.run([sys.executable, "-c", code], input=json.dumps(runs), cwd=ROOT, capture_output=True, text=True,
+                          check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    lines = done.stderr.splitlines()
+    assert done.returncode == 0 and len(lines) == len(runs), done.stderr
+    assert all("memory" not in line and "declares" in line or "cut off" in line or "not a complete" in line for line in lines)
+
+
+def test_a_file_that_may_not_be_read_is_named(names, tmp_path, capfd, monkeypatch):
+    """The administrator may read everything, so the answer of the system is replaced."""
+    closed = str(names["good"] / "moving.csv")
+    monkeypatch.setattr("SymRegistrationLib.job.os.access", lambda path, mode: str(path) != closed)
+    words = (PAIR_OF_POINTS.format(**names, out=tmp_path / "out") + "none.csv").split()
+    _refused([*words[:-1], closed], "moving.csv' may not be read", capfd, (tmp_path,))
+
+
+def test_names_with_spaces_and_letters_of_all_kinds_are_no_bad_input(names, tmp_path, capfd):
+    folder = tmp_path / "Scans von Jürgen 数据"
+    folder.mkdir()
+    scan = folder / "a b'c\"d é.nii.gz"
+    scan.write_bytes(names["fixed"].read_bytes())
+    words = ["apply", str(scan), "--transform", str(names["good"] / "forward.h5"), "--reference", str(scan), "-o", str(folder / "é x.nii.gz")]
+    assert main(words) == 0 and (folder / "é x.nii.gz").stat().st_size > 500, capfd.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------- the worker
+
+_JOB = {"fixed": "a", "moving": "b", "output": "c"}
+LINES = [
+    (b"", "not JSON"), (b"null", "not a JSON object"), (b"3", "not a JSON object"), (b'"register"', "not a JSON object"),
+    (b"[]", "not a JSON object"), (b"{", "not JSON"), (b"{}}", "not JSON"), (b"[" * 100_000, "not JSON"),
+    (b'{"a":' * 50_000, "not JSON"), (b"\xff\xfe\x00", "not JSON"), (b"\0", "longer than"), (b"GET / HTTP/1.1", "not JSON"),
+    (b'{"id": 1e999, "command": "nothing"}', "unknown command"), (b"{}", "unknown command None"),
+    ({"command": None}, "unknown command None"), ({"command": "REGISTER"}, "unknown command"), ({"command": ["ping"]}, "unknown command"),
+    ({"command": "__init__"}, "unknown command"), ({"command": "error"}, "unknown command"), ({"command": "ping", "job": {}}, "unknown field"),
+    ({"command": "methods", "outputs": []}, "unknown field"), ({"command": "shutdown", "now": True}, "unknown field"),
+    ({"command": "register"}, "must be a JSON object"), ({"command": "register", "job": None}, "must be a JSON object"),
+    ({"command": "register", "job": [1]}, "must be a JSON object"), ({"command": "register", "job": {}}, "has no 'fixed'"),
+    ({"command": "register", "job": {**_JOB, "output": 3}}, "must be text"), ({"command": "register", "job": {**_JOB, "x": 3}}, "unknown field"),
+    ({"command": "register", "job": {**_JOB, "options": {"seed": 1.5}}}, "a whole number"),
+    ({"command": "register", "job": {**_JOB, "options": {"memory_gb": "all"}}}, "a number"),
+    ({"command": "register", "job": {**_JOB, "fixed": "a\0b"}}, "the path of fixed"),
+    ({"command": "register", "job": {**_JOB, "fixed": "x" * 70_000}}, "cannot be opened"),
+    ({"command": "register", "job": {**_JOB, "output": "x" * 70_000}}, "cannot be written"),
+    ({"command": "register", "job": {**_JOB, "output": " "}}, "the path of output"),
+    ({"command": "register", "job": _JOB, "outputs": "forward"}, "'outputs'"), ({"command": "register", "job": _JOB, "outputs": [3]}, "'outputs'"),
+    ({"command": "register", "job": _JOB, "outputs": [["forward"]]}, "'outputs'"),
+    ({"command": "register", "job": _JOB, "outputs": ["../forward"]}, "'outputs'"), ({"command": "register", "job": _JOB}, "does not exist"),
+    ({"command": "apply"}, "apply request"), ({"command": "apply", "arguments": []}, "apply request"),
+    ({"command": "apply", "arguments": {"input": "a"}}, "apply request"),
+    ({"command": "apply", "arguments": {"input": 1, "transform": "b", "output": "c.csv"}}, "must be text"),
+    ({"command": "apply", "arguments": {"input": "a", "transform": "b", "output": "c.csv", "kind": "soup"}}, "kind is"),
+    ({"command": "apply", "arguments": {"input": "a\0", "transform": "b", "output": "c.csv", "kind": "points"}}, "the path of points"),
+    ({"command": "evaluate"}, "evaluate request"), ({"command": "evaluate", "arguments": {}}, "nothing to evaluate"),
+    ({"command": "evaluate", "arguments": {"transform": {}}}, "must be text"), ({"command": "evaluate", "arguments": {"taste": "good"}}, "evaluate request"),
+    ({"command": "report"}, "report request"), ({"command": "report", "arguments": {"path": "a", "b": 1}}, "report request"),
+    ({"command": "report", "arguments": {"path": "x.html"}}, "no registration to report on"),
+]
+
+
+@pytest.mark.parametrize("line, said", LINES, ids=[f"{k}-{said}" for k, (_, said) in enumerate(LINES)])
+def test_the_worker_answers_every_bad_line_with_one_error(line, said, tmp_path, monkeypatch, capfd):
+    from SymRegistrationLib.worker import Worker
+
+    monkeypatch.chdir(tmp_path)
+    line = line if isinstance(line, bytes) else json.dumps({"id": "x", **line}).encode()
+    answers = io.BytesIO()
+    assert Worker(io.BytesIO(), answers)._answer(line)
+    events = [json.loads(text) for text in answers.getvalue().splitlines()]
+    events = [event for event in events if event["event"] != "progress"]
+    assert len(events) == 1 and events[0]["event"] == "error" and events[0]["exit_code"] == 2, events
+    assert said in events[0]["message"] and events[0]["hint"], events
+    assert len(events[0]["message"]) < 1000 and "\n" not in events[0]["message"]
+    assert capfd.readouterr().err == "" and not list(tmp_path.iterdir())
+
+
+def test_a_line_without_end_takes_no_memory_and_the_next_is_served():
+    from SymRegistrationLib.worker import LONGEST_LINE, Worker
+
+    class Endless(io.RawIOBase):
+        """200 MB of one line, then a ping."""
+
+        def __init__(self):
+            self.left, self.most = 200 * 2**20, 0
+
+        def readline(self, size=-1):
+            assert 0 < size <= LONGEST_LINE + 1
+            if self.left > 0:
+                self.left -= size
+                return b"x" * size
+            if self.left > -10 * LONGEST_LINE:
+                self.left = -10 * LONGEST_LINE
+                return b"x\n"
+            self.left -= 1
+            return b'{"id": "p", "command": "ping"}\n' if self.left == -10 * LONGEST_LINE - 1 else b""
+
+    worker = Worker(Endless(), io.BytesIO())
+    worker._read()
+    lines = [worker._queue.get_nowait() for _ in range(3)]
+    assert lines == [b"\0", b'{"id": "p", "command": "ping"}\n', None]
