@@ -60,6 +60,13 @@ def load_network(name: str, options: Options, device: torch.device | None = None
     return network
 
 
+def working_spacing(name: str, options: Options) -> float:
+    """Voxel size in mm of the working grid: what the run's weights were trained at, else the method's own. Raises InputError."""
+    path = weights.find(name, options.weights, options.method_options.get("size"))
+    spacing = weights.read_card(path).get("plan", {}).get("spacing")
+    return float(spacing) if isinstance(spacing, (int, float)) and spacing > 0 else networks.card(name).spacing
+
+
 @lru_cache(maxsize=4)
 def _loaded(name: str, path: Path, stamp: int, switches: str, device: torch.device) -> SymmetricNetwork:
     found = weights.load(path, name)

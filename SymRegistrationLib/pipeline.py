@@ -16,6 +16,7 @@ from . import alignment, devices, optimise, preprocess, quality, transforms
 from .fields import FieldPair, warp
 from .job import INITIALS, InputError, Options, Progress, silent
 from .points import PointSet
+from .quality_volumes import folding_regions
 from .volumes import Volume, foreground
 
 #: Share of the whole run that each stage is expected to take, for progress.
@@ -53,7 +54,8 @@ class Result:
         warped_fixed: (D, H, W) on the moving grid.
         jacobian: (D, H, W) on the fixed grid, determinant of the forward map.
         ice_mm: (D, H, W) on the fixed grid, inverse consistency error in mm.
-        uncertainty: (D, H, W) on the fixed grid, mm, or None.
+        uncertainty: (D, H, W) on the fixed grid, mm, or None: the radius that holds 68 % of the errors when it is calibrated.
+        maps: further (D, H, W) maps on the fixed grid by name, for ``--maps``.
         metrics: the numbers, see ``metrics.json`` in the README.
     """
 
@@ -68,6 +70,7 @@ class Result:
     ice_mm: np.ndarray
     metrics: dict
     uncertainty: np.ndarray | None = None
+    maps: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def forward(self) -> transforms.DenseTransform:
@@ -100,6 +103,10 @@ class _Clock:
             self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + time.perf_counter() - self.started
             self.base += SHARES[self.stage]
             self.stage = ""
+
+    def move(self, stage: str, part: str, seconds: float) -> None:
+        """Count ``seconds`` of a stage as a part of its own."""
+        self.seconds[stage], self.seconds[part] = self.seconds[stage] - seconds, seconds
 
     def inner(self, stage: str, fraction: float, message: str) -> None:
         """Progress call-back for what runs inside the present stage."""
@@ -143,13 +150,28 @@ def register(fixed: Volume, moving: Volume, options: Options = Options(), extras
                      "well; check the result, or give landmarks or a start transform")
     clock.enter("method", f"method: {options.method}")
     solver = _Solver(scans, pose, options, notes)
-    runs = options.uncertainty
+    runs = options.extra_runs
     pair = solver.run(lambda stage, f, text: clock.inner(stage, f / (runs + 1), text))
-    spread = _uncertainty(solver, fixed.grid, clock) if runs else None
+    doubt = None
+    if options.uncertainty or options.ensemble:
+        from .pipeline_trust import doubts
+
+        doubt = doubts(solver, pair, fixed, lambda stage, f, text: clock.inner(stage, f, text))
+        pair = doubt.pair
     clock.enter("output", "transforms and maps")
-    result = _finish(fixed, moving, pair, solver, spread)
+    result = _finish(fixed, moving, pair, solver, doubt.map if doubt else None)
     result.metrics.update(_evaluated(extras, result.transforms))
+    if options.maps:
+        from .pipeline_trust import coarse_to_fine
+
+        result.maps.update(coarse_to_fine(solver.space, pair, fixed.grid))
+    if extras.fixed_labels is not None:
+        from .pipeline_trust import volumes
+
+        result.metrics["volumes"] = volumes(extras.fixed_labels, result)
     clock.leave()
+    if doubt:
+        clock.move("method", "uncertainty", doubt.seconds)
     progress("output", 1.0, "done")
     result.metrics.update(method=options.method, preset=options.preset, metric=solver.metric, device=str(device),
                           seed=options.seed, peak_memory_gb=round(devices.peak_memory_gb(), 3),
@@ -169,20 +191,6 @@ def check_options(options: Options) -> None:
         inference.load_network(options.method, options)  # it is kept, so the run itself does not load it again
 
 
-def _uncertainty(solver: "_Solver", grid, clock: _Clock) -> np.ndarray:
-    """The spread map in mm on the fixed grid; the present stage's progress counts the perturbed runs."""
-    from .uncertainty import spread_mm
-
-    runs, done = solver.options.uncertainty, [0]
-
-    def solve(perturbation):
-        done[0] += 1
-        clock.inner("uncertainty", done[0] / (runs + 1), f"perturbed run {done[0]} of {runs}")
-        return solver.run(perturbation=perturbation)
-
-    return spread_mm(solve, runs, solver.options.seed, solver.space, grid)
-
-
 def _guides(extras: Extras) -> tuple[np.ndarray, np.ndarray] | None:
     if not extras.guide:
         return None
@@ -198,25 +206,27 @@ class _Solver:
         self.scans, self.pose, self.options, self.notes = scans, pose, options, notes
         finest = float(min(scan.grid.spacing.min() for scan in scans))
         self.plan = optimise.preset(options.preset)
-        volume = preprocess.working_grid(*scans, pose.mid_to_fixed, pose.mid_to_moving, finest * 2).volume
+        self.network = options.method != "syn"
+        # A network that finds the pose itself must see all of both scans.
+        self.whole = self.network and pose.kind in ("none", "centre")
+        volume = preprocess.working_grid(*scans, pose.mid_to_fixed, pose.mid_to_moving, finest * 2, whole=self.whole).volume
         budget = _voxel_budget(self.plan.voxels, options, scans[0].image.device, notes)
         fine = options.spacing or max(finest, (volume / budget) ** (1 / 3))
-        self.network = options.method != "syn"
         self.metric = "network"
         refined = not self.network or options.refine > 0
         if options.spacing:
             _check_room(volume / options.spacing**3, refined, options, scans[0].image.device)
         if self.network:
-            from . import networks  # learned methods are loaded only when asked for
+            from . import inference, networks  # learned methods are loaded only when asked for
 
-            card = networks.card(options.method)
-            self.coarse = self._space(options.spacing or max(finest, card.spacing), card.size_multiple)
+            spacing = options.spacing or max(finest, inference.working_spacing(options.method, options))
+            self.coarse = self._space(spacing, networks.card(options.method).size_multiple)
         self.space = self._space(fine) if refined else self.coarse
         if refined:
             self.metric = _metric(options.metric, pose, notes)
 
     def _space(self, spacing: float, multiple: int = 1) -> preprocess.Workspace:
-        return preprocess.workspace(*self.scans, self.pose.mid_to_fixed, self.pose.mid_to_moving, spacing, multiple)
+        return preprocess.workspace(*self.scans, self.pose.mid_to_fixed, self.pose.mid_to_moving, spacing, multiple, self.whole)
 
     def run(self, progress: Progress = silent, perturbation=None) -> FieldPair:
         """The field pair on :attr:`space`; under a perturbation, brought back to the original frame."""
@@ -224,7 +234,8 @@ class _Solver:
             space = self.space
             if perturbation is not None:
                 space = perturbation.geometry(perturbation.intensities(space))
-            pair = optimise.optimise(space.fixed, space.moving, self.plan.schedule, self.metric, space.weight, progress=progress)
+            pair = optimise.optimise(space.fixed, space.moving, self._schedule(perturbation), self.metric, space.weight,
+                                     progress=progress)
             return pair if perturbation is None else perturbation.undone(pair)
         share = 0.5 if self.options.refine else 1.0
         pair = self._predict(lambda stage, f, text: progress(stage, share * f, text), perturbation)
@@ -232,16 +243,24 @@ class _Solver:
             return pair
         space = self.space if perturbation is None else perturbation.intensities(self.space)
         start = preprocess.transfer(pair, self.coarse.grid, space.grid)
-        return optimise.optimise(space.fixed, space.moving, self.plan.schedule.last(self.options.refine), self.metric, space.weight,
-                                 start, lambda stage, f, text: progress(stage, share + (1 - share) * f, text))
+        schedule = self._schedule(perturbation).last(self.options.refine)
+        return optimise.optimise(space.fixed, space.moving, schedule, self.metric, space.weight, start,
+                                 lambda stage, f, text: progress(stage, share + (1 - share) * f, text))
+
+    def _schedule(self, perturbation) -> optimise.Schedule:
+        return self.plan.schedule if perturbation is None else self.plan.schedule.stiffer(perturbation.stiffness)
 
     def _predict(self, progress: Progress, perturbation) -> FieldPair:
         from . import inference
 
         space = self.coarse
-        if perturbation is not None:
+        if perturbation is None:
+            pair = inference.run_network(space.moving, space.fixed, self.options.method, self.options, progress=progress)
+        else:
+            from .pipeline_trust import predict_perturbed
+
             space = perturbation.geometry(perturbation.intensities(space))
-        pair = inference.run_network(space.moving, space.fixed, self.options.method, self.options, progress=progress)
+            pair = predict_perturbed(space, self.options, perturbation, progress)
         for note in pair.details.get("notes", ()):
             if note not in self.notes:
                 self.notes.append(note)
@@ -278,7 +297,7 @@ def _metric(asked: str, pose: alignment.Alignment, notes: list[str]) -> str:
     return "lncc"
 
 
-def _finish(fixed: Volume, moving: Volume, pair: FieldPair, solver: "_Solver", spread: np.ndarray | None) -> Result:
+def _finish(fixed: Volume, moving: Volume, pair: FieldPair, solver: "_Solver", doubt) -> Result:
     """From fields to everything a user gets, but for what labels and landmarks say."""
     pose, notes = solver.pose, solver.notes
     physical = transforms.to_physical(pair, solver.space, fixed.grid, moving.grid)
@@ -296,17 +315,20 @@ def _finish(fixed: Volume, moving: Volume, pair: FieldPair, solver: "_Solver", s
                     **quality.ice_summary(ice, content, float(np.mean(fixed.grid.spacing))),
                     "inverse_method": pair.inverse_method, "residual_voxel": pair.residual},
         "similarity": _similarities(solver, pair),
-        "uncertainty": None if spread is None else {
-            "runs": solver.options.uncertainty, "mean_mm": float(spread[content].mean()),
-            "p95_mm": float(np.percentile(spread[content], 95)), "calibrated": False},
+        "uncertainty": None if doubt is None else doubt.summary,
         "notes": notes,
     }
     folded = metrics["quality"]["folded_voxels"]
     if folded:
         notes.append(f"{folded} voxels are folded (Jacobian determinant <= 0); see jacobian.nii.gz")
-    if spread is not None:
-        notes.append("the uncertainty map is relative: it shows where the result is less stable, not yet by how many mm it errs")
-    return Result(fixed, moving, physical, pose, warped_moving, warped_fixed, aligned, jacobian, ice, metrics, spread)
+    metrics["folding"] = folding_regions(jacobian, fixed.grid)
+    maps = {}
+    if doubt is not None:
+        notes += doubt.notes
+        maps = {name: array for name, array in (("uncertainty_spread", doubt.spread), ("uncertainty_axis", doubt.axis))
+                if array is not None and solver.options.maps}
+    return Result(fixed, moving, physical, pose, warped_moving, warped_fixed, aligned, jacobian, ice, metrics,
+                  None if doubt is None else doubt.mm, maps)
 
 
 def _similarities(solver: _Solver, pair: FieldPair) -> dict:

@@ -115,17 +115,18 @@ class Workspace:
 
 
 def workspace(fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid_to_moving: np.ndarray,
-              spacing: float, multiple: int = 1) -> Workspace:
+              spacing: float, multiple: int = 1, whole: bool = False) -> Workspace:
     """Resample both scans onto a common isotropic grid half-way between them.
 
     Args:
         spacing: voxel size in mm.
         multiple: every axis of the grid is a multiple of this.
+        whole: the grid covers all that either scan shows; else what both show.
 
     Raises:
         InputError: after alignment the two contents do not overlap.
     """
-    grid = working_grid(fixed, moving, mid_to_fixed, mid_to_moving, spacing, multiple)
+    grid = working_grid(fixed, moving, mid_to_fixed, mid_to_moving, spacing, multiple, whole)
     images, weights = zip(*(resample(scan, grid, to) for scan, to in ((fixed, mid_to_fixed), (moving, mid_to_moving))))
     weight = None
     if any(w is not None for w in weights):
@@ -136,8 +137,9 @@ def workspace(fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid_to_moving
 
 
 def working_grid(fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid_to_moving: np.ndarray,
-                 spacing: float, multiple: int = 1) -> Grid:
-    """Isotropic grid over what both scans show, with a margin; its axes lie half-way between theirs."""
+                 spacing: float, multiple: int = 1, whole: bool = False) -> Grid:
+    """Isotropic grid over what both scans show (``whole``: what either shows), with a margin; its axes lie half-way between
+    theirs."""
     mapped, axes = [], np.zeros((3, 3))
     for scan, to in ((fixed, mid_to_fixed), (moving, mid_to_moving)):
         back = np.linalg.inv(to)
@@ -145,7 +147,8 @@ def working_grid(fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid_to_mov
         axes = axes + canonical_axes(_rotation(back[:3, :3]) @ scan.grid.axes)
     axes = _rotation(axes) if np.linalg.svd(axes)[1].min() > 0.3 else np.eye(3)[:, ::-1]
     boxes = [np.percentile(points @ axes, [0.5, 99.5], axis=0) for points in mapped]
-    low, high = np.maximum(boxes[0][0], boxes[1][0]), np.minimum(boxes[0][1], boxes[1][1])
+    inner, outer = (np.minimum, np.maximum) if whole else (np.maximum, np.minimum)
+    low, high = inner(boxes[0][0], boxes[1][0]), outer(boxes[0][1], boxes[1][1])
     if (high <= low).any():
         raise InputError("the two scans do not overlap in space after the initial alignment.",
                          "Use --initial centre, rigid or affine, or check that they show the same part of the body.")

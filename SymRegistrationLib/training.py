@@ -29,7 +29,7 @@ from .training_loss import step_terms, validate
 from .training_options import TrainingOptions
 from .training_plan import Plan
 
-#: Longest gradient that a step may take; longer ones are shortened to it.
+#: Longest gradient that a step may take in one part (child module) of a network; longer ones are shortened to it.
 LONGEST_GRADIENT = 10.0
 #: Steps in a row whose gradient is not finite before a run gives up.
 MOST_BAD_STEPS = 20
@@ -224,7 +224,8 @@ class Trainer:
                     terms[name] = terms.get(name, 0.0) + float(value.detach()) / self.plan.batch
         length = self._gather(active)
         if math.isfinite(length):
-            torch.nn.utils.clip_grad_norm_(active, LONGEST_GRADIENT)
+            for part in self.network.children():  # one by one: a wild part must not silence the others
+                torch.nn.utils.clip_grad_norm_(part.parameters(), LONGEST_GRADIENT)
             self.optimiser.step()
             self._follow()
             state.bad = 0

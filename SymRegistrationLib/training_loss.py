@@ -40,6 +40,10 @@ def step_terms(network: SymmetricNetwork, drawn: Sample, level: int, weights: We
         terms = network.objective(pair.moving, pair.fixed, level)
         yield {name: weights.published * value for name, value in terms.items()}
     if drawn.supervised or not published:
+        own = network.guided(pair, level)
+        if own is not None:
+            yield own
+            return
         maps = network.mappings(pair.moving, pair.fixed, level)
         yield supervised_terms(maps, pair, weights, seed, 2 if level < network.levels else 1)
 

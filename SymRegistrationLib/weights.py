@@ -105,7 +105,7 @@ def load(path: str | Path, method: str | None = None) -> Weights:
     if not path.is_file():
         raise InputError(f"there is no weights file '{path}'.", "Check --weights.")
     sha256 = _sha256(path)
-    card = _read_card(path)
+    card = read_card(path)
     if card and card.get("sha256") != sha256:
         raise InputError(f"'{path}' is not the file its model card describes (SHA-256 differs): damaged or exchanged.",
                          "Fetch or train it again; after a deliberate change delete the .json beside it.")
@@ -174,7 +174,8 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+def read_card(path: Path) -> dict[str, Any]:
+    """The model card beside a weights file, {} where there is none. Raises InputError when it is not readable."""
     beside = card_path(path)
     if not beside.is_file():
         return {}

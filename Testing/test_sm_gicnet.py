@@ -13,7 +13,7 @@ from SymRegistrationLib.networks.sm_gicnet import anti_fold, weigh_difference
 from pairs import SEED, end_point_error, known_pair, overfit, phantom
 
 
-def awake(size: str = "small", heads: float = 0.1, **options):
+def awake(size: str = "small", heads: float = 0.01, **options):
     """A network with lively velocity heads."""
     torch.manual_seed(SEED)
     network = networks.create("sm-gicnet", size, **options)
@@ -90,7 +90,7 @@ def test_antisymmetric_results_exchange_exactly(images, size, antisymmetric):
 
 def test_inverse_is_exp_of_minus_the_velocity(images):
     """METHODS 7.3 for the network: the maps undo each other to 0.05 voxel where nothing leaves the grid."""
-    network = awake("published", heads=1.0)
+    network = awake("published", heads=0.03)
     with torch.no_grad():
         for net in network.nets[1:]:  # untrained fine levels are noise, which no sampling inverts
             net.head.b.weight.zero_()
@@ -124,7 +124,7 @@ def test_range_bounds_the_velocity_of_a_level(images):
 
 
 def test_displacements_can_be_composed_instead(images):
-    network = awake(compose="displacement", antisymmetric="none", heads=0.05)
+    network = awake(compose="displacement", antisymmetric="none", heads=0.005)
     with torch.no_grad():
         output = network(*images)
     assert output.velocity is None

@@ -137,6 +137,13 @@ class SymmetricNetwork(nn.Module):
         pair = self(moving, fixed).pair
         return [(pair.fixed_to_moving, None), (None, pair.moving_to_fixed)]
 
+    def guided(self, pair: Any, level: int) -> dict[str, Tensor] | None:
+        """Terms of its own for a pair whose labels or true map are known (``synthetic.Pair``), in place of the trainer's.
+
+        ``None``, the default: the trainer judges :meth:`mappings`.
+        """
+        return None
+
     def parameter_groups(self, level: int) -> list[nn.Parameter]:
         """Parameters that belong to ``level`` (1 = coarsest), for progressive training and freezing.
 
@@ -226,3 +233,20 @@ def zero_init(conv: nn.Conv3d, std: float = 1e-5) -> nn.Conv3d:
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     return conv
+
+
+def steady_init(module: nn.Module) -> None:
+    """Give convolutions weights that keep the size of what flows through them (He et al. 2015, LeakyReLU 0.2).
+
+    PyTorch's own choice shrinks it to a third per layer: behind ten layers without normalisation a head sees next to
+    nothing, and training stands still. Call before heads get their own values.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv3d):
+            nn.init.kaiming_normal_(part.weight, 0.2)
+        elif isinstance(part, nn.ConvTranspose3d):  # kernel = stride: every output voxel is reached once
+            nn.init.normal_(part.weight, 0.0, part.in_channels**-0.5)
+        else:
+            continue
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from ..fields import compose, sample, warp
 from ..losses import diffusion, ncc, negative_jacobian, ssim
 from ._base import Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, register, zero_init
-from ._blocks import space_to_depth
+from ._blocks import Conv3d, space_to_depth
 from ._streams import finished_pair, up_blocks, window_attention
 
 _CARD = Card(
@@ -128,7 +128,7 @@ class _Switches:
 # ---------------------------------------------------------------------------------------------- backbone
 
 def _conv(a: int, b: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv3d(a, b, 3, padding=1, bias=False), nn.InstanceNorm3d(b, affine=True),
+    return nn.Sequential(Conv3d(a, b, 3, padding=1, bias=False), nn.InstanceNorm3d(b, affine=True),
                          nn.LeakyReLU(0.2, inplace=True))
 
 
@@ -139,7 +139,7 @@ class UNet(nn.Module):
         super().__init__()
         inputs = [inlet, *channels[:-1]]
         self.encode = nn.ModuleList(nn.Sequential(_conv(a, b), _conv(b, b)) for a, b in zip(inputs, channels))
-        self.down = nn.ModuleList(nn.Conv3d(c, c, 2, stride=2) for c in channels[:-1])
+        self.down = nn.ModuleList(Conv3d(c, c, 2, stride=2) for c in channels[:-1])
         self.grow = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, stride=2) for a, b in zip(channels, channels[1:]))
         self.decode = nn.ModuleList(nn.Sequential(_conv(2 * c, c), _conv(c, c)) for c in channels[:-1])
 
@@ -261,8 +261,8 @@ class _Level(nn.Module):
             width = channels if switches.head_in == "A" else 3 * channels
             offsets = 3 * self.attention.heads
         self.hidden = _conv(width, _HIDDEN)
-        self.head = zero_init(nn.Conv3d(_HIDDEN + (offsets if switches.multires else 0), 3, 3, padding=1)) if head else None
-        self.gate = nn.Conv3d(channels + 3, 1, 3, padding=1) if gate else None
+        self.head = zero_init(Conv3d(_HIDDEN + (offsets if switches.multires else 0), 3, 3, padding=1)) if head else None
+        self.gate = Conv3d(channels + 3, 1, 3, padding=1) if gate else None
 
     def features(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
         """What the head needs: F' (``mixed``), hidden map, offsets to the match; and RAA's map."""

@@ -43,7 +43,7 @@ from ..fields import compose, exponentiate, warp
 from ..losses import diffusion, lncc
 from ._base import (Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, measured_pair, register,
                     zero_init)
-from ._blocks import space_to_depth
+from ._blocks import Conv3d, space_to_depth
 from ._streams import finished_pair, key_offsets, up_blocks, window_attention
 
 _CARD = Card(
@@ -189,7 +189,7 @@ class _Down(nn.Module):
 
     def __init__(self, a: int, b: int):
         super().__init__()
-        self.conv, self.norm = nn.Conv3d(a, b, 2, stride=2), nn.LayerNorm(b)
+        self.conv, self.norm = Conv3d(a, b, 2, stride=2), nn.LayerNorm(b)
 
     def forward(self, x: Tensor) -> Tensor:
         pad = [0, 0]
@@ -216,8 +216,8 @@ class _Residual(nn.Module):
     def __init__(self, c: int):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv3d(c, c, 3, padding=1, bias=False), nn.InstanceNorm3d(c, affine=True), nn.LeakyReLU(0.2),
-            nn.Conv3d(c, c, 3, padding=1, bias=False), nn.InstanceNorm3d(c, affine=True))
+            Conv3d(c, c, 3, padding=1, bias=False), nn.InstanceNorm3d(c, affine=True), nn.LeakyReLU(0.2),
+            Conv3d(c, c, 3, padding=1, bias=False), nn.InstanceNorm3d(c, affine=True))
 
     def forward(self, x: Tensor) -> Tensor:
         x = _first(x)
@@ -244,7 +244,7 @@ class _TransposedTail(nn.Module):
     def __init__(self, c: int):
         super().__init__()
         self.norm, self.grow = nn.LayerNorm(2 * c), nn.ConvTranspose3d(2 * c, c // 2, 4, stride=4)
-        self.head = zero_init(nn.Conv3d(c // 2, 3, 3, padding=1))
+        self.head = zero_init(Conv3d(c // 2, 3, 3, padding=1))
 
     def forward(self, m: Tensor, f: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
         return self.head(self.grow(_first(self.norm(torch.cat([m, f], -1))))).float()
@@ -258,11 +258,11 @@ class _SmoothTail(nn.Module):
     def __init__(self, c: int):
         super().__init__()
         self.contrast, self.norm = nn.LayerNorm(c), nn.LayerNorm(c)
-        self.mixed = nn.Conv3d(2 * c, c, 3, padding=1)
-        self.coarse = zero_init(nn.Conv3d(c, 3, 3, padding=1))
-        self.skip = nn.Conv3d(16, 16, 3, padding=1)
-        self.joined = nn.Conv3d(c + 16, 16, 3, padding=1)
-        self.head = zero_init(nn.Conv3d(16, 3, 3, padding=1))
+        self.mixed = Conv3d(2 * c, c, 3, padding=1)
+        self.coarse = zero_init(Conv3d(c, 3, 3, padding=1))
+        self.skip = Conv3d(16, 16, 3, padding=1)
+        self.joined = Conv3d(c + 16, 16, 3, padding=1)
+        self.head = zero_init(Conv3d(16, 3, 3, padding=1))
 
     def forward(self, m: Tensor, f: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
         x = torch.cat([self.contrast(m - f), self.norm(m + f)], -1)
@@ -281,7 +281,7 @@ class _Pass(nn.Module):
     def __init__(self, s: _Switches, later: bool):
         super().__init__()
         dims, depth = list(s.dims), len(s.dims)
-        self.embed = nn.Conv3d(1, dims[0], 4, stride=4)
+        self.embed = Conv3d(1, dims[0], 4, stride=4)
         finer = [dims[max(i - s.caml_span, 0):i][::-1] for i in range(depth)]
         self.encode = nn.ModuleList(_Stage(c, n, f, s.bias) for c, n, f in zip(dims, s.depths, finer))
         self.decode = nn.ModuleList(_Stage(c, n, f, s.bias) for c, n, f in zip(dims, s.depths, finer))

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from ..fields import FieldPair, compose, downsample2, invert, resize, warp
 from ..losses import diffusion, lncc
 from ._base import (Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, crop_to, in_full_precision,
-                    measured_pair, pad_to, register, zero_init)
-from ._blocks import space_to_depth
+                    measured_pair, pad_to, register, steady_init, zero_init)
+from ._blocks import Conv3d, space_to_depth
 
 _CARD = Card(
     name="hsyn",
@@ -109,7 +109,8 @@ class _UNet(nn.Module):
         self.up = nn.ModuleList(_conv(a, b) for a, b in zip(inputs, decoder))
         tail = list(switches.tail)
         self.tail = nn.ModuleList(_conv(a, b) for a, b in zip([decoder[-1] + skips[-1], *tail], tail))
-        self.heads = nn.ModuleList(zero_init(nn.Conv3d(tail[-1], 3, 3, padding=1)) for _ in range(heads))
+        steady_init(self)
+        self.heads = nn.ModuleList(zero_init(Conv3d(tail[-1], 3, 3, padding=1)) for _ in range(heads))
         self.multiple = 2 ** len(encoder)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -130,7 +131,7 @@ class _UNet(nn.Module):
 
 
 def _conv(a: int, b: int) -> nn.Conv3d:
-    return nn.Conv3d(a, b, 3, padding=1)
+    return Conv3d(a, b, 3, padding=1)
 
 
 def _up(u: Tensor, factor: int) -> Tensor:
@@ -173,7 +174,10 @@ class HSyN(SymmetricNetwork):
         if self.switches.sn_mode == "two_head":
             a, b = net(torch.cat([x, y], 1))
             return a, b
-        return net(torch.cat([x, y], 1))[0], net(torch.cat([y, x], 1))[0]
+        # Both orders as one batch: on a CPU small volumes are several times faster in company.
+        (both,) = net(torch.cat([torch.cat([x, y], 1), torch.cat([y, x], 1)]))
+        a, b = both.chunk(2)
+        return a, b
 
     def half_fields(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> list[tuple[Tensor, Tensor]]:
         """Increments (a_l, b_l) of the half fields of moving and fixed, per level, each on its own lattice."""
