@@ -84,8 +84,14 @@ def run_batch(rows: Sequence[Row], plan: Plan, console: Console) -> list[State]:
     broken = [state for state in states if state.status == "failed"]
     if len(broken) == len(states):
         raise InputError(f"none of the {len(states)} pairs can be registered; line {broken[0].row.line}: {broken[0].reason}")
-    with _locked(Path(plan.output)) as lock:
-        return _Run(states, plan, console, checker, lock).run()
+    with contextlib.ExitStack() as stack:
+        client = None
+        if plan.scheduler:
+            from .batch_cluster import connected
+
+            client = stack.enter_context(connected(plan.scheduler))
+        lock = stack.enter_context(_locked(Path(plan.output)))
+        return _Run(states, plan, console, checker, lock).run(client)
 
 
 class _Run:
@@ -100,7 +106,8 @@ class _Run:
         self._last, self._told = "start", 0.0
         self._facts: dict[str, Any] = {"threads": None, "memory_gb": None}
 
-    def run(self) -> list[State]:
+    def run(self, client: Any = None) -> list[State]:
+        """Everything; on the cluster of ``client`` when there is one."""
         for state in self._states:
             if state.status == "failed":
                 self._say(state)
@@ -110,10 +117,10 @@ class _Run:
             if self._todo:
                 requests = [self._request(state) for state in self._todo]
                 self._renew()
-                if self._plan.scheduler:
+                if client is not None:
                     from .batch_cluster import run_on_cluster
 
-                    run_on_cluster(self._plan.scheduler, [_absolute(r) for r in requests], self._plan.silence, self._event)
+                    run_on_cluster(client, [_absolute(r) for r in requests], self._plan.silence, self._event)
                 else:
                     self._run_here(requests)
         finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, LifoQueue
 from typing import Any
 
@@ -23,15 +23,16 @@ _IDLE: LifoQueue[WorkerProcess] = LifoQueue()
 CONNECT_SECONDS = 30
 
 
-def run_on_cluster(address: str, requests: Sequence[PairRequest], silence: float, tell: Callable[[Event], None]) -> None:
-    """Do every request on the cluster at ``address``; ``tell`` is called in this thread.
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """A client of the cluster at ``address``.
 
     Raises:
-        InputError: dask.distributed is not installed here, or nobody answers at ``address``.
-        RegistrationError: the cluster went away.
+        InputError: dask.distributed is not installed here, or nobody answers.
+        RegistrationError: the cluster went away meanwhile.
     """
     try:
-        from distributed import Client, as_completed
+        from distributed import Client
     except ImportError:
         raise InputError("--scheduler needs dask.distributed.", "pip install 'symregistration[cluster]', here and on the workers.") from None
     try:
@@ -40,13 +41,7 @@ def run_on_cluster(address: str, requests: Sequence[PairRequest], silence: float
         raise InputError(f"no Dask scheduler answers at '{address}' ({str(error)[:120] or type(error).__name__}).",
                          "Give what dask-scheduler prints, such as tcp://node7:8786.") from None
     try:
-        started = time.monotonic()
-        futures = {client.submit(pair_on_worker, request.to_dict(), silence, __version__, pure=False): index
-                   for index, request in enumerate(requests)}
-        for future in as_completed(list(futures)):
-            index = futures[future]
-            tell(_event(future, index, time.monotonic() - started))
-            future.release()
+        yield client
     except OSError as error:
         raise RegistrationError(f"the connection to the cluster at '{address}' was lost ({error}).",
                                 "Finished pairs are kept; start the same batch again.") from None
@@ -55,9 +50,21 @@ def run_on_cluster(address: str, requests: Sequence[PairRequest], silence: float
             client.close(timeout=5)
 
 
+def run_on_cluster(client: Any, requests: Sequence[PairRequest], silence: float, tell: Callable[[Event], None]) -> None:
+    """Do every request through a client from :func:`connected`; ``tell`` is called in this thread."""
+    from distributed import as_completed
+
+    started = time.monotonic()
+    futures = {client.submit(pair_on_worker, request.to_dict(), silence, __version__, pure=False): index
+               for index, request in enumerate(requests)}
+    for future in as_completed(list(futures), loop=client.loop):
+        tell(_event(future, futures[future], time.monotonic() - started))
+        future.release()
+
+
 def _event(future: Any, index: int, seconds: float) -> Event:
     error = future.exception() if future.status == "error" else None
-    if future.status == "cancelled":
+    if future.status not in ("finished", "error"):  # cancelled or lost
         return Event("failed", index, "the cluster dropped this pair.", seconds=seconds)
     if error is not None:  # a Dask worker that died too often with this pair, or could not take it up
         what = "its Dask workers died, again and again" if type(error).__name__ == "KilledWorker" else f"{type(error).__name__}: {str(error)[:300]}"
