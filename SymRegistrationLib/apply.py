@@ -153,7 +153,7 @@ def _image(request: Application, transform: sitk.Transform, progress: Progress) 
     volume = (read_labels if request.kind == "labels" else read_volume)(request.input, request.kind)
     progress("resample", 0.3, f"resampling {Path(request.input).name}")
     if request.kind == "labels":
-        array = _smallest(resample_labels(volume, transform, grid, smooth=request.interpolation == "smooth"))
+        array = smallest(resample_labels(volume, transform, grid, smooth=request.interpolation == "smooth"))
     else:
         array = resample_image(volume, transform, grid, request.interpolation or "linear")
     notes = list(volume.notes)
@@ -165,7 +165,7 @@ def _image(request: Application, transform: sitk.Transform, progress: Progress) 
     return {"notes": notes}
 
 
-def _smallest(labels: np.ndarray) -> np.ndarray:
+def smallest(labels: np.ndarray) -> np.ndarray:
     """The same labels in the smallest integer type that holds them."""
     low, high = int(labels.min()), int(labels.max())
     kinds = (np.uint8, np.int16, np.int32)

@@ -214,7 +214,7 @@ def add_voice(parser: argparse.ArgumentParser) -> None:
 def options_of(args: argparse.Namespace) -> Options:
     """What the arguments of :func:`add_options` ask for. Raises InputError."""
     names = {f.name for f in dataclasses.fields(Options)} - {"memory_gb", "method_options"}
-    values = {name: getattr(args, name) for name in names}
+    values = {name: getattr(args, name) for name in names if hasattr(args, name)}
     return Options(**values, memory_gb=args.memory, method_options=switches(args.option))
 
 

@@ -1,6 +1,6 @@
 """Many pairs: checked, divided among warm workers or handed to a cluster, resumed after anything, and summed up.
 
-Level 5, no torch in this process. A pair's folder is finished when its record says so (see :mod:`batch_pair`); everything
+Level 4, no torch in this process. A pair's folder is finished when its record says so (see :mod:`batch_pair`); everything
 else is done again. ``summary.csv`` and ``index.html`` are renewed while the batch runs.
 """
 

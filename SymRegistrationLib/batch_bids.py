@@ -1,6 +1,6 @@
 """Pairs out of a folder of scans, BIDS or flat.
 
-Level 5. The scans, and the label maps, masks and landmarks that belong to them, are found as for training (see
+Level 4. The scans, and the label maps, masks and landmarks that belong to them, are found as for training (see
 :mod:`dataset`); this says which of them make pairs.
 """
 
@@ -23,7 +23,7 @@ def folder_cells(folder: str | Path, to: Job, pairing: str | None = None, suffix
 
     Args:
         folder: BIDS (``sub-01/ses-02/anat/sub-01_ses-02_T1w.nii.gz``) or any folder of scans.
-        to: its ``fixed``, unless ``UNSET``, is what every scan goes onto; the table then has no column ``fixed``.
+        to: its ``fixed``, unless ``UNSET``, is what every other scan goes onto; the table then has no column ``fixed``.
         pairing: else: ``sessions``: every later session onto the first one of its subject; ``all``: every scan onto every
             other one. ``None`` takes ``sessions`` where there are any.
         suffix: which scans, by the last word of BIDS names (``T1w``); ``None`` takes T1w, or the only one there is.
@@ -34,9 +34,11 @@ def folder_cells(folder: str | Path, to: Job, pairing: str | None = None, suffix
     folder = Path(folder)
     cases = _wanted(folder, [case for case in find(folder).cases if case.image and not _derived(folder, case)], suffix)
     if to.fixed != UNSET:
-        lines = [_side(case, "moving", folder) for case in cases]
+        lines = [_side(case, "moving", folder) for case in cases if not os.path.samefile(case.image, to.fixed)]
         for line in lines:
             line.update({f"moving_{kind}": "" for kind in ("labels", "points") if not getattr(to, f"fixed_{kind}")})
+        if not lines:
+            raise InputError(f"'{folder}' holds no scan but '{to.fixed}' itself.", "Give another folder, or a table.")
         return _cells(folder, lines)
     if pairing is None and not any("_ses-" in f"_{case.subject}" for case in cases):
         raise InputError(f"'{folder}' does not say which scan goes onto which.",

@@ -1,6 +1,6 @@
 """``index.html`` of a batch: every pair with its picture and numbers, what needs a look first; one file, no script from outside.
 
-Level 5.
+Level 4.
 """
 
 from __future__ import annotations

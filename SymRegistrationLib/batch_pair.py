@@ -1,6 +1,6 @@
 """One pair of a batch: registered, pictured, and recorded so that a later run can prove that it is finished.
 
-Level 5. The record is written last, in one step, when everything it lists lies on the disk; it holds the SHA-256 of every
+Level 4. The record is written last, in one step, when everything it lists lies on the disk; it holds the SHA-256 of every
 input, of the job, and of every output. It is what a resumed batch believes, never the mere presence of files.
 """
 

@@ -1,6 +1,6 @@
 """The small picture of a pair: the registered moving scan in three planes under the outlines of the fixed one.
 
-Level 5, numpy only; a few tens of milliseconds and about 20 kB a pair.
+Level 4, numpy only; a few tens of milliseconds and about 20 kB a pair.
 """
 
 from __future__ import annotations

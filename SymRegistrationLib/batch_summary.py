@@ -1,6 +1,6 @@
 """The outcome of a batch in numbers: one row a pair, and which pairs stand out.
 
-Level 5, no pictures and no torch.
+Level 4, no pictures and no torch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tables of pairs: one row, one registration.
 
-Level 1, standard library only, so that a script inside Slicer reads the same tables by the same rules.
+Level 0, standard library only, so that a script inside Slicer reads the same tables by the same rules.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Warm worker processes: each takes one pair after the other; one that dies or hangs is replaced.
 
-Level 5, no torch: the processes are ``symreg worker`` (see :mod:`worker`), spoken to in JSON lines.
+Level 4, no torch: the processes are ``symreg worker`` (see :mod:`worker`), spoken to in JSON lines.
 """
 
 from __future__ import annotations

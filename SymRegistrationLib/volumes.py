@@ -84,6 +84,11 @@ def read_volume(path: str | os.PathLike, what: str = "image") -> Volume:
     return Volume(array, volume.grid, volume.name, tuple(notes))
 
 
+def read_map(path: str | os.PathLike, what: str = "map") -> Volume:
+    """Read a volume that may be constant or hold any values, such as a map of ours. Raises InputError when it is none."""
+    return _read(path, what)
+
+
 def read_labels(path: str | os.PathLike, what: str = "label map") -> Volume:
     """Read a label map as int32. Raises InputError as :func:`read_volume`, or when values are not whole numbers."""
     volume = _read(path, what)

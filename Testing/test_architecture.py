@@ -20,7 +20,8 @@ LEVELS = dict(enumerate([
     {"batch"},
     {"demo", "worker", "group"},
     {"cli"},
-    {"__main__", "training_command", "batch_command", "group_command", "propagate_command"},
+    {"__main__", "training_command", "batch_command"},
+    {"group_command", "propagate_command"},
 ]))
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 
