@@ -46,6 +46,7 @@ Writes into the folder DIR:
   warped_moving.nii.gz       moving scan on the fixed grid; warped_fixed.nii.gz the other way
   jacobian.nii.gz            local volume change (1 = none, 0 or less = folding)
   inverse_consistency.nii.gz how far forward and inverse miss each other, mm
+  uncertainty.nii.gz         with --uncertainty: how far off the result may be, mm
   metrics.json, report.html  all numbers, and pictures to judge by eye"""
 
 _REGISTER_EXAMPLES = """examples:
@@ -53,6 +54,7 @@ _REGISTER_EXAMPLES = """examples:
   symreg register t1.nrrd t2.mha -o out --metric mind                  two contrasts
   symreg register a.nii.gz b.nii.gz -o out --preset thorough --fixed-mask liver.nii.gz
   symreg register a.nii.gz b.nii.gz -o out --fixed-labels aseg_a.nii.gz --moving-labels aseg_b.nii.gz
+  symreg register a.nii.gz b.nii.gz -o out --uncertainty 8             with a map of how far off it may be
   symreg register --job out/metrics.json -o again                      repeat an earlier run"""
 
 _APPLY = """Carry an image, a label map or landmarks through a transform file.
@@ -136,6 +138,16 @@ def _commands() -> dict[str, tuple[str, str, str, Any]]:
     }
 
 
+def _runs(text: str) -> int | str:
+    """A number of runs, or the word that stands for none; the job checks what is sensible."""
+    try:
+        return int(text)
+    except ValueError:
+        if text == "fast":
+            return text
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a number of runs nor 'fast'") from None
+
+
 def _register_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "fixed", nargs="?", metavar="FIXED", help="the scan that stays: NIfTI, NRRD, MHA, MGZ or a DICOM folder"
@@ -190,7 +202,21 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
     )
     out.add_argument("--composite", action="store_true", help="store affine and grid separately in one .h5")
     out.add_argument(
-        "--uncertainty", type=int, default=0, metavar="N", help="also a map of uncertainty from N perturbed runs"
+        "--uncertainty",
+        type=_runs,
+        default=0,
+        metavar="N",
+        help="also a map of uncertainty: from N perturbed runs, or 'fast' = from the one run alone",
+    )
+    out.add_argument(
+        "--ensemble",
+        default="",
+        metavar="NAMES",
+        help="further methods, separated by commas; where their results differ is uncertain",
+    )
+    out.add_argument("--average", action="store_true", help="deliver the (log-domain) mean of all runs")
+    out.add_argument(
+        "--maps", action="store_true", help="also spread of the runs, contrast and Jacobian from coarse to fine"
     )
     out.add_argument("--no-report", action="store_true", help="no report.html")
     machine = parser.add_argument_group("machine")

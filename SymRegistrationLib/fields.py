@@ -148,6 +148,34 @@ def exponentiate(v: Tensor, steps: int = 7) -> Tensor:
 
 
 @torch.no_grad()
+def logarithm(u: Tensor, iterations: int = 12, steps: int = 6, tolerance: float = 0.005) -> Tensor:
+    """A stationary velocity v with exp(v) = id + u, as nearly as there is one; not differentiable.
+
+    Fixed-point steps ``v <- v + (exp(-v) o phi - id)`` (the first-order Baker-Campbell-Hausdorff update of Bossa et al.,
+    "Contributions to 3D diffeomorphic atlas estimation", MICCAI 2007). They only need compositions, so a field that folds or that
+    no stationary flow reaches gives its nearest velocity instead of failing; the best one seen is returned.
+
+    Args:
+        u: (N, 3, D, H, W) voxels.
+        iterations: at most so many steps.
+        steps: squarings of each exponential.
+        tolerance: stop when the mean residual is below, voxels.
+    """
+    _check_field(u)
+    v, best, least = u, u, float("inf")
+    for _ in range(iterations + 1):
+        rest = compose(exponentiate(-v, steps), u)
+        size = float(square_sum(rest).sqrt().mean())
+        if not size < least:
+            break
+        best, least = v, size
+        if size < tolerance:
+            break
+        v = v + rest
+    return best
+
+
+@torch.no_grad()
 def invert(u: Tensor, start: Tensor | None = None, tolerance: float = 0.01, iterations: int = 60) -> Inversion:
     """Numerical inverse of a displacement field by damped fixed-point steps (METHODS 1.5); not differentiable.
 

@@ -69,7 +69,10 @@ class Options:
         seed: of everything random.
         threads: CPU threads; ``None`` = all that torch finds.
         weights: a ``.safetensors`` file for the method; ``None`` = the shipped ones.
-        uncertainty: number of perturbed runs; 0 = no uncertainty map.
+        uncertainty: number of perturbed runs behind the uncertainty map, ``"fast"`` = from the one run alone, 0 = no map.
+        ensemble: names of further methods, separated by commas; each runs once, and where they differ is uncertain.
+        average: deliver the mean of all runs, taken in the log domain, instead of the method's own result.
+        maps: further maps: spread and largest axis of the runs, contrast and Jacobian from coarse to fine.
         memory_gb: stay below this much working memory; ``None`` = what is free.
         method_options: switches of the method itself, checked by it.
     """
@@ -84,7 +87,10 @@ class Options:
     seed: int = 0
     threads: int | None = None
     weights: str | None = None
-    uncertainty: int = 0
+    uncertainty: int | str = 0
+    ensemble: str = ""
+    average: bool = False
+    maps: bool = False
     memory_gb: float | None = None
     method_options: dict[str, Any] = field(default_factory=dict)
 
@@ -93,9 +99,14 @@ class Options:
         _choice("metric", self.metric, METRICS)
         if not 0 <= self.refine <= 100:
             raise InputError(f"refine is {self.refine}.", "Give the number of optimiser levels, 0 for none.")
-        if not 0 <= self.uncertainty <= 1000 or self.uncertainty == 1:
-            raise InputError(f"uncertainty is {self.uncertainty}.",
-                             "A spread needs at least 2 runs and at most 1000; 0 turns the map off.")
+        runs = self.uncertainty
+        if runs != "fast" and (isinstance(runs, str) or not 0 <= runs <= 1000 or runs == 1):
+            raise InputError(f"uncertainty is {runs}.", "A spread needs at least 2 runs and at most 1000; 0 turns the map off; "
+                             "'fast' makes it from the one run alone.")
+        if self.method in self.others:
+            raise InputError(f"the ensemble names {self.method}, which is the method itself.", "Name other methods.")
+        if self.average and not self.extra_runs:
+            raise InputError("average has nothing to average.", "Add --uncertainty N with N of at least 2, or --ensemble.")
         if self.spacing is not None and not 0 < self.spacing < math.inf:
             raise InputError(f"spacing is {self.spacing} mm.", "Give a positive voxel size.")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
@@ -103,6 +114,16 @@ class Options:
         if self.memory_gb is not None and not 0 < self.memory_gb < math.inf:
             raise InputError(f"memory_gb is {self.memory_gb}.", "Give a positive number of gigabytes.")
         check_seed(self.seed)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The further methods of the ensemble."""
+        return tuple(name.strip() for name in self.ensemble.split(",") if name.strip())
+
+    @property
+    def extra_runs(self) -> int:
+        """Registrations beside the first."""
+        return len(self.others) + (0 if isinstance(self.uncertainty, str) else self.uncertainty)
 
 
 @dataclass(frozen=True)
@@ -170,7 +191,7 @@ def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 _PATHS = ("fixed", "moving", "output", "fixed_mask", "moving_mask", "fixed_labels", "moving_labels", "fixed_points",
           "moving_points")
-_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "dict[str, Any]": dict, "Options": dict}
+_TYPES = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "dict[str, Any]": (dict,), "Options": (dict,)}
 
 
 def _checked(cls: type, raw: Any, what: str) -> dict[str, Any]:
@@ -190,9 +211,11 @@ def _checked(cls: type, raw: Any, what: str) -> dict[str, Any]:
         value = raw[name]
         if value is None and "None" in kinds:
             continue
-        expected = _TYPES[kinds[0]]
-        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-            raise InputError(f"'{name}' in the {what} must be {_WORDS[kinds[0]]}, not {value!r:.200}.", "Correct its value.")
+        kinds = [kind for kind in kinds if kind != "None"]
+        expected = tuple(one for kind in kinds for one in _TYPES[kind])
+        if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+            words = " or ".join(_WORDS[kind] for kind in kinds)
+            raise InputError(f"'{name}' in the {what} must be {words}, not {value!r:.200}.", "Correct its value.")
     return dict(raw)
 
 

@@ -53,6 +53,10 @@ class Schedule:
         """Only the ``levels`` finest levels: the refinement after a network."""
         return replace(self, shrink=self.shrink[-levels:], iterations=self.iterations[-levels:])
 
+    def stiffer(self, factor: float) -> "Schedule":
+        """The half-way fields smoothed by ``factor`` times the sigma."""
+        return replace(self, smooth_total=self.smooth_total * factor)
+
 
 @dataclass(frozen=True)
 class Preset:

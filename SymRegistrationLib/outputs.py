@@ -96,6 +96,7 @@ def write_result(folder: Path, job: Job, result: Result) -> dict[str, str]:
               "inverse_consistency": (rounded(result.ice_mm), result.fixed.grid)}
     if result.uncertainty is not None:
         images["uncertainty"] = (rounded(result.uncertainty), result.fixed.grid)
+    images |= {name: (rounded(array), result.fixed.grid) for name, array in result.maps.items()}
     for name, (array, grid) in images.items():
         files[name] = f"{name}.nii.gz"
         write_volume(folder / files[name], array, grid)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -184,11 +184,13 @@ def check_options(options: Options) -> None:
     """Refuse before any work: an unknown method, missing weights, an unusable start transform. Raises InputError."""
     if options.initial not in INITIALS:
         alignment.read_linear(options.initial)
-    if options.method != "syn":
-        from . import inference, networks
+    for name in (options.method, *options.others):
+        if name != "syn":
+            from . import inference, networks
 
-        networks.card(options.method)
-        inference.load_network(options.method, options)  # it is kept, so the run itself does not load it again
+            networks.card(name)
+            own = options if name == options.method else replace(options, weights=None, method_options={})
+            inference.load_network(name, own)  # it is kept, so the run itself does not load it again
 
 
 def _guides(extras: Extras) -> tuple[np.ndarray, np.ndarray] | None:

@@ -11,7 +11,7 @@ LEVELS = dict(enumerate([
     {"job", "geometry", "report_style", "__init__"},
     {"batch_table"},
     {"volumes", "fields", "devices", "console", "arguments", "topology"},
-    {"losses", "preprocess", "points", "weights", "pictures", "report_numbers"},
+    {"losses", "preprocess", "points", "weights", "pictures", "report_numbers", "regions", "calibration"},
     {"alignment", "transforms", "synthetic"},
     {"networks", "optimise", "quality", "resampling"},
     {"inference", "dataset", "training_options", "report_pictures", "uncertainty", "catalogue", "apply", "evaluate"},

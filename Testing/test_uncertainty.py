@@ -1,4 +1,4 @@
-"""The spread of vectors: directions count, perturbations are undone exactly, and the map says that it is relative."""
+"""Uncertainty: directions count, perturbations are undone exactly, means stay diffeomorphisms, signs follow theory."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,9 @@ import torch
 import pairs
 from SymRegistrationLib import fields, pipeline, uncertainty
 from SymRegistrationLib.job import InputError, Options
-from SymRegistrationLib.preprocess import Workspace
 from SymRegistrationLib.geometry import Grid
+from SymRegistrationLib.preprocess import Workspace
+from SymRegistrationLib.uncertainty_map import dropout_at_work, uncertainty_map
 from SymRegistrationLib.volumes import Volume
 
 SHAPE = (36, 40, 32)
@@ -57,11 +58,126 @@ def test_a_perturbed_frame_is_undone(index):
     assert float(fields.warp(changed.moving, there.fixed_to_moving).sub(changed.fixed).abs().mean()) < 0.03
 
 
-def test_the_pipeline_gives_the_map_and_says_that_it_is_relative(head):
+def test_runs_that_agree_on_another_place_are_no_agreement_with_the_result():
+    u = torch.zeros(3, 4, 4, 4)
+    runs = uncertainty.Runs(u)
+    for _ in range(3):
+        moved = u.clone()
+        moved[0] = 2.0
+        runs.add(moved, "stiff")
+    assert torch.allclose(runs.signs()["stiff"], torch.full((4, 4, 4), 2.0))
+    # one vector of 0 and three of 2: mean 1.5, unbiased variance (2.25 + 3 * 0.25) / 3 = 1
+    assert torch.allclose(runs.spread.length(), torch.ones(4, 4, 4)) and runs.spread.count == 4
+
+
+def test_perturbations_take_turns_and_cover_stiffness_evenly():
+    found = uncertainty.perturbations(16, seed=5)
+    assert found == uncertainty.perturbations(16, seed=5) != uncertainty.perturbations(16, seed=6)
+    stiff = [p.stiffness for p in found[::2]]
+    low, high = uncertainty.STIFFEST
+    assert all(low <= s <= high for s in stiff) and max(stiff) > 2.2 and min(stiff) < 1.35
+    assert all(p.stiffness == 1 and p.noise > 0 for p in found[1::2]) and sum(p.swap for p in found) == 4
+
+
+def test_the_mean_of_opposite_bends_is_no_bend_and_never_folds():
+    generator = torch.Generator().manual_seed(11)
+    shape = (24, 28, 20)
+    v = fields.gaussian(torch.randn((1, 3, *shape), generator=generator), 4.0)
+    for axis, n in enumerate(shape):
+        v = v * torch.sin(torch.linspace(0, np.pi, n)).view([-1 if k == axis + 2 else 1 for k in range(5)])
+    v = v * (3.0 / v.abs().max())
+    ends = [fields.exponentiate(s * v) for s in (1, -1)]
+    assert float((fields.logarithm(ends[0]) - v).abs().mean()) < 0.02, "seed 11"
+    mean = uncertainty.LogMean()
+    mean.add(fields.FieldPair(ends[0], ends[1], "svf", 0.0))
+    mean.add(fields.FieldPair(ends[1], ends[0], "svf", 0.0))
+    pair = mean.pair()
+    assert float(pair.fixed_to_moving.abs().max()) < 0.2, "a map and its inverse average to the identity"
+    plain = (ends[0] + ends[1]) / 2
+    assert float(plain.abs().max()) > 0.6, "the plain mean of the two does not"
+    assert float(fields.jacobian_determinant(pair.fixed_to_moving).min()) > 0 and pair.residual < 0.05
+    with pytest.raises(ValueError, match="at least one"):
+        uncertainty.LogMean().pair()
+
+
+def test_contrast_follows_the_bound_of_a_shift_estimate():
+    """A plain slope g with noise of variance s^2 shows the place along the slope to s / g, and nothing across it."""
+    generator = torch.Generator().manual_seed(3)
+    shape, slope, noise = (24, 24, 24), 0.04, 0.02
+    ramp = slope * fields.identity(shape)[:, :1]
+    a, b = (ramp + noise * torch.randn(ramp.shape, generator=generator) for _ in range(2))
+    inner = (slice(6, -6),) * 3
+    sloped = uncertainty.contrast_sign(a, b)[inner]
+    flat = uncertainty.contrast_sign(0 * a + 0.5, 0 * b + 0.5)[inner]
+    assert torch.allclose(flat, torch.full_like(flat, 3**0.5), atol=0.02), "nothing to see in three directions"
+    assert 2**0.5 * 0.75 < float(sloped.mean()) < 3**0.5 * 0.97, "seed 3"
+    sharp = uncertainty.contrast_sign(a, a)[inner]
+    assert float(sharp.mean()) < float(sloped.mean()), "less noise, less doubt"
+    inverted = uncertainty.contrast_sign(a, 1 - 0.5 * b)[inner]
+    assert float((inverted - sloped).abs().mean()) < 0.12, "gain and sign of the contrast do not count"
+
+
+def test_a_plain_turn_is_no_bend():
+    here = fields.identity((20, 24, 22))
+    turn = torch.einsum("ij,njdhw->nidhw", torch.tensor([[0.0, -0.3, 0.0], [0.3, 0.0, 0.1], [0.0, -0.1, 0.0]]), here - 10)
+    contrast = 0.2 + torch.rand((20, 24, 22), generator=torch.Generator().manual_seed(0))
+    assert float(uncertainty.bend_sign(turn, contrast).max()) < 1e-2
+    bumped = turn.clone()
+    bumped[0, 0, 10, 12, 11] += 3.0
+    assert float(uncertainty.bend_sign(bumped, contrast)[10, 12, 11]) > 2.0
+
+
+def test_dropout_drops_in_evaluation_mode_and_only_then():
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Dropout3d(0.5)).eval()
+    x = torch.ones(1, 64, 2, 2, 2)
+    with dropout_at_work(layer, seed=1) as has:
+        assert has
+        dropped = layer(x)
+        assert set(dropped.unique().tolist()) == {0.0, 2.0}, "whole channels, the others scaled up"
+        assert all(len(channel.unique()) == 1 for channel in dropped[0])
+    assert torch.equal(layer(x), x)
+    with dropout_at_work(torch.nn.Conv3d(1, 1, 1), seed=1) as has:
+        assert not has
+
+
+@pytest.mark.parametrize("kind", [2, "fast"])
+def test_the_pipeline_gives_the_map_and_says_what_it_is_worth(head, kind):
     small = Volume(head.array, head.grid, "head")
-    done = pipeline.register(small, small, Options(preset="fast", uncertainty=2, spacing=8.0, initial="none"))
+    done = pipeline.register(small, small, Options(preset="fast", metric="mse", uncertainty=kind, spacing=8.0, initial="none", maps=True))
+    told = done.metrics["uncertainty"]
     assert done.uncertainty.shape == head.array.shape and np.isfinite(done.uncertainty).all()
-    assert done.metrics["uncertainty"]["runs"] == 2 and not done.metrics["uncertainty"]["calibrated"]
+    assert told["runs"] == (2 if kind == 2 else 0) and not told["calibrated"], "nothing was calibrated for mse"
     assert any("relative" in note for note in done.metrics["notes"])
-    with pytest.raises(InputError, match="at least 2"):
-        Options(uncertainty=1)
+    assert {"appearance_4", "log_jacobian_1"} <= set(done.maps) and ("uncertainty_axis" in done.maps) == (kind == 2)
+    assert done.metrics["folding"] == {"count": 0, "regions": []} and done.metrics["seconds"]["uncertainty"] > 0
+    if kind == 2:
+        assert (done.maps["uncertainty_axis"] <= done.maps["uncertainty_spread"] + 1e-3).all(), "one axis is less than all three"
+
+
+def test_a_mean_of_runs_is_delivered_and_both_directions_agree(head):
+    options = Options(preset="fast", uncertainty=2, average=True, spacing=8.0, initial="none")
+    done = pipeline.register(head, Volume(head.array[::-1].copy()[::-1], head.grid, "same"), options)
+    assert done.metrics["quality"]["folded_voxels"] == 0 and done.metrics["quality"]["ice_p95_mm"] < 0.5
+    assert not done.metrics["uncertainty"]["calibrated"], "a mean errs differently from the result that was calibrated"
+
+
+@pytest.mark.parametrize("wrong, words", [
+    ({"uncertainty": 1}, "at least 2"), ({"uncertainty": -3}, "at least 2"), ({"uncertainty": "slow"}, "fast"),
+    ({"average": True}, "nothing to average"), ({"ensemble": "syn"}, "the method itself")])
+def test_what_cannot_be_asked_is_said(wrong, words):
+    with pytest.raises(InputError, match=words):
+        Options(**wrong)
+
+
+def test_methods_that_disagree_wildly_are_told(head):
+    grid = Grid.centred((12, 12, 12), 2.0, (0, 0, 0))
+    space = Workspace(torch.rand(1, 1, 12, 12, 12), torch.rand(1, 1, 12, 12, 12), None, grid, np.eye(4), np.eye(4))
+    u = torch.zeros(3, 12, 12, 12)
+    runs = uncertainty.Runs(u)
+    runs.add(u + 4.0, "methods")
+    signs = {"contrast": torch.ones(12, 12, 12), "bend": torch.ones(12, 12, 12), **runs.signs()}
+    found = uncertainty_map(signs, runs, space, grid, np.ones((12, 12, 12), bool), None)
+    assert "methods of the ensemble disagree wildly" in found.summary["disagreement"] and found.summary["disagreement"] in found.notes
+    nothing = uncertainty_map(signs, None, space, grid, np.zeros((12, 12, 12), bool), None)
+    assert np.isfinite(nothing.summary["mean_mm"]), "a scan without content still has a map"

@@ -1,0 +1,142 @@
+"""The part of a registration that asks how far its result can be trusted; runs only when asked.
+
+Level 6, beside :mod:`pipeline`, whose solver it drives.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from . import calibration, devices, preprocess
+from .fields import FieldPair, gaussian, jacobian_determinant, resize, resize_field, sample, warp
+from .geometry import Grid
+from .job import Options, Progress
+from .preprocess import Workspace, affine_grid
+from .quality_volumes import volume_changes
+from .uncertainty import LogMean, Perturbation, Runs, contrast_sign, perturbations, single_run_signs
+from .uncertainty_map import UncertaintyMap, dropout_at_work, uncertainty_map
+from .volumes import Volume, foreground, resample_labels
+
+#: Coarse-to-fine maps: factor of each level, coarsest first.
+SCALES = (4, 2, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Doubt:
+    """What came of it: the delivered pair (another one when the mean was asked for), the map, and what it cost."""
+
+    pair: FieldPair
+    map: UncertaintyMap
+    seconds: float
+
+
+def doubts(solver, pair: FieldPair, fixed: Volume, progress: Progress) -> Doubt:
+    """The uncertainty map of a result, from perturbed runs, further methods, or the single run alone.
+
+    Args:
+        solver: of the pipeline, which made ``pair``; ``run(perturbation=...)`` repeats it.
+        pair: the delivered result.
+        fixed: the fixed scan.
+        progress: told before every run.
+    """
+    started, options = time.perf_counter(), solver.options
+    mean = LogMean() if options.average else None
+    runs = Runs(pair.fixed_to_moving[0]) if options.extra_runs else None
+    if mean:
+        mean.add(pair)
+    for k, (kind, solve) in enumerate(_solves(solver)):
+        progress("uncertainty", (k + 1) / (options.extra_runs + 1), f"run {k + 1} of {options.extra_runs}")
+        found = solve()
+        runs.add(found.fixed_to_moving[0], kind)
+        if mean:
+            mean.add(found)
+    signs = single_run_signs(solver.space, pair)
+    if runs:
+        signs |= runs.signs()
+    kind = "runs" if isinstance(options.uncertainty, int) and options.uncertainty else "fast"
+    content = foreground(fixed.array)
+    # A mean of runs errs differently from the single result that the calibration was fitted on.
+    known = None if options.average or (kind == "fast" and options.uncertainty != "fast") else _calibration(solver, kind)
+    found = uncertainty_map(signs, runs, solver.space, fixed.grid, content, known)
+    return Doubt(mean.pair() if mean else pair, found, time.perf_counter() - started)
+
+
+def _solves(solver):
+    """(kind, function that runs) of every further run."""
+    for name in solver.options.others:
+        yield "methods", lambda name=name: _other_method(solver, name)
+    count = solver.options.uncertainty
+    for change in perturbations(0 if isinstance(count, str) else count, solver.options.seed):
+        kind = "stiff" if change.stiffness > 1 else "jitter"
+        yield kind, lambda change=change: solver.run(perturbation=change)
+
+
+def _other_method(solver, name: str) -> FieldPair:
+    options = replace(solver.options, method=name, weights=None, method_options={}, ensemble="", average=False)
+    other = type(solver)(solver.scans, solver.pose, options, solver.notes)
+    return preprocess.transfer(other.run(), other.space.grid, solver.space.grid)
+
+
+def _calibration(solver, kind: str) -> calibration.Calibration | None:
+    options, path = solver.options, None
+    if solver.network:
+        from . import weights
+
+        path = weights.find(options.method, options.weights, options.method_options.get("size"))
+    return calibration.find(options.method, options.preset, solver.metric, kind, options.refine, path)
+
+
+def predict_perturbed(space: Workspace, options: Options, change: Perturbation, progress: Progress) -> FieldPair:
+    """A network under a perturbation: dropping where it has dropout, and seeing a coarser grid where it shall be stiffer."""
+    from . import inference
+
+    network = inference.load_network(options.method, options, devices.resolve(options.device))
+    shape = tuple(space.fixed.shape[2:])
+    images = [space.moving, space.fixed]
+    if change.stiffness > 1:
+        least = network.card.minimum_size // 2
+        coarse = [max(min(n, least), round((n - 1) / change.stiffness) + 1) for n in shape]
+        sigma = [0.5 * max(((n - 1) / max(m - 1, 1)) ** 2 - 1, 0) ** 0.5 for n, m in zip(shape, coarse)]
+        images = [resize(gaussian(image, sigma), coarse) for image in images]
+    with dropout_at_work(network, change.seed):
+        pair = inference.run_network(*images, options.method, options, network, progress)
+    fields = (resize_field(u, shape) for u in (pair.fixed_to_moving, pair.moving_to_fixed))
+    return change.undone(FieldPair(*fields, pair.inverse_method, pair.residual, pair.details))
+
+
+# ---------------------------------------------------------------------------------------------- maps and volumes
+
+
+def coarse_to_fine(space: Workspace, pair: FieldPair, grid: Grid) -> dict[str, np.ndarray]:
+    """How sure the images are of the result, and what it does to volumes, seen at several scales.
+
+    Returns:
+        ``appearance_4``, ``_2``, ``_1`` (mm that a point could move unnoticed at that scale, see
+        :func:`uncertainty.contrast_sign`) and ``log_jacobian_4``, ``_2``, ``_1`` (natural logarithm of the determinant of the
+        deformation without the alignment, at that scale; 0 = no change); (D, H, W) float32 on ``grid``.
+    """
+    shape = space.fixed.shape[2:]
+    voxel = float(space.grid.spacing[0])
+    matrix = space.grid.inverse @ np.linalg.inv(space.mid_to_fixed) @ grid.matrix
+    maps = {}
+    for factor in SCALES:
+        level = [max(min(n, 8), round((n - 1) / factor) + 1) for n in shape]
+        sigma = 0.5 * max(factor**2 - 1, 0) ** 0.5
+        fixed, moving, u = (gaussian(x, sigma) if sigma else x for x in (space.fixed, space.moving, pair.fixed_to_moving))
+        fixed, moving, u = resize(fixed, level), resize(moving, level), resize_field(u, level)
+        for name, values in (("appearance", contrast_sign(fixed, warp(moving, u))[None, None] * voxel * factor),
+                             ("log_jacobian", jacobian_determinant(u).clamp_min(1e-3).log())):
+            values = resize(values, shape)
+            maps[f"{name}_{factor}"] = sample(values, affine_grid(grid.shape, matrix, values))[0, 0].cpu().numpy()
+    return maps
+
+
+def volumes(labels: Volume, result) -> dict:
+    """Volume change per fixed label with its confidence, see :func:`quality_volumes.volume_changes`."""
+    grid, doubt = result.fixed.grid, result.metrics["uncertainty"] or {}
+    array = labels.array if labels.grid.same_as(grid) else resample_labels(labels, grid)
+    return volume_changes(array, result.jacobian, grid, result.uncertainty if doubt.get("calibrated") else None,
+                          doubt.get("patch_mm", 0.0))

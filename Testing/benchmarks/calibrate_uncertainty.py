@@ -1,0 +1,246 @@
+"""Does the uncertainty map predict the error? Fitted on known warps of some people, judged on others.
+
+    python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER [--preset fast] [--runs 4] [--store]
+    python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER --judge-only --preset default
+
+Known warps: a real scan is the fixed scan, the same scan pulled through a random diffeomorphism (3 to 10 mm root mean square over
+distances of 16 to 60 mm) the moving one, both then given their own bias field, gamma, blur, white and correlated noise, so that
+they are not the same picture twice. The registration starts from the headers. Errors are lengths of (found - true) on the working
+grid inside the content of the fixed scan. Landmarks: real breathing states, aligned and registered as a user would.
+
+``sd of lengths`` is the standard deviation of the lengths of the displacement vectors over the same runs. AUSE: area between the
+sparsification curve and the best possible one, in units of the mean error. A case in the work folder is not computed again.
+``--store`` writes the numbers into the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from SymRegistrationLib import alignment, calibration, pipeline, preprocess, synthetic, uncertainty
+from SymRegistrationLib.fields import gaussian, jacobian_determinant, resize, sample, square_sum, warp
+from SymRegistrationLib.job import Options
+from SymRegistrationLib.points import read_points
+from SymRegistrationLib.quality_volumes import volume_changes
+from SymRegistrationLib.volumes import Volume, foreground, read_labels, read_volume
+
+FIT = ["brain/sub-01_brain:1", "brain/sub-02_brain:2", "brain/bert_brain:3", "lung/mr_0004_image:4", "brain/sub-01_brain:5",
+       "brain/bert_brain:6"]
+JUDGE = ["brain/sub-03_brain:11", "brain/sub-04_brain:12", "brain/plotatlas_brain:13", "lung/thorax_ct_2mm:14",
+         "lung/thorax_ct_2mm:15", "lung/mr_0006_image:16", "liver/19_exhale:17", "brain/sub-03_brain:18"]
+LANDMARKS = [("18", "cyc_1_10"), ("19", "cyc_1_6"), ("18", "cyc_3_10"), ("19", "cyc_1_9")]
+FAST = ("contrast", "bend", "consistency")
+POINTS = 20_000
+LEAST_LABEL_ML = 0.5
+
+
+def known_warp(path: Path, seed: int) -> tuple[Volume, Volume, torch.Tensor]:
+    """(fixed, moving, truth): the truth is (1, 3, D, H, W) LPS mm on the fixed grid, fixed point -> moving point."""
+    draw = synthetic.Draw(seed)
+    volume = read_volume(path)
+    grid = volume.grid.resampled(np.maximum(volume.grid.spacing, 2.0))
+    image = F.adaptive_avg_pool3d(torch.from_numpy(volume.array.astype(np.float32))[None, None], grid.shape)
+    image = synthetic.normalised(image)
+    settings = synthetic.Synthesis(shape=grid.shape, spacing=float(grid.spacing.mean()), warp=draw.uniform(3.0, 10.0), control=(16.0, 60.0))
+    to_moving, to_fixed = synthetic.random_warp(settings, draw)
+
+    def seen(x: torch.Tensor) -> torch.Tensor:
+        bias = resize(draw.normal(1, 1, *(draw.integer(2, 4) for _ in range(3))), grid.shape)
+        x = (x * torch.exp(draw.uniform(0, 0.3) * bias)).clamp_min(1e-4) ** math.exp(draw.uniform(-0.3, 0.3))
+        x = gaussian(x, draw.uniform(0.01, 0.6))
+        grain = gaussian(draw.normal(1, 1, *grid.shape), 1.5)
+        noise = draw.uniform(0.005, 0.06) * draw.normal(1, 1, *grid.shape) + draw.uniform(0, 0.04) * grain / grain.std()
+        return (x + noise * (x > 0.02)).clamp(0, 1.5)
+
+    pair = [Volume(x[0, 0].numpy(), grid, name) for x, name in ((seen(image), "fixed"), (seen(warp(image, to_moving)), "moving"))]
+    linear = torch.from_numpy(grid.matrix[:3, :3].copy()).float()
+    return pair[0], pair[1], torch.einsum("ij,njdhw->nidhw", linear, to_fixed)
+
+
+def collect(data: Path, case: str, preset: str, runs: int) -> dict[str, np.ndarray]:
+    """Everything of one case on the working grid: error, signs, baseline, Jacobians, labels; voxels."""
+    name, seed = case.split(":")
+    fixed, moving, truth_mm = known_warp(data / f"{name}.nii.gz", int(seed))
+    options = Options(preset=preset, initial="none", metric="lncc")
+    scans = [preprocess.prepare(volume) for volume in (fixed, moving)]
+    solver = pipeline._Solver(scans, alignment.align(*scans, "none", "auto", 0, None), options, [])
+    start = time.process_time()
+    pair = solver.run()
+    one = time.process_time() - start
+    signs = uncertainty.single_run_signs(solver.space, pair)
+    fast = time.process_time() - start - one
+    found, lengths = uncertainty.Runs(pair.fixed_to_moving[0]), []
+    for change in uncertainty.perturbations(runs, 0):
+        u = solver.run(perturbation=change).fixed_to_moving[0]
+        found.add(u, "stiff" if change.stiffness > 1 else "jitter")
+        lengths.append(square_sum(u[None])[0, 0].sqrt())
+    many = time.process_time() - start
+    signs |= found.signs()
+    space = solver.space
+    at = preprocess.affine_grid(space.grid.shape, fixed.grid.inverse @ space.mid_to_fixed @ space.grid.matrix, truth_mm)
+    linear = torch.from_numpy(np.linalg.inv((space.mid_to_moving @ space.grid.matrix)[:3, :3])).float()
+    truth = torch.einsum("ij,njdhw->nidhw", linear, sample(truth_mm, at))
+    content = sample(torch.from_numpy(foreground(fixed.array))[None, None].float(), at)[0, 0] > 0.5
+    out = {**signs, "error": square_sum(pair.fixed_to_moving - truth).sqrt()[0, 0], "baseline": torch.stack(lengths).std(0),
+           "spread": found.spread.length(), "jacobian": jacobian_determinant(pair.fixed_to_moving)[0, 0],
+           "true_jacobian": jacobian_determinant(truth)[0, 0], "content": content}
+    out = {key: value.numpy().astype(np.float16 if value.is_floating_point() else bool) for key, value in out.items()}
+    aseg = data / f"{name.replace('_brain', '_aseg')}.nii.gz"
+    if "brain" in name and aseg.exists():
+        labels = read_labels(aseg)
+        index = torch.from_numpy(labels.array.astype(np.float32))[None, None]
+        there = preprocess.affine_grid(space.grid.shape, labels.grid.inverse @ space.mid_to_fixed @ space.grid.matrix, index)
+        out["labels"] = sample(index, there, "nearest", "zeros")[0, 0].numpy().astype(np.int32)
+    return {**out, "matrix": space.grid.matrix, "seconds": np.array([one, fast, many])}
+
+
+def cached(work: Path, data: Path, case: str, preset: str, runs: int) -> dict[str, np.ndarray]:
+    """:func:`collect`, kept in the work folder."""
+    store = work / f"{case.split('/')[1].replace(':', '_')}_{preset}_{runs}.npz"
+    if not store.exists():
+        np.savez(store, **collect(data, case, preset, runs))
+        print(case, preset, "collected", flush=True)
+    return dict(np.load(store))
+
+
+def points_of(case: dict, names, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Signs, errors and baseline at up to :data:`POINTS` voxels of the content."""
+    where = np.flatnonzero(case["content"])
+    where = rng.choice(where, min(POINTS, len(where)), replace=False)
+    pick = {name: case[name].ravel()[where].astype(float) for name in (*names, "error", "baseline")}
+    return {name: pick[name] for name in names}, pick["error"], pick["baseline"]
+
+
+def fitted(cases: list[dict], names, kind: str, preset: str, on: str) -> calibration.Calibration:
+    """A calibration from all cases, each counting the same."""
+    rng = np.random.default_rng(0)
+    parts = [points_of(case, names, rng) for case in cases]
+    signs = {name: np.concatenate([part[0][name] for part in parts]) for name in names}
+    floor, weights, radii = calibration.fit(signs, np.concatenate([part[1] for part in parts]))
+    return calibration.Calibration("syn", preset, "lncc", kind, floor, weights, radii, on)
+
+
+def judged(entry: calibration.Calibration, case: dict) -> dict[str, float]:
+    """How well the radii of one case predict its errors, beside the standard deviation of lengths."""
+    signs, errors, baseline = points_of(case, list(entry.weights), np.random.default_rng(1))
+    radius = entry.radius(signs)
+    row = {f"coverage_{level}": calibration.coverage(errors, entry.radius(signs, level)) for level in calibration.LEVELS}
+    row |= {"rank": calibration.rank_correlation(radius, errors), "rank_baseline": calibration.rank_correlation(baseline, errors),
+            "ause": calibration.ause(errors, radius), "ause_baseline": calibration.ause(errors, baseline)}
+    return row | {"error_mm": float(errors.mean() * _voxel(case)), "voxel_mm": _voxel(case)}
+
+
+def _voxel(case: dict) -> float:
+    return float(abs(np.linalg.det(case["matrix"][:3, :3])) ** (1 / 3))
+
+
+def volume_errors(entry: calibration.Calibration, cases: list[dict], patch_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """(errors, standard deviations) in ml of the volume changes of all labels, where the true change is known."""
+    from SymRegistrationLib.geometry import Grid
+
+    errors, sigmas = [], []
+    for case in cases:
+        if "labels" not in case:
+            continue
+        grid = Grid(case["labels"].shape, case["matrix"])
+        radius = entry.radius({name: case[name].astype(float) for name in entry.weights}) * _voxel(case)
+        found, true = (volume_changes(case["labels"], case[name].astype(float), grid, radius, patch_mm)
+                       for name in ("jacobian", "true_jacobian"))
+        for n in found:
+            if found[n]["fixed_ml"] > LEAST_LABEL_ML:
+                errors.append(abs(found[n]["change_ml"] - true[n]["change_ml"]))
+                sigmas.append(found[n]["plus_minus_ml"])
+    return np.array(errors), np.array(sigmas)
+
+
+def patch_of(entry: calibration.Calibration, cases: list[dict]) -> float:
+    """The patch size in mm for which one standard deviation covers 68 % of the volume errors."""
+    sizes = np.geomspace(1, 60, 40)
+    covered = [calibration.coverage(*volume_errors(entry, cases, size)) for size in sizes]
+    return float(np.round(np.interp(68, covered, sizes), 1))
+
+
+def landmarks(data: Path, subject: str, state: str, preset: str, kind: "int | str") -> dict[str, float]:
+    """Predicted radius at real landmarks beside their measured error."""
+    base = data / "liver"
+    names = [f"{subject}_exhale", f"{subject}_{state}"]
+    fixed, moving = (read_volume(base / f"{name}.nii.gz") for name in names)
+    here, there = (read_points(base / f"{name}_landmarks.csv").points for name in names)
+    result = pipeline.register(fixed, moving, Options(preset=preset, uncertainty=kind))
+    errors = np.linalg.norm(result.forward.map_points(here) - there, axis=1)
+    index = np.clip(np.round(fixed.grid.indices(here)).astype(int), 0, np.array(fixed.grid.shape) - 1)
+    radius = result.uncertainty[tuple(index.T)]
+    return {"pair": f"liver {subject} exhale<-{state}", "count": len(errors), "tre_mm": float(errors.mean()), "radius_mm": float(radius.mean()),
+            "calibrated": result.metrics["uncertainty"]["calibrated"],
+            "coverage_68": calibration.coverage(errors, radius), "rank": calibration.rank_correlation(radius, errors)}
+
+
+def table(entry: calibration.Calibration, names: list[str], rows: list[dict]) -> str:
+    """Markdown of the judged cases and their mean."""
+    lines = ["| case | voxel mm | mean error mm | 50 / 68 / 95 % radius covers | rank correlation (sd of lengths) | AUSE (sd of lengths) | ratio |",
+             "|---|---|---|---|---|---|---|"]
+    mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    for name, row in [*zip(names, rows), (f"**mean, {entry.kind}**", mean)]:
+        cover = " / ".join(f"{row[f'coverage_{level}']:.0f}" for level in calibration.LEVELS)
+        lines.append(f"| {name} | {row['voxel_mm']:.1f} | {row['error_mm']:.2f} | {cover} | {row['rank']:.2f} ({row['rank_baseline']:.2f}) "
+                     f"| {row['ause']:.3f} ({row['ause_baseline']:.3f}) | {row['ause'] / row['ause_baseline']:.2f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--preset", default="fast", choices=("fast", "default", "thorough"))
+    parser.add_argument("--runs", type=int, default=4)
+    parser.add_argument("--judge-only", action="store_true", help="take the weights of the preset 'fast' from the package and judge them here")
+    parser.add_argument("--only", default="", help="judge only cases that contain one of these comma-separated words")
+    parser.add_argument("--landmarks", type=int, default=0, help="so many of the landmark pairs too (full registrations)")
+    parser.add_argument("--store", action="store_true")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    words = [word for word in arguments.only.split(",") if word]
+    chosen = [case for case in JUDGE if not words or any(word in case for word in words)]
+    fits = [] if arguments.judge_only else [cached(arguments.work, arguments.data, case, arguments.preset, arguments.runs) for case in FIT]
+    judges = [cached(arguments.work, arguments.data, case, arguments.preset, arguments.runs) for case in chosen]
+    on = f"known warps of {len(set(case.split(':')[0] for case in FIT))} people (brain MR, lung MR)"
+    entries = []
+    for kind, names in (("runs", uncertainty.SIGNS), ("fast", FAST)):
+        if arguments.judge_only:
+            entry = calibration.find("syn", "fast", "lncc", kind)
+        else:
+            entry = fitted(fits, names, kind, arguments.preset, on)
+            entry = calibration.Calibration(**{**entry.__dict__, "patch_mm": patch_of(entry, fits)})
+        rows = [judged(entry, case) for case in judges]
+        errors, sigmas = volume_errors(entry, judges, entry.patch_mm)
+        mean = {key: round(float(np.mean([row[key] for row in rows])), 3) for key in rows[0]}
+        mean |= {"cases": len(rows), "runs": arguments.runs if kind == "runs" else 0}
+        if len(errors):
+            mean["volume_coverage_68"] = round(calibration.coverage(errors, sigmas), 1)
+        entries.append(calibration.Calibration(**{**entry.__dict__, "preset": arguments.preset, "judged": mean}))
+        print(f"\n### {kind}, preset {arguments.preset}\n")
+        print(json.dumps({"floor": entry.floor, "weights": entry.weights, "radii": entry.radii, "patch_mm": entry.patch_mm}))
+        print(table(entry, chosen, rows))
+        if len(errors):
+            print(f"\nvolume changes: {mean['volume_coverage_68']} % of {len(errors)} labels within their +-; mean error {errors.mean():.3f} ml")
+    one, fast, many = np.sum([case["seconds"] for case in (*fits, *judges)], 0)
+    print(f"\nCPU seconds: one run {one:.1f}, fast mode adds {100 * fast / one:.1f} %, {arguments.runs} runs cost {(many - one - fast) / one:.2f} "
+          "runs more")
+    if arguments.store:
+        kept = [e for e in (calibration.read_calibrations() if calibration.STORE.exists() else []) if e.preset != arguments.preset]
+        calibration.write_calibrations([*kept, *entries])
+    for subject, state in LANDMARKS[: arguments.landmarks]:
+        for kind in ("fast", arguments.runs):
+            print(kind, json.dumps(landmarks(arguments.data, subject, state, arguments.preset, kind)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
