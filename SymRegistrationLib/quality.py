@@ -16,6 +16,10 @@ from .transforms import DenseTransform, inverse_consistency_on, jacobian_on, res
 from .volumes import Volume
 
 
+#: Label numbers up to here are counted directly.
+_MOST_COUNTED = 1 << 20
+
+
 def dice(a: np.ndarray, b: np.ndarray, labels: Sequence[int] | None = None) -> dict[int, float]:
     """Overlap per label of two maps on one grid (METHODS 1.9).
 
@@ -23,8 +27,14 @@ def dice(a: np.ndarray, b: np.ndarray, labels: Sequence[int] | None = None) -> d
         labels: which; default all non-zero labels of either map. A label absent from both is left out, absent from one
             counts 0.
     """
-    top = int(max(a.max(), b.max(), 0)) + 1
     a, b = np.maximum(a, 0).ravel(), np.maximum(b, 0).ravel()
+    if max(a.max(), b.max()) > _MOST_COUNTED:
+        # Counting takes memory for every number up to the largest: large ones are counted under short names.
+        known, short = np.unique(np.concatenate([a, b]), return_inverse=True)
+        table = dice(short[:a.size] + 1, short[a.size:] + 1)
+        table = {int(known[n - 1]): value for n, value in table.items() if known[n - 1]}
+        return table if labels is None else {n: table[n] for n in labels if n in table}
+    top = int(max(a.max(), b.max())) + 1
     sizes = np.bincount(a, minlength=top) + np.bincount(b, minlength=top)
     common = np.bincount(a[a == b], minlength=top)
     wanted = np.flatnonzero(sizes)[np.flatnonzero(sizes) > 0] if labels is None else [n for n in labels if n < top and sizes[n]]
