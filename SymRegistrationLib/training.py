@@ -28,6 +28,7 @@ from .networks._base import SymmetricNetwork
 from .training_loss import step_terms, validate
 from .training_options import TrainingOptions
 from .training_plan import Plan
+from .training_stop import Stopper
 
 #: Longest gradient that a step may take in one part (child module) of a network; longer ones are shortened to it.
 LONGEST_GRADIENT = 10.0
@@ -78,7 +79,7 @@ def train(options: TrainingOptions, progress: Progress = silent) -> dict[str, An
     with _processes(options) as (rank, world):
         if rank == 0:
             prepared = training_plan.prepare(options, progress, _timer(options))
-            Path(options.output, "plan.json").write_text(prepared.plan.to_json(), encoding="utf-8")
+            training_checkpoints.replace_file(Path(options.output, "plan.json"), prepared.plan.to_json().encode())
         if world > 1:
             dist.barrier()
         if rank != 0:
@@ -162,7 +163,15 @@ class Trainer:
     # ------------------------------------------------------------------------------------------ the loop
 
     def run(self, progress: Progress = silent) -> dict[str, Any]:
-        """Train until finished or until ``stop_after``; see :func:`train`."""
+        """Train until finished, until ``stop_after``, or until Ctrl-C or SIGTERM; see :func:`train`."""
+        # Several processes wait for one another in each step; there torchrun ends all, and the last checkpoint counts.
+        with Stopper(self.world == 1) as stopper:
+            self._loop(progress, stopper)
+        if stopper.number and not self.state.finished:
+            raise stopper.told(self.state.step)
+        return self._outcome()
+
+    def _loop(self, progress: Progress, stopper: Stopper) -> None:
         begun = saved = time.monotonic()
         before, first = self.state.seconds, self._work_done()
         while not self.state.finished:
@@ -179,6 +188,7 @@ class Trainer:
             now = time.monotonic()
             self.state.seconds = before + now - begun
             stopping = self._agreed(bool(self.options.stop_after) and now - begun > 60 * self.options.stop_after)
+            stopping = stopping or bool(stopper.number)
             due = self.state.step % self.plan.validate_every == 0 or self._stage_is_over()
             if self.rank == 0:
                 training_checkpoints.append(self.folder / "log.jsonl", row)
@@ -194,7 +204,6 @@ class Trainer:
                 saved = time.monotonic()
             if stopping:
                 break
-        return self._outcome()
 
     def _step(self) -> dict[str, Any]:
         """One optimiser step; returns its log line."""

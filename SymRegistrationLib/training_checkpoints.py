@@ -42,6 +42,19 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
                                 "from its last checkpoint.") from None
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """A small file of the run, whole or as it was. Raises RegistrationError when it cannot be written."""
+    temporary = path.with_name(path.name + ".part")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise RegistrationError(write_failure(path, error), "Free disk space and give the same command again: the run goes on "
+                                "from its last checkpoint.") from None
+
+
 def write_failure(path: Path, error: Exception) -> str:
     """What to say when a file of the run cannot be written."""
     full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
@@ -109,9 +122,7 @@ def cut_log(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    replace_file(path, "".join(line + "\n" for line in kept).encode())
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
@@ -120,4 +131,5 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
         with open(path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
     except OSError as error:
-        raise RegistrationError(write_failure(path, error)) from None
+        raise RegistrationError(write_failure(path, error), "Free disk space and give the same command again: the run goes on "
+                                "from its last checkpoint.") from None

@@ -18,10 +18,10 @@ import torch
 
 from . import __version__, networks
 from .fields import warp
-from .job import InputError, RegistrationError
+from .job import InputError
 from .pictures import png
 from .synthetic import Pair
-from .training_checkpoints import write_failure
+from .training_checkpoints import replace_file
 from .training_options import TrainingOptions
 from .training_plan import Plan
 
@@ -68,10 +68,7 @@ def draw(folder: Path, judge, held_out: Sequence[Pair] | None, writer: Any = Non
     if held_out:
         pictures["validation"] = pair_picture(judge, held_out[0])
     for name, picture in pictures.items():
-        try:
-            (folder / f"{name}.png").write_bytes(png(picture))
-        except OSError as error:
-            raise RegistrationError(write_failure(folder / f"{name}.png", error)) from None
+        replace_file(folder / f"{name}.png", png(picture))
         if writer:
             writer.add_image(name, picture, step, dataformats="HWC" if picture.ndim == 3 else "HW")
 
