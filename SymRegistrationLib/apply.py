@@ -8,6 +8,7 @@ the inverse file of the same run when it lies beside, else a numerical inverse w
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import os
 from contextlib import contextmanager
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import numpy as np
+import psutil
 import SimpleITK as sitk
 
-from .job import InputError, Progress, existing_file, silent, usable_path
+from .job import InputError, Progress, RegistrationError, existing_file, silent, usable_path
 from .points import read_points, write_points
 from .resampling import INTERPOLATIONS, invert_points, map_points, outside_field, resample_image, resample_labels
 from .transforms import read_transform
@@ -133,17 +135,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary file beside ``path`` that takes its place at the end, or vanishes when something goes wrong.
 
     Raises:
-        InputError: the disk is full or the folder closed.
+        RegistrationError: the disk is full or the folder closed.
     """
     path = Path(path)
+    for left in path.parent.glob(f".partial-*-{glob.escape(path.name)}"):  # of a run that was killed
+        pid = left.name.split("-")[1]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            left.unlink(missing_ok=True)
     # The ending stays, because SimpleITK chooses the format by it.
     temporary = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1][:160]
-        raise InputError(f"'{path}' could not be written ({reason}).", "Check free space and permissions.") from None
+        reason = getattr(error, "strerror", None) or " ".join(str(error).strip().splitlines()[-1:])[:160]
+        raise RegistrationError(f"'{path}' could not be written ({reason}).", "Check free space and permissions.") from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -148,29 +148,64 @@ def destination(output: str | os.PathLike) -> Iterator[Path]:
         output.mkdir(parents=True, exist_ok=True)
         sweep(output)
         folder = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{os.getpid()}-", dir=output))
+        _live.add(folder.name)
     except OSError as error:
         raise InputError(f"output folder '{output}' cannot be written ({error.strerror}).", "Choose another with -o.") from None
     try:
         yield folder
-        for path in sorted(folder.iterdir(), key=lambda p: p.name == "metrics.json"):
-            os.replace(path, output / path.name)
+        _publish(folder, output)
         made = False
     except (OSError, RuntimeError) as error:
         if isinstance(error, RegistrationError):
             raise
         full = getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(output).free < 1e6
-        reason = "the disk is full" if full else (str(error).strip().splitlines() or ["unknown"])[-1][:160]
-        raise RegistrationError(f"writing to '{output}' failed: {reason}.", "Nothing was left there.") from error
+        reason = "the disk is full" if full else " ".join((str(error).strip().splitlines() or ["unknown"])[-1].split())[:160]
+        hint = "Nothing was left there. Free space, or choose another folder, and give the same command again."
+        raise RegistrationError(f"writing to '{output}' failed: {reason}.", hint) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        _live.discard(folder.name)
         if made:
             with contextlib.suppress(OSError):
                 output.rmdir()
 
 
+def _publish(folder: Path, output: Path) -> None:
+    """Move the files of ``folder`` to their final names, ``metrics.json`` last; all of them or none.
+
+    A stop that arrives in these milliseconds is granted after the last file.
+    """
+    paths = sorted(folder.iterdir(), key=lambda p: p.name == "metrics.json")
+    names = [path.name for path in paths]
+    for name in names:
+        if (output / name).is_dir():
+            raise IsADirectoryError(errno.EISDIR, "there is a folder of that name", name)
+    (output / "metrics.json").unlink(missing_ok=True)  # of an earlier run: from here on its results are being replaced
+    stop: BaseException | None = None
+    while paths:
+        try:
+            if paths[0].exists():
+                os.replace(paths[0], output / paths[0].name)
+            paths.pop(0)
+        except OSError:
+            for name in names:
+                if not (folder / name).exists():
+                    (output / name).unlink(missing_ok=True)
+            raise
+        except BaseException as error:  # Ctrl-C or SIGTERM
+            stop = error
+    if stop is not None:
+        raise stop
+
+
+#: Hidden folders that this process is writing into now.
+_live: set[str] = set()
+
+
 def sweep(output: Path) -> None:
-    """Remove hidden folders of runs whose process no longer exists."""
+    """Remove hidden folders of runs whose process no longer exists, or had this one's number (containers repeat them)."""
     for path in output.glob(f"{PARTIAL}*"):
         pid = path.name[len(PARTIAL):].split("-")[0]
-        if not (pid.isdigit() and psutil.pid_exists(int(pid))):
+        gone = not (pid.isdigit() and psutil.pid_exists(int(pid)))
+        if gone or (int(pid) == os.getpid() and path.name not in _live):
             shutil.rmtree(path, ignore_errors=True)

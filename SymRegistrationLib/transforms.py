@@ -213,18 +213,21 @@ def write_transform(path: str | os.PathLike, transform: DenseTransform, matrix: 
     path = str(path)
     if path.endswith(".h5"):
         if matrix is None:
-            sitk.WriteTransform(transform.to_itk(), path)
+            with quiet():
+                sitk.WriteTransform(transform.to_itk(), path)
             return
         affine = sitk.AffineTransform(3)
         affine.SetMatrix(matrix[:3, :3].ravel().tolist())
         affine.SetTranslation(matrix[:3, 3].tolist())
-        sitk.WriteTransform(sitk.CompositeTransform([affine, _remainder(transform, matrix).to_itk()]), path)
+        with quiet():
+            sitk.WriteTransform(sitk.CompositeTransform([affine, _remainder(transform, matrix).to_itk()]), path)
         return
     if path.endswith(".nii.gz"):
         _write_nifti(path, transform)
         return
     image = to_itk(transform.displacement, transform.grid, vector=True)
-    sitk.WriteImage(image, path, useCompression=True, compressionLevel=1)
+    with quiet():
+        sitk.WriteImage(image, path, useCompression=True, compressionLevel=1)
 
 
 def _write_nifti(path: str, transform: DenseTransform) -> None:

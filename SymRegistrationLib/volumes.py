@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from dataclasses import dataclass, field
@@ -154,8 +155,15 @@ def resample_labels(volume: Volume, grid: Grid) -> np.ndarray:
 
 
 def write_volume(path: str | os.PathLike, array: np.ndarray, grid: Grid) -> None:
-    """Write an array with its grid; the format follows the file name (.nii.gz, .nrrd, .mha)."""
-    sitk.WriteImage(to_itk(array, grid), str(path), useCompression=True, compressionLevel=1)
+    """Write an array with its grid; the format follows the file name (.nii.gz, .nrrd, .mha).
+
+    Raises:
+        OSError, RuntimeError: it could not be written whole, most often because the disk is full.
+    """
+    with quiet():
+        sitk.WriteImage(to_itk(array, grid), str(path), useCompression=True, compressionLevel=1)
+    if nifti_fault(Path(path)):  # ITK says nothing when the disk is full
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def foreground(array: np.ndarray) -> np.ndarray:
