@@ -22,6 +22,7 @@ import SimpleITK as sitk
 
 from .job import InputError, Progress, RegistrationError, existing_file, silent, usable_path
 from .points import read_points, write_points
+from .regions import values_at
 from .resampling import INTERPOLATIONS, invert_points, map_points, outside_field, resample_image, resample_labels
 from .transforms import read_transform
 from .volumes import read_labels, read_volume, write_volume
@@ -100,7 +101,8 @@ def apply_transform(request: Application, progress: Progress = silent) -> dict:
 
     Returns:
         What was done: ``output``, ``kind``, ``notes`` (warnings for people) and, for points, ``count``, ``from``,
-        ``to``, ``method``, ``residual_mean_mm``, ``residual_max_mm``, ``outside``.
+        ``to``, ``method``, ``residual_mean_mm``, ``residual_max_mm``, ``outside``, ``radius_mm`` (68 %, a list or None) and
+        ``no_radius`` (why not).
 
     Raises:
         InputError: an input is missing, unreadable or of the wrong kind, or the output cannot be written.
@@ -183,12 +185,15 @@ def smallest(labels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Run:
-    """What the metrics.json beside a transform tells: the file's direction, its sibling, and the scans' names."""
+    """What the metrics.json beside a transform tells: the file's direction, its sibling, the scans' names, and the
+    calibrated uncertainty map or why there is none."""
 
     role: str = "forward"
     sibling: Path | None = None
     fixed: str = "fixed scan"
     moving: str = "moving scan"
+    radius_map: Path | None = None
+    no_radius: str = "the transform does not lie in the folder of its run (no metrics.json that names it), so nothing is known of its errors"
 
 
 def _run_of(transform: Path) -> _Run:
@@ -197,9 +202,21 @@ def _run_of(transform: Path) -> _Run:
         files, job = metrics["files"], metrics["job"]
         role = next(r for r in ("forward", "inverse") if files.get(r) == transform.name)
         sibling = transform.parent / files["inverse" if role == "forward" else "forward"]
-        return _Run(role, sibling if sibling.exists() else None, str(job["fixed"]), str(job["moving"]))
+        return _Run(role, sibling if sibling.exists() else None, str(job["fixed"]), str(job["moving"]),
+                    *_radius_map(metrics, transform.parent))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError):
         return _Run()  # not in a run's folder: the file is taken as what warps the moving image
+
+
+def _radius_map(metrics: dict, folder: Path) -> tuple[Path | None, str]:
+    """The run's calibrated uncertainty map, or None and the reason in words."""
+    told = metrics.get("uncertainty")
+    if not told:
+        return None, "the run made no uncertainty map; register with --uncertainty 8 to get one"
+    if not told.get("calibrated"):
+        return None, "the run's uncertainty map is relative only, so it gives no mm"
+    path = folder / str(metrics["files"].get("uncertainty", "uncertainty.nii.gz"))
+    return (path, "") if path.is_file() else (None, f"the run's uncertainty map '{path}' is missing")
 
 
 def _points(request: Application, transform: sitk.Transform) -> dict:
@@ -222,8 +239,9 @@ def _points(request: Application, transform: sitk.Transform) -> dict:
         notes.append(
             f"{missed} of {len(points)} points could not be inverted to {MISSED_MM} mm (worst {residual.max():.2f} mm)"
         )
+    radii = _radii(run, moved if to_fixed else points.points)
     with replacing(request.output) as temporary:
-        write_points(temporary, points.moved(moved))
+        write_points(temporary, dataclasses.replace(points.moved(moved), radii=radii))
     source, target = (run.moving, run.fixed) if to_fixed else (run.fixed, run.moving)
     return {
         "notes": notes,
@@ -234,7 +252,20 @@ def _points(request: Application, transform: sitk.Transform) -> dict:
         "outside": outside,
         "residual_mean_mm": float(residual.mean()),
         "residual_max_mm": float(residual.max()),
+        "radius_mm": [None if r != r else round(r, 3) for r in radii] or None,
+        "no_radius": run.no_radius,
     }
+
+
+def _radii(run: _Run, fixed_points: np.ndarray) -> tuple[float, ...]:
+    """68 % radius in mm of each point, nan outside the map, () when the run has no calibrated map.
+
+    The map lies on the fixed scan; for points carried to the fixed scan it is read where they arrive.
+    """
+    if run.radius_map is None:
+        return ()
+    volume = read_volume(run.radius_map, "uncertainty map")
+    return tuple(float(r) for r in values_at(volume.array, volume.grid, fixed_points))
 
 
 def _other_way(

@@ -182,6 +182,9 @@ def _apply(args: argparse.Namespace, console: Console) -> None:
         if result["residual_max_mm"] > 0:
             mean, worst = (number(result[f"residual_{name}_mm"]) for name in ("mean", "max"))
             text += f"; they return within {mean} mm (mean), {worst} mm (largest)"
+        known = [radius for radius in result["radius_mm"] or () if radius is not None]
+        text += f"\nno radius: {result['no_radius']}" if not known else (
+            f"\n68 % of such points lie within {number(min(known), 2)} to {number(max(known), 2)} mm (each point's radius is in the file)")
     console.result(result, text)
 
 

@@ -70,11 +70,11 @@ class Options:
         threads: CPU threads; ``None`` = all that torch finds.
         weights: a ``.safetensors`` file for the method; ``None`` = the shipped ones.
         uncertainty: number of perturbed runs behind the uncertainty map, ``"fast"`` = from the one run alone, 0 = no map.
+        memory_gb: stay below this much working memory; ``None`` = what is free.
+        method_options: switches of the method itself, checked by it.
         ensemble: names of further methods, separated by commas; each runs once, and where they differ is uncertain.
         average: deliver the mean of all runs, taken in the log domain, instead of the method's own result.
         maps: further maps: spread and largest axis of the runs, contrast and Jacobian from coarse to fine.
-        memory_gb: stay below this much working memory; ``None`` = what is free.
-        method_options: switches of the method itself, checked by it.
     """
 
     method: str = "syn"
@@ -88,11 +88,11 @@ class Options:
     threads: int | None = None
     weights: str | None = None
     uncertainty: int | str = 0
+    memory_gb: float | None = None
+    method_options: dict[str, Any] = field(default_factory=dict)
     ensemble: str = ""
     average: bool = False
     maps: bool = False
-    memory_gb: float | None = None
-    method_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _choice("preset", self.preset, PRESETS)

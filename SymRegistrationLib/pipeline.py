@@ -161,14 +161,10 @@ def register(fixed: Volume, moving: Volume, options: Options = Options(), extras
     clock.enter("output", "transforms and maps")
     result = _finish(fixed, moving, pair, solver, doubt.map if doubt else None)
     result.metrics.update(_evaluated(extras, result.transforms))
-    if options.maps:
-        from .pipeline_trust import coarse_to_fine
+    if options.maps or doubt or extras.fixed_labels is not None:
+        from .pipeline_trust import complete
 
-        result.maps.update(coarse_to_fine(solver.space, pair, fixed.grid))
-    if extras.fixed_labels is not None:
-        from .pipeline_trust import volumes
-
-        result.metrics["volumes"] = volumes(extras.fixed_labels, result)
+        complete(result, solver.space, pair, extras, options.maps)
     clock.leave()
     if doubt:
         clock.move("method", "uncertainty", doubt.seconds)
@@ -327,8 +323,7 @@ def _finish(fixed: Volume, moving: Volume, pair: FieldPair, solver: "_Solver", d
     maps = {}
     if doubt is not None:
         notes += doubt.notes
-        maps = {name: array for name, array in (("uncertainty_spread", doubt.spread), ("uncertainty_axis", doubt.axis))
-                if array is not None and solver.options.maps}
+        maps = doubt.maps if solver.options.maps else {}
     return Result(fixed, moving, physical, pose, warped_moving, warped_fixed, aligned, jacobian, ice, metrics,
                   None if doubt is None else doubt.mm, maps)
 

@@ -16,6 +16,7 @@ from .geometry import Grid
 from .job import Options, Progress
 from .preprocess import Workspace, affine_grid
 from .quality_volumes import volume_changes
+from .regions import values_at
 from .uncertainty import LogMean, Perturbation, Runs, contrast_sign, perturbations, single_run_signs
 from .uncertainty_map import UncertaintyMap, dropout_at_work, uncertainty_map
 from .volumes import Volume, foreground, resample_labels
@@ -110,6 +111,17 @@ def predict_perturbed(space: Workspace, options: Options, change: Perturbation, 
 # ---------------------------------------------------------------------------------------------- maps and volumes
 
 
+def complete(result, space: Workspace, pair: FieldPair, extras, maps: bool) -> None:
+    """Add to a result what its map makes possible: radii of landmarks, volume changes, and with ``maps`` further maps."""
+    marks = result.metrics["landmarks"]
+    if marks:
+        marks["radius_mm"] = landmark_radii(extras.fixed_points.points, result)
+    if extras.fixed_labels is not None:
+        result.metrics["volumes"] = volumes(extras.fixed_labels, result)
+    if maps:
+        result.maps.update(coarse_to_fine(space, pair, result.fixed.grid))
+
+
 def coarse_to_fine(space: Workspace, pair: FieldPair, grid: Grid) -> dict[str, np.ndarray]:
     """How sure the images are of the result, and what it does to volumes, seen at several scales.
 
@@ -132,6 +144,13 @@ def coarse_to_fine(space: Workspace, pair: FieldPair, grid: Grid) -> dict[str, n
             values = resize(values, shape)
             maps[f"{name}_{factor}"] = sample(values, affine_grid(grid.shape, matrix, values))[0, 0].cpu().numpy()
     return maps
+
+
+def landmark_radii(points: np.ndarray, result) -> list[float | None] | None:
+    """Per fixed landmark (n, 3) the calibrated 68 % radius in mm, None outside the map; None when there is no calibrated map."""
+    if not (result.metrics["uncertainty"] or {}).get("calibrated"):
+        return None
+    return [None if np.isnan(value) else round(float(value), 3) for value in values_at(result.uncertainty, result.fixed.grid, points)]
 
 
 def volumes(labels: Volume, result) -> dict:

@@ -31,11 +31,13 @@ class PointSet:
         points: (n, 3) float64, LPS mm, read-only.
         labels: n names, empty text where the file gives none.
         source: the file or node, for messages.
+        radii: n radii in mm within which 68 % of such points lie, nan where not known; empty = none known.
     """
 
     points: np.ndarray
     labels: tuple[str, ...]
     source: str = "points"
+    radii: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         points = np.array(self.points, dtype=np.float64)
@@ -50,6 +52,11 @@ class PointSet:
     def moved(self, points: np.ndarray) -> "PointSet":
         """The same landmarks elsewhere; (n, 3) LPS mm."""
         return PointSet(points, self.labels, self.source)
+
+    @property
+    def descriptions(self) -> tuple[str, ...]:
+        """What is known of each point, in words; empty text where nothing is."""
+        return tuple("" if r != r else f"68 %: within {r:.2f} mm" for r in self.radii or [float("nan")] * len(self))
 
 
 def read_points(path: str | Path, what: str = "landmarks") -> PointSet:
@@ -166,7 +173,7 @@ def _to_json(points: PointSet) -> str:
         {
             "id": str(i + 1),
             "label": label,
-            "description": "",
+            "description": description,
             "associatedNodeID": "",
             "position": [float(v) for v in point],
             "orientation": [-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0],
@@ -175,7 +182,7 @@ def _to_json(points: PointSet) -> str:
             "visibility": True,
             "positionStatus": "defined",
         }
-        for i, (point, label) in enumerate(zip(points.points, points.labels))
+        for i, (point, label, description) in enumerate(zip(points.points, points.labels, points.descriptions))
     ]
     schema = (
         "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
@@ -286,9 +293,11 @@ def _to_csv(points: PointSet) -> str:
     """Slicer's control points table, which other programs read as well."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["label", "l", "p", "s", "defined", "selected", "visible", "locked", "description"])
-    for (x, y, z), label in zip(points.points, points.labels):
-        writer.writerow([label, *(f"{v:.6f}" for v in (x, y, z)), 1, 1, 1, 0, ""])
+    more = ["radius68_mm"] if points.radii else []
+    writer.writerow(["label", "l", "p", "s", "defined", "selected", "visible", "locked", "description", *more])
+    for k, ((x, y, z), label, text) in enumerate(zip(points.points, points.labels, points.descriptions)):
+        radius = [f"{points.radii[k]:.3f}" if text else ""] if more else []
+        writer.writerow([label, *(f"{v:.6f}" for v in (x, y, z)), 1, 1, 1, 0, text, *radius])
     return out.getvalue()
 
 
@@ -299,6 +308,6 @@ def _to_fcsv(points: PointSet) -> str:
         "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID\n"
     )
     writer = csv.writer(out, lineterminator="\n")
-    for i, ((x, y, z), label) in enumerate(zip(points.points, points.labels), start=1):
-        writer.writerow([i, *(f"{v:.6f}" for v in (x, y, z)), 0, 0, 0, 1, 1, 1, 0, label, "", ""])
+    for i, ((x, y, z), label, text) in enumerate(zip(points.points, points.labels, points.descriptions), start=1):
+        writer.writerow([i, *(f"{v:.6f}" for v in (x, y, z)), 0, 0, 0, 1, 1, 1, 0, label, text, ""])
     return out.getvalue()

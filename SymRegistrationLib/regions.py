@@ -1,4 +1,4 @@
-"""Connected regions of a map, as a list that a user can walk through.
+"""Places on a map: its connected regions, as a list that a user can walk through, and its value at points.
 
 Level 2.
 """
@@ -67,6 +67,20 @@ def regions(mask: np.ndarray, values: np.ndarray, grid: Grid, most: int = 20, hi
         found.append(Region(_rounded(grid.points(nearest)), _rounded(grid.points(middle)), int(stop - start),
                             float((stop - start) * _voxel_ml(grid)), float(inside.max() if highest else inside.min())))
     return found, len(ends)
+
+
+def values_at(array: np.ndarray, grid: Grid, points: np.ndarray) -> np.ndarray:
+    """(n,) trilinear values of a (D, H, W) map at (n, 3) LPS mm; nan outside its field of view (outer voxel faces)."""
+    shape = np.asarray(grid.shape)
+    index = grid.indices(np.atleast_2d(np.asarray(points, float)))
+    outside = ((index < -0.5) | (index > shape - 0.5)).any(axis=1)
+    index = np.clip(index, 0, shape - 1)
+    low = np.minimum(np.floor(index).astype(int), np.maximum(shape - 2, 0))
+    part, out = index - low, np.zeros(len(index))
+    for corner in np.ndindex(2, 2, 2):
+        at = np.minimum(low + corner, shape - 1)
+        out += np.prod(np.where(corner, part, 1 - part), axis=1) * array[at[:, 0], at[:, 1], at[:, 2]]
+    return np.where(outside, np.nan, out)
 
 
 def _rounded(point: np.ndarray) -> tuple[float, float, float]:

@@ -19,6 +19,7 @@ from .pictures import DIVERGING, FOLDED, SEQUENTIAL
 from .report_numbers import checks, command_of, number_rows, verdict
 from .report_pictures import Page, draw_maps, draw_scans
 from .report_style import SCRIPT, STYLE
+from .report_trust import trust_section
 from .volumes import foreground
 
 STAGES = (("before", "As scanned"), ("aligned", "Aligned"), ("after", "Registered"))
@@ -42,6 +43,7 @@ def write_report(path: Path, result, metrics: dict) -> None:
         _head(result, metrics),
         _verdict(metrics),
         _tiles(metrics),
+        trust_section(page, result, metrics),
         _compare(page, result),
         _overview(page),
         _deformation(page, limits),
@@ -198,7 +200,7 @@ def _deformation(page: Page, limits: dict[str, float]) -> str:
     )
     for name, title, text in (
         ("ice", "Inverse consistency error", "How far a point misses itself after going to the moving scan and back."),
-        ("uncertainty", "Uncertainty", "Spread of the result over perturbed runs."),
+        ("uncertainty", "Uncertainty", "How far off the result may be; see above what it is worth."),
     ):
         if name in limits:
             marks = [f"{number(limits[name] * x, 2 if limits[name] > 0.1 else 3)} mm" for x in (0, 0.5, 1)]
@@ -280,17 +282,19 @@ def _landmarks(metrics: dict) -> str:
     after, before = marks.get("after_mm") or [], marks.get("before_mm") or []
     names = marks.get("labels") or [""] * len(after)
     longest = max([*after, *before, 1e-6])
+    radii = marks.get("radius_mm")
     rows = []
     for k, (name, was, value) in enumerate(zip(names, before, after), start=1):
         judged = "better" if value < was else "worse"
         cells = [(str(k), ""), (escape(name), ""), (number(was, 2), ""), (number(value, 2), judged)]
-        rows.append([*cells, _meter(value / longest)])
+        rows.append([*cells, (number(radii[k - 1], 2) if radii else "", "soft"), _meter(value / longest)])
     means = (f"{number(marks[f'mean_{name}_mm'], 2)} mm {text.lower()}" for name, text in STAGES)
     lead = (
         "Distance in mm between each landmark of the fixed scan, carried to the moving scan, and its partner there. "
         f"Mean: {', '.join(means)}."
     )
-    return _card("Landmarks", lead, _table(("#", "name", "as scanned", "registered", ""), rows, (0, 2, 3)))
+    head = ("#", "name", "as scanned", "registered", "68 % radius" if radii else "", "")
+    return _card("Landmarks", lead, _table(head, rows, (0, 2, 3, 4)))
 
 
 def _repeat(metrics: dict) -> str:

@@ -18,6 +18,8 @@ FOLDED_TOLERABLE = 0.01
 ICE_GOOD, ICE_BAD = 0.1, 0.5
 #: Local volume changes beyond these factors deserve a look.
 VOLUME_LOW, VOLUME_HIGH = 0.1, 10.0
+#: 95 % of the content have a calibrated 68 % radius of so many voxels of the working grid: good below, unusable above.
+UNCERTAIN_GOOD, UNCERTAIN_BAD = 1.5, 3.0
 STAGES = ("before", "aligned", "after")
 VERDICTS = {"good": "No fault found", "look": "Usable, but look closer", "bad": "Do not use this without checking"}
 
@@ -52,7 +54,33 @@ def checks(metrics: dict) -> list[Check]:
         change = f"{similarity['name']} went {_way(similarity, '{}')}"
         text = f"The scans became {'more' if better else 'NO more'} alike: {change}."
         found.append(Check("good" if better else "bad", text))
-    return found + _measured(metrics) + _sound(metrics.get("quality") or {})
+    return found + _measured(metrics) + _sound(metrics.get("quality") or {}) + _certain(metrics.get("uncertainty") or {})
+
+
+def worth(told: dict) -> str:
+    """What the uncertainty map of a run is worth, in one or two sentences; ``told`` is that part of metrics.json."""
+    if not told.get("calibrated"):
+        return "Uncertainty: relative only. The map shows where the result is less stable, not by how many mm it errs."
+    judged = told.get("judged") or {}
+    text = f"Uncertainty: calibrated on {told.get('on')}."
+    if judged:
+        text += (f" On other scans with known warps the 68 % radius held {number(judged.get('coverage_68'), 0)} % of the true errors; rank "
+                 f"correlation with them {number(judged.get('rank'), 2)}.")
+    return text + " Scans of two people, or organs that slide, may err by more."
+
+
+def _certain(told: dict) -> list[Check]:
+    """The uncertainty map, where there is one that can be judged."""
+    if told.get("disagreement"):
+        text = told["disagreement"]
+        return [Check("bad", f"{text[:1].upper()}{text[1:]}.")]
+    if not told.get("calibrated"):
+        return []
+    share = told["p95_mm"] / told["voxel_mm"]
+    level = "good" if share < UNCERTAIN_GOOD else "look" if share < UNCERTAIN_BAD else "bad"
+    return [Check(level, f"Calibrated uncertainty: 68 % of errors below {number(told['median_mm'], 2)} mm at the median place, below "
+                         f"{number(told['p95_mm'], 2)} mm in 95 % of the content (good below {UNCERTAIN_GOOD:g}, unusable above "
+                         f"{UNCERTAIN_BAD:g} voxels of the working grid).")]
 
 
 def _measured(metrics: dict) -> list[Check]:
@@ -147,6 +175,10 @@ def number_rows(metrics: dict) -> list[tuple[str, str, str]]:
         for key, (name, meaning, digits) in _MEANINGS.items()
         if key in quality
     ]
+    told = metrics.get("uncertainty")
+    if told:
+        value = " / ".join(number(told.get(f"{k}_mm"), 2) for k in ("median", "mean", "p95"))
+        rows.append(("uncertainty, median / mean / 95 %, mm", value, worth(told)))
     if alignment:
         rows.append(("initial alignment", str(alignment.get("kind")), "what brought the scans roughly together"))
         rows.append(
@@ -219,6 +251,10 @@ def summary(metrics: dict, output: str) -> str:
         f"time                       {duration(metrics['seconds']['total'])} with {metrics['method']} "
         f"on {metrics['device']}",
     ]
+    told = metrics.get("uncertainty")
+    if told:
+        what = "68 % radius, calibrated" if told["calibrated"] else "relative only"
+        lines.append(f"uncertainty                {number(told['mean_mm'], 2)} mm mean, {number(told['p95_mm'], 2)} mm 95 % ({what})")
     if metrics["alignment"].get("unsure"):
         lines.append("the initial alignment is UNSURE: look at the report before you use this")
     report = Path(output) / "report.html"

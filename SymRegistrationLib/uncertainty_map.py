@@ -47,6 +47,11 @@ class UncertaintyMap:
     summary: dict
     notes: tuple[str, ...]
 
+    @property
+    def maps(self) -> dict[str, np.ndarray]:
+        """The maps of the runs by the names of their files."""
+        return {} if self.spread is None else {"uncertainty_spread": self.spread, "uncertainty_axis": self.axis}
+
 
 def uncertainty_map(signs: Mapping[str, Tensor], runs: Runs | None, space: Workspace, grid: Grid, content: np.ndarray,
                     calibration: Calibration | None) -> UncertaintyMap:

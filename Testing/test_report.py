@@ -290,6 +290,8 @@ def test_landmarks_labels_and_notes_are_shown_and_names_are_escaped(tmp_path):
             ),
         ),
         Job("f", "m", "o", composite=True, options=Options(initial="start.tfm")),
+        Job("f", "m", "o", options=Options(uncertainty="fast", maps=True)),
+        Job("f", "m", "o", options=Options(uncertainty=3, ensemble="hsyn,caml", average=True)),
     ],
 )
 def test_the_command_repeats_the_very_same_job(tmp_path, job):
