@@ -104,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_OVERVIEW,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"symreg {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"symreg {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", parser_class=_Parser)
     for name, (summary, description, examples, arguments) in _commands().items():
         command = commands.add_parser(
