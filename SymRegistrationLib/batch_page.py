@@ -23,9 +23,10 @@ from .report_style import STYLE
 #: The page holds so many pictures at most; what follows is ordinary.
 MOST_PICTURES = 500
 _STYLE = """
-.pairs td{vertical-align:middle}.pairs img{display:block;border-radius:6px;background:#000;height:84px}
+main{max-width:1440px}.pairs td{vertical-align:middle}.pairs th.n{white-space:normal;vertical-align:bottom;min-width:76px}
+.pairs th{vertical-align:bottom}.pairs img{display:block;border-radius:6px;background:#000;height:80px}.name{min-width:130px}
 .tag{font-weight:600}.tag.good{color:var(--good)}.tag.look{color:var(--look)}.tag.bad,.tag.failed{color:var(--bad)}
-.why{max-width:420px;overflow-wrap:anywhere}a{color:var(--accent)}.bar>i{display:block;height:8px;border-radius:4px;
+.why{min-width:260px;max-width:440px}.name,.why{overflow-wrap:anywhere}a{color:var(--accent)}.bar>i{display:block;height:8px;border-radius:4px;
 background:var(--accent)}.bar{display:block;background:var(--line);border-radius:4px;margin:0}
 """
 
@@ -84,7 +85,7 @@ def _row(state: State, shown: Sequence[str], picture: bool) -> str:
     has_report = state.status == "done" and state.row.job.report
     name = f'<a href="{folder}/report.html">{escape(state.row.identity)}</a>' if has_report else escape(state.row.identity)
     scans = f'<div class="soft small">{escape(Path(state.row.job.moving).name)} onto {escape(Path(state.row.job.fixed).name)}</div>'
-    return (f"<tr><td>{image}</td><td>{name}{scans}</td><td class=\"why\">{_why(state, numbers)}</td>{cells}"
+    return (f"<tr><td>{image}</td><td class=\"name\">{name}{scans}</td><td class=\"why\">{_why(state, numbers)}</td>{cells}"
             f'<td class="n">{duration(state.seconds)}</td></tr>')
 
 

@@ -65,7 +65,9 @@ def numbers_of(metrics: dict[str, Any]) -> dict[str, Any]:
     """What the summary keeps of a pair's metrics."""
     import math
 
-    found: dict[str, Any] = {"method": metrics.get("method"), "preset": metrics.get("preset"), "verdict": verdict(checks(metrics))[0]}
+    judged = checks(metrics)
+    fault = next((check.text for check in judged if check.level == "bad"), "")
+    found: dict[str, Any] = {"method": metrics.get("method"), "preset": metrics.get("preset"), "verdict": verdict(judged)[0], "fault": fault}
     similarity, labels = metrics.get("similarity") or {}, metrics.get("labels") or {}
     marks, pose, quality = metrics.get("landmarks") or {}, metrics.get("alignment") or {}, metrics.get("quality") or {}
     found |= {f"similarity_{stage}": similarity.get(stage) for stage in ("before", "aligned", "after")}
@@ -106,7 +108,8 @@ def judge(states: Sequence[State]) -> None:
             state.score = max(state.score, z)
     for state in done:
         if state.numbers.get("verdict") == "bad":
-            state.stands_out = f"{state.stands_out}; its report says: do not use" if state.stands_out else "its report says: do not use"
+            fault = state.numbers.get("fault") or "its report says: do not use"
+            state.stands_out = f"{fault} {state.stands_out}".strip()
             state.score += THRESHOLD
 
 
@@ -119,7 +122,7 @@ def ordered(states: Sequence[State]) -> list[State]:
 def csv_text(states: Sequence[State]) -> str:
     """``summary.csv``, in the table's order."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for state in states:
         job = state.row.job
