@@ -251,7 +251,8 @@ class Trainer:
 
     def _active(self, level: int, frozen: bool) -> list[torch.nn.Parameter]:
         """Parameters that this step may change; the others' gradients are switched off."""
-        used = {id(p): p for k in range(level if frozen else 1, level + 1) for p in self.network.parameter_groups(k)}
+        first = level if frozen else min(self.options.freeze + 1, level)
+        used = {id(p): p for k in range(first, level + 1) for p in self.network.parameter_groups(k)}
         for parameter in self.network.parameters():
             parameter.requires_grad_(id(parameter) in used)
         return list(used.values())

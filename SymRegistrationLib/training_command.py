@@ -84,6 +84,10 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
                        help="share of synthetic pairs that show random shapes (default: %(default)s)")
     group.add_argument("--two-people", type=float, default=0.3, metavar="SHARE",
                        help="share of synthetic pairs made of two label maps (default: %(default)s)")
+    group.add_argument("--one-contrast", type=float, default=0.4, metavar="SHARE",
+                       help="share of synthetic pairs whose scans have one contrast (default: %(default)s)")
+    group.add_argument("--t1", type=float, default=0.4, metavar="SHARE",
+                       help="share of synthetic scans of FreeSurfer's labels that look T1-weighted (default: %(default)s)")
     group.add_argument("--rotation", type=float, default=90.0, metavar="DEG", help="largest pose (default: %(default)s)")
     group.add_argument("--shift", type=float, default=50.0, metavar="MM", help="largest pose (default: %(default)s)")
     group.add_argument("--scale", type=float, default=0.2, metavar="SHARE", help="largest change of size (default: %(default)s)")
@@ -102,6 +106,8 @@ def _schedule_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--minutes", type=float, metavar="M", help="the same in minutes")
     group.add_argument("--stages", type=_numbers(float), metavar="A,B,..",
                        help="share of the work per stage, coarsest first; on a CPU coarse levels first pay off")
+    group.add_argument("--freeze", type=int, default=0, metavar="LEVEL",
+                       help="levels up to this one stay as they are while finer ones are trained (default: %(default)s)")
     group.add_argument("--stop-after", type=float, metavar="M", help="stop this process after so many minutes, to be continued")
     group.add_argument("--batch", type=int, default=1, metavar="N", help="pairs per step and process (default: 1)")
     group.add_argument("--learning-rate", type=float, metavar="R", help="peak (default: published, higher for short plans)")

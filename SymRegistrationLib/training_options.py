@@ -47,6 +47,8 @@ class TrainingOptions:
         shapes: share of the synthetic pairs that show random shapes; without data and labels all do.
         real: share of the steps that see real scans, when there are scans and label maps.
         two_people: share of the pairs from label maps that show two people (labels known, true map not).
+        one_contrast: share of the synthetic pairs whose two scans have one contrast.
+        t1: share of the scans synthesised from FreeSurfer's labels that look T1-weighted; the others have random contrasts.
         output: folder of the run; a run that is already in it goes on.
         validation: share of the subjects kept for validation, or names of them.
         bad_scans: ``skip`` or ``refuse``.
@@ -55,6 +57,7 @@ class TrainingOptions:
         iterations: optimiser steps of all stages together; ``None`` = published, or what fits ``minutes``.
         stages: share of the work of each stage, coarsest first; ``None`` = as published (by time where ``minutes`` is set
             and there is no GPU: the same for each).
+        freeze: levels up to this one stay as they are while finer ones are trained.
         minutes: the whole plan is made to fit in this time.
         stop_after: end this process after so many minutes with a checkpoint; the same command goes on.
         learning_rate, rate: peak, and its shape: ``auto``, ``published`` or ``cosine``.
@@ -83,6 +86,8 @@ class TrainingOptions:
     shapes: float = 0.1
     real: float = 0.5
     two_people: float = 0.3
+    one_contrast: float = 0.4
+    t1: float = 0.4
     validation: str = "0.15"
     bad_scans: str = "refuse"
     spacing: float | None = None
@@ -92,6 +97,7 @@ class TrainingOptions:
     stages: tuple[float, ...] | None = None
     minutes: float | None = None
     stop_after: float | None = None
+    freeze: int = 0
     learning_rate: float | None = None
     rate: str = "auto"
     supervised: float = 0.7
@@ -117,12 +123,12 @@ class TrainingOptions:
     command: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("shapes", "real", "two_people", "supervised", "curriculum"):
+        for name in ("shapes", "real", "two_people", "one_contrast", "t1", "supervised", "curriculum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name.replace('_', '-')} is {getattr(self, name)}.", "It is a share: give 0 to 1.")
         for name, least in (("batch", 1), ("iterations", 1), ("minutes", 0.01), ("stop_after", 0.01), ("spacing", 0.01),
                             ("learning_rate", 1e-9), ("validate_every", 1), ("validation_pairs", 1), ("memory_gb", 0.01),
-                            ("threads", 1), ("rotation", 0), ("shift", 0), ("scale", 0), ("patience", 0),
+                            ("threads", 1), ("rotation", 0), ("shift", 0), ("scale", 0), ("freeze", 0), ("patience", 0),
                             ("checkpoint_minutes", 0)):
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:

@@ -176,7 +176,7 @@ def prepare(options: TrainingOptions, progress: Progress = silent, timer: Callab
 def synthesis_of(plan: Plan, options: TrainingOptions) -> Synthesis:
     """How far the pairs of a plan vary."""
     return Synthesis(shape=plan.shape, spacing=plan.spacing, rotation=options.rotation, shift=options.shift,
-                     scale=options.scale, one_contrast=0.4)
+                     scale=options.scale, one_contrast=options.one_contrast, t1=options.t1)
 
 
 # ---------------------------------------------------------------------------------------------- data

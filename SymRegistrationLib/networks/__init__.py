@@ -9,7 +9,7 @@ from types import MappingProxyType
 from ..job import InputError
 from . import _base
 from ._base import Card, SymmetricNetwork
-from ._pose import Posed
+from ._front import Fronted
 
 
 def _discover() -> None:
@@ -43,8 +43,8 @@ def create(name: str, size: str = "small", **options) -> SymmetricNetwork:
     Args:
         name: from :func:`names`.
         size: a key of the card's ``sizes``.
-        options: the method's own switches; they override the size's. Every method takes ``pose=True``: a learned pose in
-            front of it, see :class:`~SymRegistrationLib.networks._pose.Posed`.
+        options: the method's own switches; they override the size's. Every method takes ``front=True``: a learned pose and
+            matching in front of it, see :class:`~SymRegistrationLib.networks._front.Fronted`.
 
     Raises:
         InputError: unknown name, size or switch.
@@ -54,14 +54,14 @@ def create(name: str, size: str = "small", **options) -> SymmetricNetwork:
         raise InputError(f"{name} has no size '{size}'.", f"Known: {', '.join(cls.card.sizes)}.")
     options = {**cls.card.sizes[size], **options}
     own = dict(options)
-    posed = own.pop("pose", False)
-    if not isinstance(posed, bool):
-        raise InputError(f"pose is {posed!r}.", "Choose one of: true, false.")
+    fronted = own.pop("front", False)
+    if not isinstance(fronted, bool):
+        raise InputError(f"front is {fronted!r}.", "Choose one of: true, false.")
     try:
         network = cls(**own)
     except TypeError as error:
         raise InputError(f"{name} does not take these options ({error}).",
                          "Leave out --option, or see the switches of the method in its file.") from None
-    network = Posed(network) if posed else network
+    network = Fronted(network) if fronted else network
     network.size, network.options = size, MappingProxyType(options)
     return network

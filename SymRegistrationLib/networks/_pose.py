@@ -1,9 +1,8 @@
-"""A learned pose in front of any method: key points, and the affine map that carries one scan's onto the other's.
+"""A learned pose: key points, and the affine map that carries one scan's onto the other's.
 
 Convolutions see a few voxels at a time, so a turn of 40 degrees or a shift of 50 mm costs them far more training than
 all the detail that follows. Key points get there in minutes: a small network marks the same places in both scans, and
-their affine map has a closed form (KeyMorph: Yu, Wang, Dalca, Sabuncu, MIDL 2022, is the idea; formulas and code are
-ours). The switch ``pose=True`` of every method puts this in front of it.
+their affine map has a closed form (KeyMorph: Yu, Wang, Dalca, Sabuncu, MIDL 2022, is the idea; formulas and code are ours).
 
 With weights w, points p_f and p_m, means c_f and c_m, the generator L minimises::
 
@@ -15,17 +14,16 @@ y - N(y) in the fixed one. Exchanging the scans turns N into -N exactly; nothing
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fields import FieldPair, identity, sample, warp
-from ..losses import lncc
+from ..fields import identity, sample
 from ._blocks import Conv3d
-from ._base import NetworkOutput, Stage, SymmetricNetwork, measured_pair
+from ._match import normed_block
 
 #: Voxels that count as one in the closed form, and the pull of the generator towards zero.
 _UNIT, _RIDGE = 32.0, 0.002
@@ -33,12 +31,6 @@ _UNIT, _RIDGE = 32.0, 0.002
 _STRETCH, _TURN = 0.8, 3.0
 #: Voxels of the input per cell of the key points' lattice.
 _CELL = 4
-#: Adam's steps and rate on the pose alone, before anything else is trained.
-_ITERATIONS, _RATE = 20_000, 5e-4
-
-
-def _block(a: int, b: int) -> nn.Sequential:
-    return nn.Sequential(Conv3d(a, b, 3, padding=1, bias=False), nn.InstanceNorm3d(b, affine=True), nn.LeakyReLU(0.2))
 
 
 class KeyPoints(nn.Module):
@@ -52,9 +44,9 @@ class KeyPoints(nn.Module):
     def __init__(self, count: int, widths: tuple[int, int, int, int] = (16, 32, 64, 64)):
         super().__init__()
         a, b, c, d = widths
-        self.down = nn.ModuleList([_block(1, a), nn.Sequential(_block(a, b), _block(b, b)), nn.Sequential(_block(b, c), _block(c, c)),
-                                   nn.Sequential(_block(c, d), _block(d, d))])
-        self.up = nn.ModuleList([_block(c + d, c), _block(b + c, c)])
+        self.down = nn.ModuleList([normed_block(1, a), nn.Sequential(normed_block(a, b), normed_block(b, b)), nn.Sequential(normed_block(b, c), normed_block(c, c)),
+                                   nn.Sequential(normed_block(c, d), normed_block(d, d))])
+        self.up = nn.ModuleList([normed_block(c + d, c), normed_block(b + c, c)])
         self.places, self.sight = Conv3d(c, count, 1), Conv3d(c, count, 1)
         nn.init.normal_(self.places.weight, 0.0, 0.3)
 
@@ -125,92 +117,24 @@ def _apply(matrix: Tensor, points: Tensor) -> Tensor:
     return torch.einsum("nij,njdhw->nidhw", matrix, points)
 
 
-class Posed(SymmetricNetwork):
-    """A method behind a learned pose: both scans are taken to the mean frame, the method does the rest there.
-
-    Level 1 is the pose, level l + 1 the method's level l.
+def pose_terms(pose: Pose, points: tuple[Tensor, Tensor], sure: Tensor, pair: Any) -> dict[str, Tensor] | None:
+    """Distances in voxels / 10 of mapped places, key points and label centroids from where they belong.
 
     Args:
-        inner: the method.
-        points: number of key points.
+        points: (moving, fixed) key points. sure: (N, K), how surely both were seen.
+        pair: a ``synthetic.Pair``; ``None`` is returned when it knows neither true map nor labels.
     """
-
-    def __init__(self, inner: SymmetricNetwork, points: int = 48):
-        super().__init__()
-        self.inner, self.pose = inner, KeyPoints(points)
-        self.card = inner.card
-        stages = (Stage(1, _ITERATIONS, _RATE), *(replace(s, level=s.level + 1) for s in inner.recipe.stages))
-        self.recipe = replace(inner.recipe, stages=stages)
-
-    def estimate(self, moving: Tensor, fixed: Tensor) -> Pose:
-        """The pose of a pair, float32 also under autocast."""
-        with torch.autocast(moving.device.type, enabled=False):
-            (m, f), (sure_m, sure_f) = (x.chunk(2) for x in self.pose(torch.cat([moving, fixed]).float()))
-            return fitted_pose(m, f, sure_m * sure_f + 1e-4)
-
-    def _met(self, moving: Tensor, fixed: Tensor) -> tuple[Pose, Tensor, Tensor, Tensor]:
-        """Pose, the lattice's positions, and both scans in the mean frame."""
-        self.check_inputs(moving, fixed)
-        pose = self.estimate(moving, fixed)
-        here = identity(moving.shape[2:], moving.device).expand(len(moving), -1, -1, -1, -1)
-        u = pose.offset(here)
-        return pose, here, warp(moving, u, padding="zeros"), warp(fixed, -u, padding="zeros")
-
-    def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
-        pose, here, met_moving, met_fixed = self._met(moving, fixed)
-        found = self.inner(met_moving, met_fixed)
-        forward = _total(pose, here, found.pair.fixed_to_moving.float(), 1)
-        inverse = _total(pose, here, found.pair.moving_to_fixed.float(), -1)
-        pair: FieldPair = measured_pair(forward, inverse, found.pair.inverse_method)
-        return NetworkOutput(pair, aux={**found.aux, "pose": pose})
-
-    def objective(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> dict[str, Tensor]:
-        _, _, met_moving, met_fixed = self._met(moving, fixed)
-        if level == 1:
-            return {"pose_similarity": lncc(met_moving, met_fixed, 9)}
-        return self.inner.objective(met_moving, met_fixed, None if level is None else level - 1)
-
-    def mappings(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> list[tuple[Tensor | None, Tensor | None]]:
-        if level == 1:
-            pose, here = self.estimate(moving, fixed), identity(moving.shape[2:], moving.device)
-            return [(pose.offset(here), -pose.offset(here))]
-        pose, here, met_moving, met_fixed = self._met(moving, fixed)
-        zero = torch.zeros_like(here)
-        inner = self.inner.mappings(met_moving, met_fixed, None if level is None else level - 1)
-        maps = []
-        for pair in inner:
-            to_moving, to_fixed = (zero if u is None else u.float() for u in pair)
-            maps.append((to_moving + pose.offset(here + to_moving), to_fixed - pose.offset(here + to_fixed)))
-        return maps
-
-    def guided(self, pair: Any, level: int) -> dict[str, Tensor] | None:
-        """The pose alone: distances in voxels / 10 of mapped places, key points and label centroids from where they belong."""
-        if level != 1:
-            return None
-        with torch.autocast(pair.fixed.device.type, enabled=False):
-            (m, f), (sure_m, sure_f) = (x.chunk(2) for x in self.pose(torch.cat([pair.moving, pair.fixed])))
-            pose = fitted_pose(m, f, sure_m * sure_f + 1e-4)
-        if pair.fixed_to_moving is None:
-            return _centroid_terms(pose, pair) if pair.fixed_labels is not None else None
-        here, true = (x[..., ::_CELL, ::_CELL, ::_CELL] for x in (identity(pair.fixed.shape[2:], m.device), pair.fixed_to_moving))
-        seen = (pair.fixed[..., ::_CELL, ::_CELL, ::_CELL] > 0.05).float()
-        error = _length(pose.forward(here) - here - true)
-        grid = [2 * f[..., axis] / max(n - 1, 1) - 1 for axis, n in enumerate(pair.fixed.shape[2:])]
-        at = sample(pair.fixed_to_moving, torch.stack(grid[::-1], -1)[:, :, None, None])[..., 0, 0].transpose(1, 2)
-        apart = (f + at - m).square().sum(-1).add(1e-6).sqrt()
-        sure = (sure_m * sure_f).detach() + 1e-4
-        return {"pose": 0.1 * (error * seen).sum() / seen.sum().clamp_min(1),
-                "key_points": 0.02 * (apart * sure).sum() / sure.sum()}
-
-    def parameter_groups(self, level: int) -> list[nn.Parameter]:
-        return list(self.pose.parameters()) if level == 1 else self.inner.parameter_groups(level - 1)
-
-
-def _total(pose: Pose, here: Tensor, u: Tensor, side: int) -> Tensor:
-    """Fixed to moving (``side`` 1) or back (-1) as a displacement: to the mean frame, along ``u``, out on the other side."""
-    middle = pose.to_mean(here, -side)
-    met = middle + warp(u, middle - here)
-    return met + side * pose.offset(met) - here
+    if pair.fixed_to_moving is None:
+        return _centroid_terms(pose, pair) if pair.fixed_labels is not None else None
+    m, f = points
+    here, true = (x[..., ::_CELL, ::_CELL, ::_CELL] for x in (identity(pair.fixed.shape[2:], m.device), pair.fixed_to_moving))
+    seen = (pair.fixed[..., ::_CELL, ::_CELL, ::_CELL] > 0.05).float()
+    error = _length(pose.forward(here) - here - true)
+    grid = [2 * f[..., axis] / max(n - 1, 1) - 1 for axis, n in enumerate(pair.fixed.shape[2:])]
+    at = sample(pair.fixed_to_moving, torch.stack(grid[::-1], -1)[:, :, None, None])[..., 0, 0].transpose(1, 2)
+    apart = (f + at - m).square().sum(-1).add(1e-6).sqrt()
+    sure = sure.detach()
+    return {"pose": 0.1 * (error * seen).sum() / seen.sum().clamp_min(1), "key_points": 0.02 * (apart * sure).sum() / sure.sum()}
 
 
 def _length(u: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ What differs from the paper:
   paper's.
 * Size ``small``: the same three levels, each at half the published resolution (1/8, 1/4, 1/2), three poolings instead of
   four, the finest one fed with the 2 x 2 x 2 blocks of the full-resolution images as channels, its similarity measured
-  at full resolution.
+  at full resolution; SN-Net has instance normalisation (``norm``), without which it learned nothing in some hundred steps.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _CARD = Card(
         "DI-Net is trained on both half fields and its smoothness weighs 0.02, not 1.",
         "DI-Net's inverse is refined by fixed-point steps unless inverse=dinet.",
         "U-Nets pad to multiples of 16 instead of 32; fields keep their border value outside the grid.",
-        "Size small works at half resolution with three poolings, fed by 2x2x2 blocks of the full-resolution images.",
+        "Size small works at half resolution with three poolings and instance normalisation, fed by 2x2x2 blocks of the images.",
     ),
     licence="Apache-2.0",
     size_multiple=16,
@@ -57,7 +57,7 @@ _CARD = Card(
     exchange_tolerance=0.0,
     sizes={
         "published": {},
-        "small": {"encoder": (16, 32, 48), "decoder": (48, 32, 32), "tail": (16, 16), "finest": 2},
+        "small": {"encoder": (16, 32, 48), "decoder": (48, 32, 32), "tail": (16, 16), "finest": 2, "norm": True},
     },
     half_on_cpu=True,
 )
@@ -75,6 +75,7 @@ class _Switches:
         symmetric: False = one direction only (the paper's "w/o SN"): ``u_fm`` is zero.
         mag: ``smc``, ``mc`` (magnitudes only) or ``none``.
         inverse: ``dinet``, ``fixed_point`` or ``dinet+refine``.
+        norm: instance normalisation in SN-Net; never in DI-Net, whose input's size matters.
         smooth: weight of the half fields' diffusion.
     """
 
@@ -87,6 +88,7 @@ class _Switches:
     symmetric: bool = True
     mag: str = "smc"
     inverse: str = "dinet+refine"
+    norm: bool = False
     smooth: float = 1.0
 
     def __post_init__(self) -> None:
@@ -100,8 +102,9 @@ class _Switches:
 class _UNet(nn.Module):
     """VoxelMorph-2 layout: one convolution per scale down, one per scale up, a tail at full size, linear heads."""
 
-    def __init__(self, channels: int, switches: _Switches, heads: int = 1):
+    def __init__(self, channels: int, switches: _Switches, heads: int = 1, norm: bool = False):
         super().__init__()
+        self.norm = norm
         encoder, decoder = list(switches.encoder), list(switches.decoder)
         skips = encoder[::-1]
         self.down = nn.ModuleList(_conv(a, b) for a, b in zip([channels, *encoder], encoder))
@@ -119,15 +122,21 @@ class _UNet(nn.Module):
         x = pad_to(x, [-(-n // self.multiple) * self.multiple for n in shape])
         skips = []
         for conv in self.down:
-            x = F.leaky_relu(conv(x), 0.2)
+            x = self._active(conv, x)
             skips.append(x)
             x = F.max_pool3d(x, 2)
         for conv in self.up:
-            x = F.leaky_relu(conv(x), 0.2)
+            x = self._active(conv, x)
             x = torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skips.pop()], 1)
         for conv in self.tail:
-            x = F.leaky_relu(conv(x), 0.2)
+            x = self._active(conv, x)
         return [crop_to(in_full_precision(head, x), shape) for head in self.heads]
+
+    def _active(self, conv: nn.Module, x: Tensor) -> Tensor:
+        x = conv(x)
+        if self.norm and x.shape[2:].numel() > 1:
+            x = F.instance_norm(x)
+        return F.leaky_relu(x, 0.2)
 
 
 def _conv(a: int, b: int) -> nn.Conv3d:
@@ -152,7 +161,7 @@ class HSyN(SymmetricNetwork):
         self.windows = [3, 5, 7][-s.levels:]
         heads = 2 if s.sn_mode == "two_head" and s.symmetric else 1
         blocks = [16 if scale == 2 and scale == self.scales[-1] else 2 for scale in self.scales]
-        self.sn = nn.ModuleList(_UNet(channels, s, heads) for channels in blocks)
+        self.sn = nn.ModuleList(_UNet(channels, s, heads, s.norm) for channels in blocks)
         self.di = _UNet(3, s)
         self.recipe = _recipe(s.levels)
 
