@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
@@ -20,7 +21,7 @@ from .geometry import Grid, apply
 from .job import InputError, existing_file
 from .preprocess import Workspace, affine_grid
 from .volumes import Volume, grid_of, itk_reason, read_image, to_itk
-from .volumes_files import quiet
+from .volumes_files import check_written, quiet
 
 #: Voxels handled at once when a whole volume is mapped, so that memory stays flat.
 SLAB = 4_000_000
@@ -215,12 +216,14 @@ def write_transform(path: str | os.PathLike, transform: DenseTransform, matrix: 
         if matrix is None:
             with quiet():
                 sitk.WriteTransform(transform.to_itk(), path)
+            check_written(Path(path), 0)
             return
         affine = sitk.AffineTransform(3)
         affine.SetMatrix(matrix[:3, :3].ravel().tolist())
         affine.SetTranslation(matrix[:3, 3].tolist())
         with quiet():
             sitk.WriteTransform(sitk.CompositeTransform([affine, _remainder(transform, matrix).to_itk()]), path)
+        check_written(Path(path), 0)
         return
     if path.endswith(".nii.gz"):
         _write_nifti(path, transform)
@@ -228,6 +231,7 @@ def write_transform(path: str | os.PathLike, transform: DenseTransform, matrix: 
     image = to_itk(transform.displacement, transform.grid, vector=True)
     with quiet():
         sitk.WriteImage(image, path, useCompression=True, compressionLevel=1)
+    check_written(Path(path), transform.displacement.nbytes)
 
 
 def _write_nifti(path: str, transform: DenseTransform) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import SimpleITK as sitk
 
 from .geometry import Grid
 from .job import InputError, existing_file
-from .volumes_files import is_intact, mgh_fault, nifti_fault, quiet, size_fault
+from .volumes_files import check_written, is_intact, mgh_fault, nifti_fault, quiet, size_fault
 
 _MOST_LABEL = 2**31 - 1
 FORMATS_HINT = "Readable are NIfTI, NRRD, MHA/MHD, MGZ (with nibabel) and a folder with one DICOM series."
@@ -162,8 +161,7 @@ def write_volume(path: str | os.PathLike, array: np.ndarray, grid: Grid) -> None
     """
     with quiet():
         sitk.WriteImage(to_itk(array, grid), str(path), useCompression=True, compressionLevel=1)
-    if nifti_fault(Path(path)):  # ITK says nothing when the disk is full
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    check_written(Path(path), array.nbytes)
 
 
 def foreground(array: np.ndarray) -> np.ndarray:

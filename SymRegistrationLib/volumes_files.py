@@ -7,6 +7,7 @@ damaged, takes a spacing of 0 for 1 mm, and prints its complaints past Python; h
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import re
@@ -97,10 +98,8 @@ def _unpacked_bytes(path: Path, need: int) -> int:
     size = path.stat().st_size
     if not path.name.lower().endswith(".gz"):
         return size
-    with open(path, "rb") as raw:
-        raw.seek(-4, os.SEEK_END)
-        if struct.unpack("<I", raw.read(4))[0] == need % 2**32:
-            return need
+    if _last_number(path) == need % 2**32:
+        return need
     # Several gzip members, or bytes after the voxels.
     there = 0
     with contextlib.suppress(zlib.error, EOFError):
@@ -174,6 +173,46 @@ def _unpacked(path: Path, start: int) -> Iterator[int]:
                 block = unpacker.unused_data if ended else unpacker.unconsumed_tail
         if not ended:
             raise EOFError
+
+
+# ---------------------------------------------------------------------------------------------- after writing
+
+
+def check_written(path: Path, count: int) -> None:
+    """Make sure that a file which ITK has just written holds ``count`` bytes of voxels.
+
+    ITK, teem and HDF5 do not report every write that fails: a full disk may only show when they close the file.
+
+    Raises:
+        OSError: it is shorter than that.
+    """
+    name, size = path.name.lower(), path.stat().st_size
+    if name.endswith((".nii", ".nii.gz")):
+        whole = not nifti_fault(path)
+    elif name.endswith(".h5"):
+        whole = 0 < _hdf5_end(path) <= size
+    elif _PACKED.search(_head(path)):
+        whole = _last_number(path) == count % 2**32 if name.endswith(".nrrd") else is_intact(path)
+    else:
+        whole = size > count
+    if not whole:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def _last_number(path: Path) -> int:
+    """The last four bytes: what a gzip stream says of its unpacked length."""
+    with open(path, "rb") as raw:
+        raw.seek(-4, os.SEEK_END)
+        return struct.unpack("<I", raw.read(4))[0]
+
+
+def _hdf5_end(path: Path) -> int:
+    """Where the superblock of an HDF5 file says that the file ends, 0 when there is none (HDF5 format, section II.A)."""
+    head = _head(path)[:48]
+    if len(head) < 48 or head[:8] != b"\x89HDF\r\n\x1a\n":
+        return 0
+    at = 40 if head[8] < 2 else 28
+    return struct.unpack("<Q", head[at : at + 8])[0]
 
 
 # ---------------------------------------------------------------------------------------------- silence

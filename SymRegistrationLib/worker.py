@@ -293,6 +293,7 @@ def write_raw(folder: Path, wanted: Sequence[str], result: Any) -> dict[str, str
     import SimpleITK as sitk
 
     from .volumes import to_itk
+    from .volumes_files import check_written
 
     fixed, moving = result.fixed.grid, result.moving.grid
     parts = {
@@ -310,4 +311,6 @@ def write_raw(folder: Path, wanted: Sequence[str], result: Any) -> dict[str, str
         if image is not None:
             files[name] = f"{name}.nrrd"
             sitk.WriteImage(image, str(folder / files[name]), useCompression=False)
+            count = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+            check_written(folder / files[name], count)
     return files
