@@ -188,7 +188,7 @@ def check_written(path: Path, count: int) -> None:
     """
     name, size = path.name.lower(), path.stat().st_size
     if name.endswith((".nii", ".nii.gz")):
-        whole = not nifti_fault(path)
+        whole = not nifti_fault(path) and (name.endswith(".nii") or _last_number(path) == (count + 352) % 2**32 or is_intact(path))
     elif name.endswith(".h5"):
         whole = 0 < _hdf5_end(path) <= size
     elif _PACKED.search(_head(path)):
