@@ -136,7 +136,10 @@ class _Run:
         there = [state for state in self._states if state.status == "waiting" and Path(state.row.job.output).is_dir()]
         for k, state in enumerate(there):
             self._console.progress("resume", 0.0, f"checking finished pairs, {k + 1} of {len(there)}")
-            metrics = recorded(self._request(state), digests, self._plan.thorough)
+            try:
+                metrics = recorded(self._request(state), digests, self._plan.thorough)
+            except InputError:  # an input cannot be read; the pair's own run will say so
+                metrics = None
             if metrics is None:
                 changed += (Path(state.row.job.output) / "metrics.json").exists()
                 continue
@@ -307,7 +310,8 @@ def _locked(folder: Path) -> Iterator[int]:
         until = time.monotonic() + LOCK_SECONDS
         while not (got := _lock(handle)):
             if time.monotonic() > until:
-                raise InputError(f"another batch is at work in '{folder}'.", "Wait for it, end its processes (symreg batch, symreg worker), or choose another folder.")
+                raise InputError(f"another batch is at work in '{folder}'.",
+                                 "Wait for it, end its processes (symreg batch, symreg worker), or choose another folder.")
             time.sleep(0.2)
         yield handle if got == "shared by children" else -1
     finally:

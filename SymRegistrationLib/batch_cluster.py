@@ -34,7 +34,8 @@ def connected(address: str) -> Iterator[Any]:
     try:
         from distributed import Client
     except ImportError:
-        raise InputError("--scheduler needs dask.distributed.", "pip install 'symregistration[cluster]', here and on the workers.") from None
+        raise InputError("--scheduler needs dask.distributed.",
+                         "pip install 'symregistration[cluster]', here and on the workers.") from None
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
@@ -67,7 +68,8 @@ def _event(future: Any, index: int, seconds: float) -> Event:
     if future.status not in ("finished", "error"):  # cancelled or lost
         return Event("failed", index, "the cluster dropped this pair.", seconds=seconds)
     if error is not None:  # a Dask worker that died too often with this pair, or could not take it up
-        what = "its Dask workers died, again and again" if type(error).__name__ == "KilledWorker" else f"{type(error).__name__}: {str(error)[:300]}"
+        died = type(error).__name__ == "KilledWorker"
+        what = "its Dask workers died, again and again" if died else f"{type(error).__name__}: {str(error)[:300]}"
         return Event("failed", index, f"{what}.", seconds=seconds)
     answer = future.result()
     if "error" in answer:

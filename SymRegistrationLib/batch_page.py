@@ -31,7 +31,8 @@ background:var(--accent)}.bar{display:block;background:var(--line);border-radius
 """
 
 
-def page(states: Sequence[State], title: str, seconds: float, seconds_left: float | None = None, links: Sequence[tuple[str, str]] = ()) -> str:
+def page(states: Sequence[State], title: str, seconds: float, seconds_left: float | None = None,
+         links: Sequence[tuple[str, str]] = ()) -> str:
     """The page as text.
 
     Args:

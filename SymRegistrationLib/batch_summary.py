@@ -67,7 +67,8 @@ def numbers_of(metrics: dict[str, Any]) -> dict[str, Any]:
 
     judged = checks(metrics)
     fault = next((check.text for check in judged if check.level == "bad"), "")
-    found: dict[str, Any] = {"method": metrics.get("method"), "preset": metrics.get("preset"), "verdict": verdict(judged)[0], "fault": fault}
+    found: dict[str, Any] = {"method": metrics.get("method"), "preset": metrics.get("preset"),
+                             "verdict": verdict(judged)[0], "fault": fault}
     similarity, labels = metrics.get("similarity") or {}, metrics.get("labels") or {}
     marks, pose, quality = metrics.get("landmarks") or {}, metrics.get("alignment") or {}, metrics.get("quality") or {}
     found |= {f"similarity_{stage}": similarity.get(stage) for stage in ("before", "aligned", "after")}

@@ -10,7 +10,15 @@ import time
 from collections.abc import Sequence
 
 from .arguments import _Parser, add_options, add_voice
-from .batch_command import add_running_arguments, add_scan_arguments, cells_of, dry_run, finish_rows, plan_of, template_of
+from .batch_command import (
+    add_running_arguments,
+    add_scan_arguments,
+    cells_of,
+    dry_run,
+    finish_rows,
+    plan_of,
+    template_of,
+)
 from .batch_table import rows_of
 from .console import Console
 from .job import existing_file

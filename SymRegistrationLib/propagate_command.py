@@ -87,7 +87,8 @@ def _atlases(args: argparse.Namespace) -> Cells:
         raise InputError("give either --atlas or --atlases." if args.atlas else "no atlas is given.",
                          "Add --atlas IMAGE LABELS, as often as you like, or --atlases TABLE.")
     if args.atlas:
-        return Cells("--atlas", Path("."), tuple((k, {"image": image, "labels": labels}) for k, (image, labels) in enumerate(args.atlas, 1)))
+        lines = ({"image": image, "labels": labels} for image, labels in args.atlas)
+        return Cells("--atlas", Path("."), tuple(enumerate(lines, 1)))
     cells = read_cells(args.atlases)
     for column in ("image", "labels"):
         if column not in cells.lines[0][1]:

@@ -21,13 +21,14 @@ import SimpleITK as sitk
 from test_worker import scan
 
 from SymRegistrationLib import batch, batch_workers
-from SymRegistrationLib.batch_pair import RECORD, Digests, PairRequest, content_files, recorded, run_pair
 from SymRegistrationLib.batch_page import page
+from SymRegistrationLib.batch_pair import RECORD, Digests, PairRequest, content_files, recorded, run_pair
 from SymRegistrationLib.batch_summary import COLUMNS, State, csv_text, judge, ordered
 from SymRegistrationLib.batch_table import Row
 from SymRegistrationLib.batch_workers import Pool, Slot, WorkerLost
 from SymRegistrationLib.cli import main
-from SymRegistrationLib.job import Job, Options, RegistrationError
+from SymRegistrationLib.console import Console
+from SymRegistrationLib.job import InputError, Job, Options, RegistrationError
 from SymRegistrationLib.volumes import to_itk
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -173,7 +174,7 @@ def test_a_pair_done_again_leaves_nothing_of_the_first(single):
 
 
 def test_an_input_that_changes_during_the_run_is_no_result(single, monkeypatch):
-    request, out = single
+    request, _ = single
 
     def touch(stage, fraction, message):
         if stage == "write":
@@ -197,6 +198,25 @@ def test_headers_with_data_files_beside_them(tmp_path):
         assert Digests().of(tmp_path / name) != before
 
 
+def test_one_input_that_cannot_be_read_stops_nothing(cohort, tmp_path, monkeypatch):
+    def unreadable(request, digests, thorough):
+        raise InputError("no permission.")
+
+    monkeypatch.setattr(batch, "recorded", unreadable)
+    (tmp_path / "p").mkdir()
+    state = State(Row("p", 2, Job("f", "m", str(tmp_path / "p"))))
+    batch._Run([state], batch.Plan(str(tmp_path)), Console(quiet=True), None, -1)._keep_finished()
+    assert state.status == "waiting"
+
+
+@pytest.mark.parametrize("raw", [None, 3, [], {}, {"job": 1}, {"job": {}, "group": 1}, {"job": {"fixed": "f", "moving": "m", "output": "o"}, "more": 1}])
+def test_a_pair_request_that_is_none_is_refused(raw):
+    with pytest.raises(InputError):
+        PairRequest.from_dict(raw)
+    request = PairRequest(Job("f", "m", "o"), True)
+    assert PairRequest.from_dict(json.loads(json.dumps(request.to_dict()))) == request
+
+
 # ---------------------------------------------------------------------------------------------- kills
 
 def test_killed_at_random_moments_and_resumed_gives_the_same(cohort, tmp_path):
@@ -209,7 +229,7 @@ def test_killed_at_random_moments_and_resumed_gives_the_same(cohort, tmp_path):
     seed = random.randrange(1 << 30)
     print("seed", seed)
     draw = random.Random(seed)
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen([sys.executable, "-m", "SymRegistrationLib", *command(tmp_path, "--workers", 2, "--json")], cwd=ROOT,
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         for line in process.stdout:
@@ -356,8 +376,6 @@ def test_two_batches_do_not_share_a_folder(cohort, monkeypatch, capsys):
 
 
 def test_workers_follow_memory_processors_and_gpus(tmp_path, monkeypatch):
-    from SymRegistrationLib.console import Console
-
     class Needs:
         def memory_gb(self, job):
             return 3.0
