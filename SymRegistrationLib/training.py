@@ -188,7 +188,6 @@ class Trainer:
             now = time.monotonic()
             self.state.seconds = before + now - begun
             stopping = self._agreed(bool(self.options.stop_after) and now - begun > 60 * self.options.stop_after)
-            stopping = stopping or bool(stopper.number)
             due = self.state.step % self.plan.validate_every == 0 or self._stage_is_over()
             if self.rank == 0:
                 training_checkpoints.append(self.folder / "log.jsonl", row)
@@ -199,6 +198,7 @@ class Trainer:
                 progress("validation", self._fraction(first, now - begun), f"after step {self.state.step}")
                 self._validate()
                 self._advance()
+            stopping = stopping or bool(stopper.number)
             if self.rank == 0 and (due or stopping or now - saved > 60 * self.options.checkpoint_minutes):
                 self._save()
                 saved = time.monotonic()
