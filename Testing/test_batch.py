@@ -22,7 +22,7 @@ from test_worker import scan
 
 from SymRegistrationLib import batch, batch_workers
 from SymRegistrationLib.batch_page import page
-from SymRegistrationLib.batch_pair import RECORD, Digests, PairRequest, content_files, recorded, run_pair
+from SymRegistrationLib.batch_pair import RECORD, Digests, PairRequest, content_files, recorded, run_pair, signature
 from SymRegistrationLib.batch_summary import COLUMNS, State, csv_text, judge, ordered
 from SymRegistrationLib.batch_table import Row
 from SymRegistrationLib.batch_workers import Pool, Slot, WorkerLost
@@ -183,6 +183,23 @@ def test_an_input_that_changes_during_the_run_is_no_result(single, monkeypatch):
     with pytest.raises(RegistrationError, match="changed while"):
         run_pair(request, touch)
     assert recorded(request, Digests()) is None
+
+
+def test_weights_and_start_transforms_count_by_their_content(tmp_path):
+    for name in ("f", "m", "w.safetensors", "t.tfm", "other.tfm"):
+        (tmp_path / name).write_text("x")
+
+    def signed(**changes):
+        options = Options(method="hsyn", weights=str(tmp_path / "w.safetensors"), initial=str(tmp_path / "t.tfm"))
+        job = Job(str(tmp_path / "f"), str(tmp_path / "m"), "o", options=dataclasses.replace(options, **changes))
+        return signature(PairRequest(job), Digests())
+
+    before = signed()
+    assert signed(initial=str(tmp_path / "other.tfm")) == before, "the same content under another name"
+    (tmp_path / "other.tfm").write_text("y")
+    assert signed(initial=str(tmp_path / "other.tfm")) != before and signed(initial="rigid") != before
+    (tmp_path / "w.safetensors").write_text("z")
+    assert signed() != before
 
 
 def test_headers_with_data_files_beside_them(tmp_path):
