@@ -17,7 +17,7 @@ from .job import Options, Progress
 from .preprocess import Workspace, affine_grid
 from .quality_volumes import volume_changes
 from .regions import values_at
-from .uncertainty import LogMean, Perturbation, Runs, contrast_sign, perturbations, single_run_signs
+from .uncertainty import LogMean, Perturbation, Runs, contrast_sign, perturbations, single_run_signs, with_unseen
 from .uncertainty_map import UncertaintyMap, dropout_at_work, uncertainty_map
 from .volumes import Volume, foreground, resample_labels
 
@@ -57,6 +57,7 @@ def doubts(solver, pair: FieldPair, fixed: Volume, progress: Progress) -> Doubt:
     signs = single_run_signs(solver.space, pair)
     if runs:
         signs |= runs.signs()
+    signs = with_unseen(signs)
     kind = "runs" if isinstance(options.uncertainty, int) and options.uncertainty else "fast"
     content = foreground(fixed.array)
     # A mean of runs errs differently from the single result that the calibration was fitted on.

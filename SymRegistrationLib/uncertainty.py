@@ -25,10 +25,13 @@ from .preprocess import Workspace
 
 #: Stiffer runs smooth the whole field by this factor of the preset's sigma, lowest and highest.
 STIFFEST = (1.2, 2.5)
-#: The signs of one voxel that a calibration may weigh; all in voxels of the working grid.
-SIGNS = ("jitter", "stiff", "contrast", "bend", "consistency")
-#: Largest error that no contrast at all stands for, voxels per direction; sets where ``contrast`` levels off.
+#: The signs of one voxel that a calibration may weigh, with perturbed runs and without; all in voxels of the working grid.
+SIGNS = ("jitter", "stiff", "stiff_unseen", "bend_unseen")
+FAST_SIGNS = ("bend", "bend_unseen")
+#: Largest shift that no contrast at all leaves unnoticed, voxels per direction; sets where ``contrast`` levels off.
 NOTHING_SEEN = 1.0
+#: Sigma in voxels of the surroundings over which a sign counts where nothing is seen.
+SURROUNDINGS = {"stiff": 1.0, "bend": 2.0}
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,16 @@ def bend_sign(u: Tensor, contrast: Tensor, sigma: float = 4.0) -> Tensor:
     weight = contrast.clamp_min(0.02 * NOTHING_SEEN).pow(-2)[None, None]
     u = u - _affine_part(u)  # an uneven weight would take a plain turn for a bend
     return square_sum(u - gaussian(u * weight, sigma) / gaussian(weight, sigma)).sqrt()[0, 0]
+
+
+def with_unseen(signs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add ``stiff_unseen`` and ``bend_unseen``: the root mean square of the sign around a voxel, times the share (0 to 1) of its
+    place that the contrast leaves open. Lack of contrast alone says little; where the field is restless it says much.
+    """
+    share = signs["contrast"] / (3**0.5 * NOTHING_SEEN)
+    more = {f"{name}_unseen": gaussian(signs[name].square()[None, None], sigma)[0, 0].clamp_min(0).sqrt() * share
+            for name, sigma in SURROUNDINGS.items() if name in signs}
+    return {**signs, **more}
 
 
 def _affine_part(u: Tensor) -> Tensor:

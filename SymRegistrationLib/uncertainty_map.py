@@ -18,6 +18,7 @@ from .fields import sample
 from .geometry import Grid
 from .preprocess import Workspace, affine_grid
 from .regions import regions
+from .report_numbers import worth
 from .uncertainty import Runs
 
 #: Runs (or methods) are said to disagree wildly when this many percent of the content move by more than :data:`WILD` voxels.
@@ -93,7 +94,7 @@ def uncertainty_map(signs: Mapping[str, Tensor], runs: Runs | None, space: Works
     disagreement = _disagreement(signs, content, placed)
     if disagreement:
         notes.append(disagreement)
-    summary["disagreement"] = disagreement
+    summary |= {"disagreement": disagreement, "worth": worth(summary)}
     return UncertaintyMap(mm, spread, axis, summary, tuple(notes))
 
 

@@ -29,6 +29,8 @@ def applySteps(run, toMove, fromMoving, folder, ask):
     try:
         for node in toMove:
             made.append((yield from _mover(node)(node, target, pull, push, folder, ask)))
+            if made[-1].IsA("vtkMRMLMarkupsNode"):
+                describeRadii(run, made[-1] if fromMoving else node, made[-1])
     except BaseException:
         for node in made:
             nodes.discard(node)
@@ -73,6 +75,24 @@ def _moveMarkups(node, target, pull, push, folder, ask):
     copy.ApplyTransform(push.GetTransformFromParent())
     yield
     return copy
+
+
+def describeRadii(run, fixedSide, markups):
+    """Tell each control point of ``markups`` the radius that holds 68 % of the errors there, where the run's map is calibrated.
+
+    Args:
+        fixedSide: the markups node with the same points in the fixed scan, on which the map lies.
+    """
+    node = run.node("uncertainty")
+    if node is None or not (run.metrics.get("uncertainty") or {}).get("calibrated"):
+        return
+    array, grid = nodes.worldVolume(node)
+    for k in range(markups.GetNumberOfControlPoints()):
+        ras = [0.0] * 3
+        fixedSide.GetNthControlPointPositionWorld(k, ras)
+        index = [int(round(i)) for i in grid.indices((-ras[0], -ras[1], ras[2]))]
+        if all(0 <= i < n for i, n in zip(index, array.shape)):
+            markups.SetNthControlPointDescription(k, _("68 %: within {radius:.2f} mm").format(radius=float(array[tuple(index)])))
 
 
 def _moveModel(node, target, pull, push, folder, ask):

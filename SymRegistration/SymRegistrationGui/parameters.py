@@ -67,7 +67,7 @@ OUTPUTS = {
 
 def wantedParts(parameters):
     """The parts of a run that are switched on."""
-    return tuple(part for part, (_output, switch) in OUTPUTS.items() if not switch or int(getattr(parameters, switch)) > (part == "uncertainty"))
+    return tuple(part for part, (_output, switch) in OUTPUTS.items() if not switch or int(getattr(parameters, switch)) > 0)
 
 
 def options(parameters):
@@ -78,7 +78,7 @@ def options(parameters):
         initial="none" if parameters.initial == "transform" else parameters.initial,
         refine=parameters.refine if network else 0, device=parameters.device,
         weights=(parameters.weights or None) if network else None,
-        uncertainty=parameters.uncertaintyRuns if parameters.uncertaintyRuns > 1 else 0)
+        uncertainty="fast" if parameters.uncertaintyRuns == 1 else parameters.uncertaintyRuns)
 
 
 def request(parameters):

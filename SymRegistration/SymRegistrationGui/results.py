@@ -40,7 +40,8 @@ def rows(metrics):
         found.append((_("Landmark error, 95 %, mm"), "", "", number(marks.get("p95_after_mm"), 2)))
     spread = metrics.get("uncertainty")
     if spread:
-        found.append((_("Uncertainty, mean / 95 %, mm"), "", "", f"{number(spread['mean_mm'], 2)} / {number(spread['p95_mm'], 2)}"))
+        name = _("Radius that holds 68 % of errors, mean / 95 %, mm") if spread.get("calibrated") else _("Uncertainty (relative only), mean / 95 %, mm")
+        found.append((name, "", "", f"{number(spread['mean_mm'], 2)} / {number(spread['p95_mm'], 2)}"))
     return found + _qualityRows(metrics.get("quality") or {}) + _costRows(metrics)
 
 
@@ -62,6 +63,24 @@ def _costRows(metrics):
     found = [] if seconds is None else [(_("Time, s"), "", "", number(float(seconds), 1))]
     memory = metrics.get("peak_memory_gb")
     return found + ([] if memory is None else [(_("Peak memory, GB"), "", "", number(float(memory), 1))])
+
+
+def worthText(told):
+    """What the uncertainty map is worth, in words; ``told`` is the part "uncertainty" of the metrics."""
+    if not told.get("calibrated"):
+        return _("Relative only: shows where the result is less stable, not by how many mm it errs.")
+    return _("Calibrated: 68 % of true errors were below the shown mm on {on}.").format(on=told.get("on", ""))
+
+
+def places(metrics):
+    """(row, RAS) of folded places and of the least certain ones, to jump to."""
+    found = []
+    for text, regions in ((_("Folded place {k}: {voxels} voxels"), (metrics.get("folding") or {}).get("regions", [])),
+                          (_("Uncertain place {k}: {ml:.1f} ml, up to {worst:.1f} mm"), (metrics.get("uncertainty") or {}).get("worst", []))):
+        for k, region in enumerate(regions, start=1):
+            x, y, z = region["centre"]
+            found.append(((text.format(k=k, **region), "", "", _("show")), (-x, -y, z)))
+    return found
 
 
 def fillTable(table, metrics):

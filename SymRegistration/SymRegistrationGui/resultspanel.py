@@ -32,6 +32,8 @@ class ResultsPanel:
         self.views = Views(slicer.mrmlScene, panel.fail)
         self.views.onLegend = self._legend
         self._shown = None
+        self._places = {}
+        ui.resultsTable.cellClicked.connect(self.onCell)
         ui.applyDirectionComboBox.addItems([_("From the moving to the fixed scan"), _("From the fixed to the moving scan")])
         ui.resultSelector.addAttribute("vtkMRMLTableNode", runs.PREFIX + "Run")
         for name in MODES:
@@ -59,6 +61,7 @@ class ResultsPanel:
             widget.enabled = run is not None and not busy
         if run is None:
             self._shown = None
+            self._places = {}
             self._fillRows([])
             ui.verdictLabel.visible = False
             return
@@ -76,12 +79,20 @@ class ResultsPanel:
 
     def showNumbers(self, run):
         metrics = run.metrics
-        self._fillRows(results.rows(metrics))
+        places = results.places(metrics)
+        rows = results.rows(metrics)
+        self._places = {len(rows) + k: ras for k, (_row, ras) in enumerate(places)}
+        self._fillRows([*rows, *(row for row, _ras in places)])
         text, color = results.verdictText(metrics)
         self.ui.verdictLabel.text = text
         self.ui.verdictLabel.toolTip = "\n".join(metrics.get("notes", []))
         self.ui.verdictLabel.visible = bool(text)
         self.ui.verdictLabel.styleSheet = f"background-color: {color}; color: black; border-radius: 4px;" if color else ""
+
+    def onCell(self, row, _column):
+        """Go to the place that a row names."""
+        if row in self._places:
+            slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *self._places[row])
 
     def _fillRows(self, rows):
         table = self.ui.resultsTable

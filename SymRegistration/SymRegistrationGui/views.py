@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 
 from SymRegistrationLib.job import RegistrationError
 
-from . import colors, nodes
+from . import colors, nodes, results
 from .steps import StepRunner, pieces
 
 COMPARE = ("blend", "checkerboard", "flicker", "difference")
@@ -152,7 +152,8 @@ class Views:
         else:
             highest = shownMaximum(run.metrics, self.mode, node)
             colors.style(node, "amount", 0.0, highest)
-            self.onLegend(colors.legendText("amount", highest))
+            told = run.metrics.get("uncertainty") if self.mode == "uncertainty" else None
+            self.onLegend(colors.legendText("amount", highest) + (results.worthText(told) if told else ""))
         self._layers(background, node, self.value)
         colors.showLegend(node, True)
         self._legendOf = node

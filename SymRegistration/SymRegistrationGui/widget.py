@@ -132,7 +132,7 @@ class Panel:
         for switch, selector in (("makeWarpedMoving", ui.outputWarpedMovingSelector), ("makeWarpedFixed", ui.outputWarpedFixedSelector),
                                  ("makeJacobian", ui.outputJacobianSelector), ("makeConsistency", ui.outputConsistencySelector)):
             selector.enabled = getattr(state, switch)
-        ui.outputUncertaintySelector.enabled = state.uncertaintyRuns > 1
+        ui.outputUncertaintySelector.enabled = state.uncertaintyRuns > 0
 
     def _showButtons(self):
         ui, busy = self.ui, self.logic.busy

@@ -37,7 +37,6 @@ FIT = ["brain/sub-01_brain:1", "brain/sub-02_brain:2", "brain/bert_brain:3", "lu
 JUDGE = ["brain/sub-03_brain:11", "brain/sub-04_brain:12", "brain/plotatlas_brain:13", "lung/thorax_ct_2mm:14",
          "lung/thorax_ct_2mm:15", "lung/mr_0006_image:16", "liver/19_exhale:17", "brain/sub-03_brain:18"]
 LANDMARKS = [("18", "cyc_1_10"), ("19", "cyc_1_6"), ("18", "cyc_3_10"), ("19", "cyc_1_9")]
-FAST = ("contrast", "bend", "consistency")
 POINTS = 20_000
 LEAST_LABEL_ML = 0.5
 
@@ -108,7 +107,9 @@ def cached(work: Path, data: Path, case: str, preset: str, runs: int) -> dict[st
     if not store.exists():
         np.savez(store, **collect(data, case, preset, runs))
         print(case, preset, "collected", flush=True)
-    return dict(np.load(store))
+    case_data = dict(np.load(store))
+    signs = {name: torch.from_numpy(case_data[name].astype(np.float32)) for name in ("contrast", "bend", "stiff")}
+    return case_data | {name: value.numpy() for name, value in uncertainty.with_unseen(signs).items()}
 
 
 def points_of(case: dict, names, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -213,7 +214,7 @@ def main() -> None:
     judges = [cached(arguments.work, arguments.data, case, arguments.preset, arguments.runs) for case in chosen]
     on = f"known warps of {len(set(case.split(':')[0] for case in FIT))} people (brain MR, lung MR)"
     entries = []
-    for kind, names in (("runs", uncertainty.SIGNS), ("fast", FAST)):
+    for kind, names in (("runs", uncertainty.SIGNS), ("fast", uncertainty.FAST_SIGNS)):
         if arguments.judge_only:
             entry = calibration.find("syn", "fast", "lncc", kind)
         else:

@@ -1,0 +1,87 @@
+"""Calibrated radii: the fit finds known weights, the judges give what theory says, entries are found only where they fit."""
+
+import json
+
+import numpy as np
+import pytest
+
+from SymRegistrationLib import calibration
+from SymRegistrationLib.calibration import Calibration
+from SymRegistrationLib.job import InputError
+
+SEED = 20260101
+
+
+def _synthetic(count: int, seed: int):
+    """Signs, and errors that are lengths of 3-D normal vectors with variance (0.3^2 + (2 a)^2 + 0 b) / 3 an axis."""
+    random = np.random.default_rng(seed)
+    signs = {"stiff": random.gamma(2.0, 0.2, count), "bend": random.gamma(2.0, 0.2, count)}
+    scale = np.sqrt((0.3**2 + (2 * signs["stiff"]) ** 2) / 3)
+    return signs, np.linalg.norm(random.normal(size=(count, 3)) * scale[:, None], axis=1)
+
+
+def test_the_fit_finds_what_made_the_errors_and_covers_new_ones():
+    signs, errors = _synthetic(20_000, SEED)
+    floor, weights, radii = calibration.fit(signs, errors)
+    assert abs(floor - 0.3) < 0.04 and abs(weights["stiff"] - 2) < 0.1 and weights["bend"] < 0.25, f"seed {SEED}"
+    # quantiles of a length of 3-D normal vectors (Maxwell) over sqrt(3) sigma
+    for level, expected in (("50", 1.5382), ("68", 1.8724), ("95", 2.7955)):
+        assert abs(radii[level] - expected / 3**0.5) < 0.03, level
+    entry = Calibration("syn", "fast", "lncc", "runs", floor, weights, radii, "synthetic errors")
+    signs, errors = _synthetic(20_000, SEED + 1)
+    for level in calibration.LEVELS:
+        assert abs(calibration.coverage(errors, entry.radius(signs, level)) - level) < 2, f"seed {SEED + 1}"
+    more = {"stiff": signs["stiff"] + 0.1, "bend": signs["bend"]}
+    assert (entry.radius(more) > entry.radius(signs)).all(), "more of a sign is never less uncertainty"
+
+
+def test_the_fit_refuses_what_it_cannot_use():
+    with pytest.raises(ValueError, match="100 points"):
+        calibration.fit({"stiff": np.ones(50)}, np.ones(50))
+    with pytest.raises(ValueError, match="finite"):
+        calibration.fit({"stiff": np.full(200, np.nan)}, np.ones(200))
+
+
+def test_sparsification_of_known_orders():
+    errors = np.arange(1000) / 999  # uniform on [0, 1], mean 1/2
+    assert calibration.ause(errors, errors) == 0, "a perfect predictor"
+    assert calibration.ause(errors, np.exp(3 * errors)) == 0, "only the order counts"
+    # Leaving out the smallest first raises the rest's mean from 1 to 2 (in means) linearly, the best order lowers it to 0:
+    # the area between 1 + f and 1 - f over [0, 1) is the mean of 2 f = 0.98 at steps of 0.02.
+    assert abs(calibration.ause(errors, -errors) - 0.98) < 0.01
+    shuffled = np.random.default_rng(SEED).permutation(1000)
+    # An order that knows nothing stays at 1: area = mean of f = 0.49.
+    assert abs(np.mean([calibration.ause(errors, np.random.default_rng(SEED + k).permutation(1000)) for k in range(20)]) - 0.49) < 0.03
+    assert abs(calibration.rank_correlation(errors, shuffled)) < 0.1, f"seed {SEED}"
+
+
+def test_rank_correlation_by_hand():
+    assert calibration.rank_correlation([1, 2, 3, 4], [10, 20, 30, 4000]) == pytest.approx(1)
+    assert calibration.rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    # ranks 1 2 3 4 5 against 1 2.5 2.5 4 5: Pearson 9.5 / sqrt(10 * 9.5)
+    assert calibration.rank_correlation([1, 2, 3, 4, 5], [1, 2, 2, 4, 5]) == pytest.approx(9.5 / 95**0.5)
+    assert np.isnan(calibration.rank_correlation([1, 1, 1], [1, 2, 3]))
+
+
+def test_an_entry_serves_only_the_runs_it_was_fitted_for(tmp_path):
+    weights = tmp_path / "net.safetensors"
+    beside = tmp_path / "net.calibration.json"
+    mine = Calibration("hsyn", "default", "network", "runs", 0.1, {"stiff": 1.0}, {"50": 1.0, "68": 1.2, "95": 2.0}, "here", {"rank": 0.6})
+    calibration.write_calibrations([mine], beside)
+    assert calibration.find("hsyn", "default", "network", "runs", 0, weights) == mine
+    for wrong in (("hsyn", "fast", "network", "runs", 0), ("caml", "default", "network", "runs", 0), ("hsyn", "default", "mind", "runs", 0),
+                  ("hsyn", "default", "network", "fast", 0), ("hsyn", "default", "network", "runs", 1)):
+        assert calibration.find(*wrong, weights) is None, wrong
+    assert calibration.find("hsyn", "default", "network", "runs", 0, tmp_path / "other.safetensors") is None
+    beside.write_text(json.dumps({"entries": [{"method": "hsyn"}]}))
+    with pytest.raises(InputError, match="net.calibration.json"):
+        calibration.read_calibrations(beside)
+
+
+def test_the_shipped_numbers_are_sound():
+    entries = calibration.read_calibrations()
+    assert {(e.method, e.preset, e.kind) for e in entries} >= {("syn", "fast", "runs"), ("syn", "fast", "fast")}
+    for entry in entries:
+        assert entry.floor >= 0 and all(w >= 0 for w in entry.weights.values()) and max(entry.weights.values()) > 0
+        assert 0 < entry.radii["50"] < entry.radii["68"] < entry.radii["95"]
+        assert entry.on and entry.judged["cases"] >= 1
