@@ -36,6 +36,8 @@ FIT = ["brain/sub-01_brain:1", "brain/sub-02_brain:2", "brain/bert_brain:3", "lu
        "brain/bert_brain:6"]
 JUDGE = ["brain/sub-03_brain:11", "brain/sub-04_brain:12", "brain/plotatlas_brain:13", "lung/thorax_ct_2mm:14",
          "lung/thorax_ct_2mm:15", "lung/mr_0006_image:16", "liver/19_exhale:17", "brain/sub-03_brain:18"]
+#: Never looked at while the signs were chosen; ``--check`` judges on these.
+CHECK = ["brain/sub-04_brain:21", "lung/mr_0007_image:22", "liver/18_exhale:23", "brain/plotatlas_brain:24", "lung/thorax_ct_2mm:25"]
 LANDMARKS = [("18", "cyc_1_10"), ("19", "cyc_1_6"), ("18", "cyc_3_10"), ("19", "cyc_1_9")]
 POINTS = 20_000
 LEAST_LABEL_ML = 0.5
@@ -169,13 +171,13 @@ def patch_of(entry: calibration.Calibration, cases: list[dict]) -> float:
     return float(np.round(np.interp(68, covered, sizes), 1))
 
 
-def landmarks(data: Path, subject: str, state: str, preset: str, kind: "int | str") -> dict[str, float]:
+def landmarks(data: Path, subject: str, state: str, preset: str, runs: int) -> dict[str, float]:
     """Predicted radius at real landmarks beside their measured error."""
     base = data / "liver"
     names = [f"{subject}_exhale", f"{subject}_{state}"]
     fixed, moving = (read_volume(base / f"{name}.nii.gz") for name in names)
     here, there = (read_points(base / f"{name}_landmarks.csv").points for name in names)
-    result = pipeline.register(fixed, moving, Options(preset=preset, uncertainty=kind))
+    result = pipeline.register(fixed, moving, Options(preset=preset, uncertainty=runs))
     errors = np.linalg.norm(result.forward.map_points(here) - there, axis=1)
     index = np.clip(np.round(fixed.grid.indices(here)).astype(int), 0, np.array(fixed.grid.shape) - 1)
     radius = result.uncertainty[tuple(index.T)]
@@ -203,15 +205,20 @@ def main() -> None:
     parser.add_argument("--preset", default="fast", choices=("fast", "default", "thorough"))
     parser.add_argument("--runs", type=int, default=4)
     parser.add_argument("--judge-only", action="store_true", help="take the weights of the preset 'fast' from the package and judge them here")
-    parser.add_argument("--only", default="", help="judge only cases that contain one of these comma-separated words")
+    parser.add_argument("--check", action="store_true", help="judge on the cases that had no part in the choice of the signs")
+    parser.add_argument("--only", default="", help="judge only cases that contain one of these comma-separated words; none = no case")
     parser.add_argument("--landmarks", type=int, default=0, help="so many of the landmark pairs too (full registrations)")
     parser.add_argument("--store", action="store_true")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     words = [word for word in arguments.only.split(",") if word]
-    chosen = [case for case in JUDGE if not words or any(word in case for word in words)]
+    chosen = [case for case in (CHECK if arguments.check else JUDGE) if not words or any(word in case for word in words)]
     fits = [] if arguments.judge_only else [cached(arguments.work, arguments.data, case, arguments.preset, arguments.runs) for case in FIT]
     judges = [cached(arguments.work, arguments.data, case, arguments.preset, arguments.runs) for case in chosen]
+    for subject, state in LANDMARKS[: arguments.landmarks]:
+        print(json.dumps(landmarks(arguments.data, subject, state, arguments.preset, arguments.runs)), flush=True)
+    if arguments.only == "none":
+        return
     on = f"known warps of {len(set(case.split(':')[0] for case in FIT))} people (brain MR, lung MR)"
     entries = []
     for kind, names in (("runs", uncertainty.SIGNS), ("fast", uncertainty.FAST_SIGNS)):
@@ -238,9 +245,6 @@ def main() -> None:
     if arguments.store:
         kept = [e for e in (calibration.read_calibrations() if calibration.STORE.exists() else []) if e.preset != arguments.preset]
         calibration.write_calibrations([*kept, *entries])
-    for subject, state in LANDMARKS[: arguments.landmarks]:
-        for kind in ("fast", arguments.runs):
-            print(kind, json.dumps(landmarks(arguments.data, subject, state, arguments.preset, kind)), flush=True)
 
 
 if __name__ == "__main__":
