@@ -83,7 +83,8 @@ def run_batch(rows: Sequence[Row], plan: Plan, console: Console) -> list[State]:
     states, checker = check_rows(rows, plan.output, console)
     broken = [state for state in states if state.status == "failed"]
     if len(broken) == len(states):
-        raise InputError(f"none of the {len(states)} pairs can be registered; line {broken[0].row.line}: {broken[0].reason}")
+        raise InputError(f"none of the {len(states)} pairs can be registered; line {broken[0].row.line}: {broken[0].reason}",
+                         "--dry-run tells it of every line.")
     with contextlib.ExitStack() as stack:
         client = None
         if plan.scheduler:

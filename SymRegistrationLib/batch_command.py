@@ -114,7 +114,7 @@ def main(arguments: Sequence[str]) -> int:
         if path:
             existing_file(path, f"--to{name[5:].replace('_', '-')}")
             if not args.to:
-                raise InputError(f"--to{name[5:].replace('_', '-')} is given without --to.")
+                raise InputError(f"--to{name[5:].replace('_', '-')} is given without --to.", "Add --to FILE.")
     plan = plan_of(args, title=f"Batch {Path(args.table).name}")
     rows = finish_rows(rows_of(*cells_of(args, template_of(args, to))), args)
     if args.dry_run:
@@ -134,7 +134,7 @@ def cells_of(args: argparse.Namespace, template: Job) -> tuple[Cells, str, Job]:
     else:
         for name in ("pairs", "suffix", "save_table"):
             if getattr(args, name, None):
-                raise InputError(f"--{name.replace('_', '-')} is for folders; '{path}' is a table.")
+                raise InputError(f"--{name.replace('_', '-')} is for folders; '{path}' is a table.", "Leave it out.")
         cells = read_cells(path)
     return cells, args.output, template
 
