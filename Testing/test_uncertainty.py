@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import pairs
-from SymRegistrationLib import fields, pipeline, uncertainty
-from SymRegistrationLib.job import InputError, Options
+from SymRegistrationLib import fields, networks, pipeline, pipeline_trust, uncertainty, weights
+from SymRegistrationLib.job import InputError, Options, silent
 from SymRegistrationLib.geometry import Grid
 from SymRegistrationLib.preprocess import Workspace
 from SymRegistrationLib.uncertainty_map import dropout_at_work, uncertainty_map
@@ -181,3 +181,52 @@ def test_methods_that_disagree_wildly_are_told(head):
     assert "methods of the ensemble disagree wildly" in found.summary["disagreement"] and found.summary["disagreement"] in found.notes
     nothing = uncertainty_map(signs, None, space, grid, np.zeros((12, 12, 12), bool), None)
     assert np.isfinite(nothing.summary["mean_mm"]), "a scan without content still has a map"
+
+
+class _Still:
+    """A solver without a method: jitter finds the delivered result again, stiffer runs stand still."""
+
+    network, metric, pose, scans = False, "mse", None, ()
+
+    def __init__(self, options):
+        grid = Grid.centred((16, 18, 20), 2.0, (0, 0, 0))
+        image = torch.rand((1, 1, 16, 18, 20), generator=torch.Generator().manual_seed(4))
+        self.options, self.notes = options, []
+        self.space = Workspace(image, image, None, grid, np.eye(4), np.eye(4))
+        u = torch.zeros(1, 3, 16, 18, 20)
+        u[:, 0, 8, 9, 10] = 2.0
+        self.pair = fields.FieldPair(u, -u, "fixed_point", 0.0)
+
+    def run(self, perturbation=None):
+        still = fields.FieldPair(0 * self.pair.fixed_to_moving, 0 * self.pair.moving_to_fixed, "fixed_point", 0.0)
+        return still if perturbation.stiffness > 1 else self.pair
+
+
+def test_further_methods_join_in_and_the_runs_are_counted(monkeypatch):
+    solver = _Still(Options(uncertainty=4, ensemble="hsyn, caml", metric="mse", spacing=2.0))
+    assert solver.options.others == ("hsyn", "caml") and solver.options.extra_runs == 6
+    asked = []
+    monkeypatch.setattr(pipeline_trust, "_other_method", lambda s, name: asked.append(name) or solver.pair)
+    told = []
+    grid = solver.space.grid
+    doubt = pipeline_trust.doubts(solver, solver.pair, Volume(solver.space.fixed[0, 0].numpy(), grid, "f"), lambda *event: told.append(event))
+    assert asked == ["hsyn", "caml"] and len(told) == 6 and doubt.map.summary["runs"] == 6
+    # of 7 fields two stand still: at the one voxel of 2 voxels of 2 mm the variance is 4^2 (2 * 5 / 7) / 6
+    assert doubt.map.mm[8, 9, 10] == pytest.approx((16 * 10 / 7 / 6) ** 0.5, rel=1e-4)
+    assert doubt.map.mm[2, 2, 2] == pytest.approx(0, abs=1e-6) and doubt.pair is solver.pair
+
+
+def test_a_method_of_the_ensemble_that_is_not_there_is_refused_before_any_work(head):
+    with pytest.raises(InputError, match="nonsense"):
+        pipeline.register(head, head, Options(ensemble="nonsense"))
+
+
+def test_a_network_under_perturbation_comes_back_on_its_grid(tmp_path):
+    file = weights.save(tmp_path / "w.safetensors", networks.create("hsyn", "small"))
+    options = Options(method="hsyn", device="cpu", weights=str(file))
+    image = pairs.phantom((36, 40, 32))
+    space = Workspace(image, image, None, Grid.centred((36, 40, 32), 2.0, (0, 0, 0)), np.eye(4), np.eye(4))
+    for change in uncertainty.perturbations(2, seed=1):
+        pair = pipeline_trust.predict_perturbed(change.geometry(change.intensities(space)), options, change, silent)
+        assert pair.fixed_to_moving.shape == (1, 3, 36, 40, 32) and torch.isfinite(pair.fixed_to_moving).all()
+        assert float(pair.fixed_to_moving.abs().max()) < 0.5, "an untrained network finds next to nothing"
