@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +114,8 @@ class Options:
             raise InputError(f"threads is {self.threads}.", f"Give at least 1 and at most {MOST_THREADS}.")
         if self.memory_gb is not None and not 0 < self.memory_gb < math.inf:
             raise InputError(f"memory_gb is {self.memory_gb}.", "Give a positive number of gigabytes.")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", self.device):
+            raise InputError(f"device '{self.device}' is unknown.", "Choose auto, cpu, cuda or cuda:N.")
         check_seed(self.seed)
 
     @property
