@@ -114,3 +114,14 @@ def test_files_stay_small():
     for folder in ("SymRegistration", "Testing/slicer_harness"):
         for path in (ROOT / folder).rglob("*.py"):
             assert len(path.read_text(encoding="utf-8").splitlines()) <= 450, path
+
+
+def test_every_data_file_of_the_library_is_installed():
+    """Presets, calibrations and weights: what pip installs, Slicer installs too."""
+    folder = ROOT / "SymRegistrationLib"
+    patterns = re.findall(r'"([\w/]+/\*[\w.]*)"', (folder / "CMakeLists.txt").read_text(encoding="utf-8"))
+    listed = {path for pattern in patterns for path in folder.glob(pattern)}
+    present = {path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")}
+    assert present and present <= listed
+    packed = re.search(r'SymRegistrationLib = \[(.*)\]', (ROOT / "pyproject.toml").read_text(encoding="utf-8")).group(1)
+    assert set(patterns) - {"presets/*.json"} <= set(re.findall(r'"(.*?)"', packed))

@@ -5,6 +5,9 @@
 
 ``pairs.csv`` has the columns id, fixed, moving and optionally fixed_labels, moving_labels, labels (space separated
 numbers that are scored), fixed_points, moving_points. ``--data`` builds that table from the development data.
+``alignment`` scores the affine start of the ``symreg`` run before it. The tool NAME of a learned method is its shipped
+network alone, started from the headers; NAME-aligned starts it from the affine alignment; NAME-refined adds one refinement.
+``--variant rotated`` turns the moving scan's header by 60 degrees, ``--variant contrast`` inverts its brightness.
 ``--pad N`` first puts every image into an N^3 box of air, as many scanners and FreeSurfer deliver them.
 Peers need ``pip install .[bench]``; ``--peers-python`` names another Python that has them.
 
@@ -34,8 +37,14 @@ from SymRegistrationLib.volumes import foreground, read_labels, read_volume, wri
 
 HERE = Path(__file__).parent
 ASEG = "2 3 4 7 8 10 11 12 13 14 15 16 17 18 26 28 41 42 43 46 47 49 50 51 52 53 54 58 60"
-SYMREG = {"symreg": [], "symreg-fast": ["--preset", "fast"], "symreg-thorough": ["--preset", "thorough"]}
-TOOLS = [*SYMREG, "ants-syn", "greedy", "elastix", "ants-syncc"]
+LEARNED = ("hsyn", "sm-gicnet", "ad-regnet", "caml")
+#: A network alone, from the headers and from the alignment, and with one level of refinement.
+NETWORKS = {f"{method}{suffix}": ["--method", method, *extra] for method in LEARNED for suffix, extra in
+            (("", ["--initial", "none"]), ("-aligned", []), ("-refined", ["--initial", "none", "--refine", "1"]))}
+SYMREG = {"symreg": [], "symreg-fast": ["--preset", "fast"], "symreg-thorough": ["--preset", "thorough"], **NETWORKS}
+TOOLS = ["symreg", "alignment", *list(SYMREG)[1:], "ants-syn", "greedy", "elastix", "ants-syncc"]
+#: Header rotation of ``--variant rotated``: degrees, about (1, 1, 1).
+TURN = 60.0
 
 
 def development_pairs(data: Path) -> list[dict]:
@@ -72,6 +81,29 @@ def padded(path: str, size: int, folder: Path) -> str:
     return str(target)
 
 
+def varied(path: str, kind: str, folder: Path) -> str:
+    """The moving scan or its labels, turned or with inverted brightness inside its content."""
+    target, labels = folder / f"{kind}_{Path(path).name}", "aseg" in path
+    if kind == "contrast" and labels:
+        return path
+    if not target.exists():
+        volume = read_labels(path) if labels else read_volume(path)
+        array, matrix = volume.array, volume.grid.matrix
+        if kind == "rotated":
+            axis, angle = np.ones(3) / np.sqrt(3), np.radians(TURN)
+            k = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+            about = matrix @ np.array([*((np.array(array.shape) - 1) / 2), 1.0])
+            turn = np.eye(4)
+            turn[:3, :3] += np.sin(angle) * k + (1 - np.cos(angle)) * (k @ k)
+            turn[:3, 3] = about[:3] - turn[:3, :3] @ about[:3]
+            matrix = turn @ matrix
+        else:
+            content = foreground(array)
+            array = np.where(content, np.percentile(array[content], 99.5) - array, 0).clip(0).astype(np.float32)
+        write_volume(target, array, Grid(array.shape, matrix))
+    return str(target)
+
+
 def run_tool(tool: str, row: dict, out: Path, peers_python: str, threads: int) -> dict:
     """One tool on one pair in its own process; {seconds, process_seconds, cpu_seconds, memory_gb} or {error}."""
     out.mkdir(parents=True, exist_ok=True)
@@ -92,6 +124,17 @@ def run_tool(tool: str, row: dict, out: Path, peers_python: str, threads: int) -
     own = seconds if tool in SYMREG else json.loads((out / "run.json").read_text())["seconds"]
     return {"seconds": own, "process_seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime,
             "memory_gb": usage.ru_maxrss * 1024 / 1e9}
+
+
+def score_alignment(row: dict, out: Path) -> dict:
+    """Dice of the affine alignment that the symreg run in ``out`` started from."""
+    metrics = json.loads((out / "metrics.json").read_text())
+    labels = read_labels(row["fixed_labels"]), read_labels(row["moving_labels"])
+    warped = transforms.resample_through(labels[1], np.array(metrics["alignment"]["matrix"]), labels[0].grid, "nearest")
+    wanted = [int(n) for n in row["labels"].split()] if row.get("labels") else None
+    return {"dice": quality.mean(quality.dice(labels[0].array, warped, wanted)), "folded_voxels": 0, "sd_log_jacobian": 0.0,
+            "seconds": metrics["seconds"]["read"] + metrics["seconds"]["align"] if "read" in metrics["seconds"]
+            else metrics["seconds"]["align"], "memory_gb": 0.0}
 
 
 def score(row: dict, out: Path) -> dict:
@@ -139,7 +182,9 @@ def markdown(rows: list[dict], results: dict, tools: list[str]) -> str:
     lines += ["", "Over the pairs that both did, against each peer (difference of mean Dice or TRE; time of the tool / time of the peer):",
               "", "| tool | peer | pairs | Dice | TRE mm | time ratio |", "|---|---|---|---|---|---|"]
     for tool in (t for t in tools if t in SYMREG):
-        for peer in (t for t in tools if t not in SYMREG):
+        for peer in (t for t in tools if t == "symreg" or t not in SYMREG and t != "alignment"):
+            if tool == peer:
+                continue
             both = [(results[f"{row['id']}|{tool}"], results[f"{row['id']}|{peer}"]) for row in rows
                     if all("seconds" in results.get(f"{row['id']}|{t}", {}) for t in (tool, peer))]
             if not both:
@@ -162,6 +207,7 @@ def main() -> None:
     parser.add_argument("--tools", default="symreg,symreg-thorough,ants-syn,greedy,elastix")
     parser.add_argument("--only", default="", help="only pairs whose id contains one of these comma-separated words")
     parser.add_argument("--pad", type=int, default=0)
+    parser.add_argument("--variant", choices=("rotated", "contrast"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peers-python", default=sys.executable)
     arguments = parser.parse_args()
@@ -176,11 +222,17 @@ def main() -> None:
             for key in ("fixed", "moving", "fixed_labels", "moving_labels"):
                 if row.get(key):
                     row[key] = padded(row[key], arguments.pad, arguments.work)
+        if arguments.variant:
+            for key in ("moving", "moving_labels"):
+                row[key] = varied(row[key], arguments.variant, arguments.work)
         for tool in tools:
             key = f"{row['id']}|{tool}"
             if key in results:
                 continue
             out = arguments.work / row["id"].replace(" ", "_").replace("<-", "_from_") / tool
+            if tool == "alignment":
+                results[key] = score_alignment(row, out.with_name("symreg"))
+                continue
             results[key] = run_tool(tool, row, out, arguments.peers_python, arguments.threads)
             if "error" not in results[key]:
                 results[key].update(score(row, out))
