@@ -19,6 +19,7 @@ import argparse
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -224,16 +225,17 @@ def main() -> None:
     for kind, names in (("runs", uncertainty.SIGNS), ("fast", uncertainty.FAST_SIGNS)):
         if arguments.judge_only:
             entry = calibration.find("syn", "fast", "lncc", kind)
+            entry = entry if arguments.preset == "fast" else replace(entry, on=f"{entry.on}, with the preset fast")
         else:
             entry = fitted(fits, names, kind, arguments.preset, on)
-            entry = calibration.Calibration(**{**entry.__dict__, "patch_mm": patch_of(entry, fits)})
+            entry = replace(entry, patch_mm=patch_of(entry, fits))
         rows = [judged(entry, case) for case in judges]
         errors, sigmas = volume_errors(entry, judges, entry.patch_mm)
         mean = {key: round(float(np.mean([row[key] for row in rows])), 3) for key in rows[0]}
         mean |= {"cases": len(rows), "runs": arguments.runs if kind == "runs" else 0}
         if len(errors):
             mean["volume_coverage_68"] = round(calibration.coverage(errors, sigmas), 1)
-        entries.append(calibration.Calibration(**{**entry.__dict__, "preset": arguments.preset, "judged": mean}))
+        entries.append(replace(entry, preset=arguments.preset, judged=mean))
         print(f"\n### {kind}, preset {arguments.preset}\n")
         print(json.dumps({"floor": entry.floor, "weights": entry.weights, "radii": entry.radii, "patch_mm": entry.patch_mm}))
         print(table(entry, chosen, rows))
