@@ -388,6 +388,23 @@ def _tables(bad: Path, good: Path) -> None:
         "t_half": f"fixed,moving\n{a},\n{b},{a}\n", "t_same": f"image,subject\n{a},x\n{b},x\n",
     }.items():
         (bad / f"{name}.csv").write_text(text)
+    c = good / "scans" / "sub-2_T1w.nii.gz"
+    for name, text in {
+        "b_empty": "", "b_head": "fixed,moving\n", "b_columns": f"one,two\n{a},{b}\n", "b_no_moving": f"fixed,id\n{a},x\n",
+        "b_unknown": f"fixed,moving,colour\n{a},{b},red\n", "b_blank": f"fixed,moving\n{a},\n", "b_gone": f"fixed,moving\n{a},gone.nii\n",
+        "b_twice": f"fixed,moving,id\n{a},{b},x\n{a},{c},x\n", "b_case": f"fixed,moving,id\n{a},{b},x\n{a},{c},X\n",
+        "b_up": f"fixed,moving,id\n{a},{b},../../out\n", "b_root": f"fixed,moving,id\n{a},{b},/etc/x\n",
+        "b_dots": f"fixed,moving,id\n{a},{b},..\n", "b_hidden": f"fixed,moving,id\n{a},{b},.x\n", "b_nul": f"fixed,moving,id\n{a},{b},x\0y\n",
+        "b_back": f"fixed,moving,id\n{a},{b},a\\b\n", "b_long": f"fixed,moving,id\n{a},{b},{'x' * 300}\n",
+        "b_many": f"fixed,moving\n{a},{b},{c}\n", "b_header_twice": f"fixed,moving,moving\n{a},{b},{c}\n",
+        "b_quote": f'fixed,moving\n"{a},{b}\n', "b_labels": f"fixed,moving,fixed_labels\n{a},{b},{a}\n",
+        "b_method": f"fixed,moving,method\n{a},{b},magic\n", "b_initial": f"fixed,moving,initial\n{a},{b},sideways\n",
+        "b_cut": f"fixed,moving\n{a},cut.nii.gz\n", "b_pipe": f"fixed,moving\n{a},pipe.nii\n", "b_huge": f"fixed,moving\n{a},huge.mha\n",
+        "b_wide": "fixed,moving\n" + "x" * 200_000 + ",y\n",
+    }.items():
+        (bad / f"{name}.csv").write_text(text)
+    (good / "pairs.csv").write_text(f"fixed,moving\n{a},{b}\n")
+    (bad / "b_binary.csv").write_bytes(bytes(range(256)))
     (bad / "t_binary.csv").write_bytes(bytes(range(256)))
     (bad / "mixed").mkdir()
     write_volume(bad / "mixed" / "sub-1.nii.gz", scan(), GRID)

@@ -239,7 +239,7 @@ def _cases():
             --spacing nan => spacing is nan
             --spacing inf => spacing is inf
             --spacing two => invalid float value
-            --spacing 0.001 => --spacing 0.001 makes
+            --initial none --spacing 0.001 => --spacing 0.001 makes
             --threads 0 => threads is 0
             --threads 1000000000 => threads is 1000000000
             --threads 1.5 => invalid int value
@@ -403,6 +403,79 @@ def _cases():
             {scans} --validation nobody => names 'nobody'
             """),
         ("train --method hsyn --iterations 3 -o ", "{fixed} => cannot be written\n{fixed}/below => cannot be written"),
+        ("batch -o {out} {bad}/", """
+            gone.csv => does not exist
+            pipe.nii => neither a file nor a folder
+            b_empty.csv => is empty
+            b_head.csv => no rows
+            b_columns.csv => unknown column 'one'
+            b_no_moving.csv => no column 'moving'
+            b_unknown.csv => unknown column 'colour'
+            b_blank.csv => line 2
+            b_gone.csv => gone.nii' does not exist
+            b_twice.csv => line 3
+            b_case.csv => line 3
+            b_up.csv => line 2
+            b_root.csv => line 2
+            b_dots.csv => line 2
+            b_hidden.csv => line 2
+            b_nul.csv => b_nul.csv
+            b_back.csv => line 2
+            b_long.csv => line 2
+            b_many.csv => line 2
+            b_header_twice.csv => moving
+            b_quote.csv => not CSV
+            b_labels.csv => line 2
+            b_method.csv => magic
+            b_initial.csv => sideways
+            b_cut.csv => cut off
+            b_pipe.csv => neither a file nor a folder
+            b_huge.csv => declares
+            b_wide.csv => not CSV
+            b_binary.csv => b_binary.csv
+            folder => holds no scan
+            """),
+        ("batch {scans} -o {out} ", """
+            --workers 0 => --workers is '0'
+            --workers many => --workers is 'many'
+            --timeout 0 => --timeout is 0
+            --timeout nan => --timeout is nan
+            --to {bad}/gone.nii => does not exist
+            --to-mask {fixed} => without --to
+            --suffix T9w => T9w
+            --pairs some => invalid choice
+            --seed -1 => seed is -1
+            --spacing inf => spacing is inf
+            """),
+        ("batch {good}/pairs.csv -o {out} ", """
+            --scheduler nowhere => nowhere
+            --pairs all => is for folders
+            --suffix T1w => is for folders
+            --save-table {tmp}/x.csv => is for folders
+            --device toaster => device 'toaster'
+            --method hsyn --weights {bad}/cut.safetensors => not a complete safetensors file
+            """),
+        ("batch {good}/pairs.csv -o ", "{fixed} => fixed.nii.gz\n{fixed}/below => fixed.nii.gz"),
+        ("group {scans} -o {out} ", """
+            --method syn => required: --to
+            --to {bad}/gone.nii => does not exist
+            --to {bad}/cut.nii.gz => cut off
+            --to {fixed} --intensities loud => invalid choice
+            """),
+        ("group --to {fixed} -o {out} ", """
+            {bad}/gone => does not exist
+            {bad}/folder => holds no scan
+            {bad}/b_unknown.csv => unknown column
+            """),
+        ("propagate {fixed} -o {out} ", """
+            --fusion magic => invalid choice
+            --atlas {moving} => expected 2 arguments
+            --atlas {moving} {bad}/gone.nii => does not exist
+            --atlas {bad}/pipe.nii {good}/moving_labels.nii.gz => neither a file nor a folder
+            --atlases {bad}/b_empty.csv => is empty
+            --atlases {bad}/b_unknown.csv => column
+            --seed 0 => atlas
+            """),
         (DEMO, "extra => unrecognized arguments\n--preset slow => invalid choice\n--seed -1 => seed is -1\n--seed x => invalid int"),
         ("demo -o ", "{fixed} => is a file\n{fixed}/below => cannot be written"),
     ):
