@@ -138,7 +138,7 @@ def memory_needed(network: SymmetricNetwork, shape: tuple[int, ...], batch: int 
     """Bytes that inference takes on a working grid, from the card's measured bytes per voxel."""
     card = network.card
     per_voxel = card.bytes_per_voxel.get(network.size) or max(card.bytes_per_voxel.values())
-    return batch * per_voxel * math.prod(padded_shape(shape, card))
+    return batch * max(per_voxel, network.least_bytes_per_voxel) * math.prod(padded_shape(shape, card))
 
 
 def _check(moving: Tensor, fixed: Tensor, card: Card) -> None:

@@ -109,12 +109,14 @@ class SymmetricNetwork(nn.Module):
     Attributes:
         size: key of the card's ``sizes`` that :func:`networks.create` used; "" when built directly.
         options: all arguments of the constructor, so that weights can name what they belong to.
+        least_bytes_per_voxel: peak inference memory of what runs before the card's network, measured, float32.
     """
 
     card: Card
     recipe: Recipe
     size: str = ""
     options: Mapping[str, Any] = MappingProxyType({})
+    least_bytes_per_voxel: float = 0.0
 
     def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
         raise NotImplementedError

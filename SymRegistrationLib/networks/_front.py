@@ -32,6 +32,8 @@ class Fronted(SymmetricNetwork):
         points: number of key points.
     """
 
+    least_bytes_per_voxel = 450.0  # at 112^3 on a CPU
+
     def __init__(self, inner: SymmetricNetwork, points: int = 48):
         super().__init__()
         self.inner, self.pose, self.match = inner, KeyPoints(points), Match()
