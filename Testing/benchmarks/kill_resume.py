@@ -64,11 +64,13 @@ def strike(words: list[str], seconds: float, number: int) -> bool:
 
 
 def content(folder: Path) -> dict:
-    """Relative name -> numbers, of every result below a folder; hidden files must not be there at the end."""
+    """Relative name -> numbers, of every result below a folder; "left behind" for what a struck run was writing."""
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.name.endswith(".h5"):
+        if ".symreg-partial" in name or path.name.endswith(".part"):
+            found[name] = "left behind"
+        elif path.name.endswith(".h5"):
             found[name] = sitk.GetArrayFromImage(sitk.DisplacementFieldTransform(read_transform(path)).GetDisplacementField())
         elif path.name.endswith(".nii.gz"):
             found[name] = read_volume(path).array
@@ -78,8 +80,6 @@ def content(folder: Path) -> dict:
             found[name] = {key: json.loads(path.read_text())[key] for key in ("quality", "alignment", "similarity", "notes")}
         elif path.name == "log.jsonl":
             found[name] = [json.loads(line)["step"] for line in path.read_text().splitlines()]
-        elif path.name.startswith(".symreg-partial") or path.name.endswith(".part"):
-            found[name] = "left behind"
     return found
 
 
@@ -97,7 +97,8 @@ def differences(one: dict, other: dict) -> list[str]:
 
 def half_written(folder: Path, whole: dict) -> list[str]:
     """Names in a struck folder that are not what belongs there."""
-    return [name for name, value in content(folder).items() if value != "left behind" and differences({name: value}, {name: whole.get(name)})]
+    there = {name: value for name, value in content(folder).items() if not isinstance(value, str)}
+    return [name for name, value in there.items() if differences({name: value}, {name: whole.get(name)})]
 
 
 def register(folder: Path, scans: dict, moments: int, random_: random.Random) -> list[str]:
