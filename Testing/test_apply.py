@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from SymRegistrationLib import apply as apply_module
 from SymRegistrationLib.apply import Application, apply_transform
 from SymRegistrationLib.geometry import Grid
-from SymRegistrationLib.job import InputError
+from SymRegistrationLib.job import InputError, RegistrationError
 from SymRegistrationLib.points import PointSet, read_points, write_points
 from SymRegistrationLib.resampling import covering, invert_points, map_points
 from SymRegistrationLib.transforms import DenseTransform, write_transform
@@ -265,7 +265,7 @@ def test_a_failed_write_leaves_nothing(run, tmp_path, monkeypatch):
         raise RuntimeError("No space left on device")
 
     monkeypatch.setattr(apply_module, "write_volume", full)
-    with pytest.raises(InputError, match="No space left"):
+    with pytest.raises(RegistrationError, match="No space left"):
         _image(run, tmp_path / "o.nii.gz")
     assert list(tmp_path.iterdir()) == []
 

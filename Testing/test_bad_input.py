@@ -231,7 +231,7 @@ def _cases():
             --fixed-labels {bad}/big_labels.nii.gz --moving-labels {good}/moving_labels.nii.gz => too large
             --guide-with-points => needs landmarks
             --method magic => no method 'magic'
-            --method hsyn => no weights
+            --method hsyn --option size=published => no weights
             --device toaster => device 'toaster'
             --device cuda:99 => cuda:99
             --spacing -2 => spacing is -2
