@@ -55,7 +55,7 @@ def test_the_card_tells_what_was_done(name):
 def test_a_turned_head_is_found_from_its_header_alone(name, inverted, head):
     """25 degrees and 20 mm, no pre-alignment: the mean error over the head falls from 32 mm to a few.
 
-    With inverted brightness the shipped weights are weak: they halve the error. The alignment should come first there.
+    With inverted brightness the shipped weights are not to be relied on; here they about halve the error.
     """
     fixed, moving, pose, points = head
     if inverted:
