@@ -18,6 +18,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,8 @@ os.environ.update(OMP_NUM_THREADS="1", ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS="1")
 
 def main() -> None:
     """Read the cases, run them, write what came of them."""
+    # A shell that starts tests in the background has them ignore Ctrl-C; here it is what is under test.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     asked = json.load(sys.stdin)
     for name in ("outputs", "apply", "evaluate", "report", "report_numbers", "training", "inference", "optimise"):
         importlib.import_module(f"SymRegistrationLib.{name}")

@@ -18,7 +18,8 @@ def awake(size: str = "small", heads: float = 0.1, **options):
     with torch.no_grad():
         for unet in (*network.sn, network.di):
             for head in unet.heads:
-                head.weight.normal_(0.0, heads)
+                # Normalised features are several times larger; the fields shall not be.
+                head.weight.normal_(0.0, heads / 8 if unet.norm else heads)
     return network
 
 

@@ -207,11 +207,13 @@ def test_a_stage_that_gains_nothing_ends_early(tmp_path):
 def test_freezing_and_levels():
     network = networks.create("sm-gicnet")
     trainer = object.__new__(training.Trainer)
-    trainer.network = network
+    trainer.network, trainer.options = network, TrainingOptions("sm-gicnet", "nowhere")
     first, second = ({id(p) for p in network.parameter_groups(k)} for k in (1, 2))
     for frozen, expected in ((True, second), (False, first | second)):
         assert {id(p) for p in trainer._active(2, frozen)} == expected
         assert {id(p) for p in network.parameters() if p.requires_grad} == expected
+    trainer.options = TrainingOptions("sm-gicnet", "nowhere", freeze=1)
+    assert {id(p) for p in trainer._active(2, False)} == second and {id(p) for p in trainer._active(1, False)} == first
 
 
 def test_learning_rates():
@@ -237,7 +239,7 @@ def test_learning_rates():
     (["--method", "hsyn", "-o", "{}", "--supervised", "2"], "share"),
     (["--method", "hsyn", "-o", "{}", "--hours", "1", "--minutes", "1"], "both"),
     (["--method", "hsyn", "-o", "{}", "--size", "huge"], "no size"),
-    (["--method", "hsyn", "-o", "{}", "--minutes", "0.01", "--shape", "32,32,32"], "too short"),
+    (["--method", "hsyn", "-o", "{}", "--minutes", "0.01", "--shape", "64,64,64"], "too short"),
     (["--method", "hsyn", "-o", "/proc/nowhere", "--shape", "32,32,32"], "cannot be written"),
 ])
 def test_bad_requests_say_so_before_anything_is_trained(arguments, told, tmp_path, capsys):
