@@ -105,16 +105,27 @@ def template_of(args: argparse.Namespace, to: dict[str, str | None]) -> Job:
                **{name: path for name, path in to.items() if name != "fixed"}, **stand_ins, options=options_of(args))
 
 
+def fixed_side(args: argparse.Namespace, said: str, joint: str) -> dict[str, str | None]:
+    """The files of ``--to``, ``--to-mask``, ... as a job names them; all that are given exist. Raises InputError.
+
+    Args:
+        said, joint: how messages name them, as ``--to`` and ``-`` in "--to-mask".
+    """
+    to = {"fixed": args.to, **{f"fixed_{kind}": getattr(args, f"to_{kind}") for kind in ("mask", "labels", "points")}}
+    for name, path in to.items():
+        if path:
+            existing_file(path, said + name[5:].replace("_", joint))
+    return to
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run ``symreg batch``; returns the exit code. Errors are told by :mod:`cli`."""
     args = build_parser().parse_args(list(arguments))
     console = Console(args.json, args.quiet)
-    to = {"fixed": args.to, **{f"fixed_{kind}": getattr(args, f"to_{kind}") for kind in ("mask", "labels", "points")}}
+    to = fixed_side(args, "--to", "-")
     for name, path in to.items():
-        if path:
-            existing_file(path, f"--to{name[5:].replace('_', '-')}")
-            if not args.to:
-                raise InputError(f"--to{name[5:].replace('_', '-')} is given without --to.", "Add --to FILE.")
+        if path and not args.to:
+            raise InputError(f"--to{name[5:].replace('_', '-')} is given without --to.", "Add --to FILE.")
     plan = plan_of(args, title=f"Batch {Path(args.table).name}")
     rows = finish_rows(rows_of(*cells_of(args, template_of(args, to))), args)
     if args.dry_run:

@@ -16,12 +16,12 @@ from .batch_command import (
     cells_of,
     dry_run,
     finish_rows,
+    fixed_side,
     plan_of,
     template_of,
 )
 from .batch_table import rows_of
 from .console import Console
-from .job import existing_file
 
 _DESCRIPTION = """Bring many scans onto one template, and see what they have in common and where they differ in size.
 
@@ -68,10 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run ``symreg group``; returns the exit code. Errors are told by :mod:`cli`."""
     args = build_parser().parse_args(list(arguments))
     console = Console(args.json, args.quiet)
-    to = {"fixed": args.to, **{f"fixed_{kind}": getattr(args, f"to_{kind}") for kind in ("mask", "labels", "points")}}
-    for name, path in to.items():
-        if path:
-            existing_file(path, "template" + name[5:].replace("_", " "))
+    to = fixed_side(args, "template", " ")
     rows = finish_rows(rows_of(*cells_of(args, template_of(args, to))), args)
     if args.dry_run:
         return dry_run(rows, args.output, console)

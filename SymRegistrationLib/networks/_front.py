@@ -48,13 +48,17 @@ class Fronted(SymmetricNetwork):
             sure = sure_m * sure_f + 1e-4
             return fitted_pose(m, f, sure), (m, f), sure
 
-    def _met(self, moving: Tensor, fixed: Tensor) -> tuple["_Frame", Tensor, Tensor]:
-        """The mean frame, and both scans in it."""
+    def _frame(self, moving: Tensor, fixed: Tensor) -> "_Frame":
+        """The mean frame that pose and matching find."""
         self.check_inputs(moving, fixed)
         pose = self.estimate(moving, fixed)[0]
         here = identity(moving.shape[2:], moving.device).expand(len(moving), -1, -1, -1, -1)
         u = pose.offset(here)
-        frame = _Frame(pose, self.match(warp(moving, u, padding="zeros"), warp(fixed, -u, padding="zeros")), here)
+        return _Frame(pose, self.match(warp(moving, u, padding="zeros"), warp(fixed, -u, padding="zeros")), here)
+
+    def _met(self, moving: Tensor, fixed: Tensor) -> tuple["_Frame", Tensor, Tensor]:
+        """The mean frame, and both scans in it."""
+        frame = self._frame(moving, fixed)
         return frame, warp(moving, frame.out(None, 1), padding="zeros"), warp(fixed, frame.out(None, -1), padding="zeros")
 
     def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
@@ -77,10 +81,7 @@ class Fronted(SymmetricNetwork):
             u = self.estimate(moving, fixed)[0].offset(identity(moving.shape[2:], moving.device))
             return [(u, -u)]
         if level == 2:
-            pose = self.estimate(moving, fixed)[0]
-            here = identity(moving.shape[2:], moving.device).expand(len(moving), -1, -1, -1, -1)
-            u = pose.offset(here)
-            frame = _Frame(pose, self.match(warp(moving, u, padding="zeros"), warp(fixed, -u, padding="zeros")), here)
+            frame = self._frame(moving, fixed)
             return [(frame.out(None, 1), frame.out(None, -1))]
         frame, met_moving, met_fixed = self._met(moving, fixed)
         inner = self.inner.mappings(met_moving, met_fixed, None if level is None else level - len(_STAGES))

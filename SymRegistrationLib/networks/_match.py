@@ -3,7 +3,7 @@
 Both scans pass one small encoder; its descriptors are compared at opposite shifts about every place of a mean frame, and
 the expected shift is the half-way velocity there. The principle is that of correlation layers and discrete displacement
 networks (PDD-Net: Heinrich, MICCAI 2019); written from the idea. A comparison hardly has to be learned, so this
-finds deformations of centimetres after some hundred steps, in any contrast its descriptors have seen.
+goes the right way before any training, and is of use after some hundred steps.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A learned pose: key points, and the affine map that carries one scan's onto the other's.
 
 Convolutions see a few voxels at a time, so a turn of 40 degrees or a shift of 50 mm costs them far more training than
-all the detail that follows. Key points get there in minutes: a small network marks the same places in both scans, and
+all the detail that follows. Key points need far less: a small network marks the same places in both scans, and
 their affine map has a closed form (KeyMorph: Yu, Wang, Dalca, Sabuncu, MIDL 2022, is the idea; formulas and code are ours).
 
 With weights w, points p_f and p_m, means c_f and c_m, the generator L minimises::
@@ -44,8 +44,8 @@ class KeyPoints(nn.Module):
     def __init__(self, count: int, widths: tuple[int, int, int, int] = (16, 32, 64, 64)):
         super().__init__()
         a, b, c, d = widths
-        self.down = nn.ModuleList([normed_block(1, a), nn.Sequential(normed_block(a, b), normed_block(b, b)), nn.Sequential(normed_block(b, c), normed_block(c, c)),
-                                   nn.Sequential(normed_block(c, d), normed_block(d, d))])
+        deeper = (nn.Sequential(normed_block(p, q), normed_block(q, q)) for p, q in ((a, b), (b, c), (c, d)))
+        self.down = nn.ModuleList([normed_block(1, a), *deeper])
         self.up = nn.ModuleList([normed_block(c + d, c), normed_block(b + c, c)])
         self.places, self.sight = Conv3d(c, count, 1), Conv3d(c, count, 1)
         nn.init.normal_(self.places.weight, 0.0, 0.3)
