@@ -77,7 +77,7 @@ def align(fixed: Scan, moving: Scan, kind: str = "affine", measure: str = "auto"
     if kind == "none":
         return Alignment(np.eye(4), np.eye(4), "none")
     if kind not in ("centre", "rigid", "affine"):
-        return _halves(read_linear(kind), fixed.centroid, "file")
+        return halves(read_linear(kind), fixed.centroid, "file")
     if kind == "centre":
         half = (moving.centroid - fixed.centroid) / 2
         return Alignment(_shift(-half), _shift(half), "centre")
@@ -139,7 +139,7 @@ def read_linear(path: str) -> np.ndarray:
     return matrix
 
 
-def _halves(matrix: np.ndarray, centre: np.ndarray, kind: str) -> Alignment:
+def halves(matrix: np.ndarray, centre: np.ndarray, kind: str) -> Alignment:
     """Split fixed -> moving into two equal halves about ``centre``."""
     target = apply(matrix, centre)
     local = _shift(-target) @ matrix @ _shift(centre)

@@ -15,6 +15,7 @@ import torch
 from . import alignment, devices, optimise, preprocess, quality, transforms
 from .fields import FieldPair, warp
 from .job import INITIALS, InputError, Options, Progress, silent
+from .losses import ncc
 from .points import PointSet
 from .quality_volumes import folding_regions
 from .volumes import Volume, foreground
@@ -202,29 +203,44 @@ class _Solver:
 
     def __init__(self, scans, pose: alignment.Alignment, options: Options, notes: list[str]):
         self.scans, self.pose, self.options, self.notes = scans, pose, options, notes
-        finest = float(min(scan.grid.spacing.min() for scan in scans))
+        self.finest = float(min(scan.grid.spacing.min() for scan in scans))
         self.plan = optimise.preset(options.preset)
         self.network = options.method != "syn"
         # A network that finds the pose itself must see all of both scans.
         self.whole = self.network and pose.kind in ("none", "centre")
-        volume = preprocess.working_grid(*scans, pose.mid_to_fixed, pose.mid_to_moving, finest * 2, whole=self.whole).volume
-        budget = _voxel_budget(self.plan.voxels, options, scans[0].image.device, notes)
-        fine = options.spacing or max(finest, (volume / budget) ** (1 / 3))
         self.metric = "network"
         refined = not self.network or options.refine > 0
         if options.spacing:
-            _check_room(volume / options.spacing**3, refined, options, scans[0].image.device)
+            _check_room(self._volume(pose) / options.spacing**3, refined, options, scans[0].image.device)
         if self.network:
             from . import inference, networks  # learned methods are loaded only when asked for
 
-            spacing = options.spacing or max(finest, inference.working_spacing(options.method, options))
-            self.coarse = self._space(spacing, networks.card(options.method).size_multiple)
-        self.space = self._space(fine) if refined else self.coarse
-        if refined:
-            self.metric = _metric(options.metric, pose, notes)
+            spacing = options.spacing or max(self.finest, inference.working_spacing(options.method, options))
+            self.coarse = self._space(pose, spacing, networks.card(options.method).size_multiple)
+        if not refined:
+            self.space = self.coarse
+        elif self.whole:
+            self.space = None  # it follows from what the network finds
+        else:
+            self._refine_on(pose)
 
-    def _space(self, spacing: float, multiple: int = 1) -> preprocess.Workspace:
-        return preprocess.workspace(*self.scans, self.pose.mid_to_fixed, self.pose.mid_to_moving, spacing, multiple, self.whole)
+    def _volume(self, pose: alignment.Alignment) -> float:
+        return preprocess.working_grid(*self.scans, pose.mid_to_fixed, pose.mid_to_moving, self.finest * 2, whole=self.whole).volume
+
+    def _space(self, pose: alignment.Alignment, spacing: float, multiple: int = 1) -> preprocess.Workspace:
+        return preprocess.workspace(*self.scans, pose.mid_to_fixed, pose.mid_to_moving, spacing, multiple, self.whole)
+
+    def _refine_on(self, pose: alignment.Alignment) -> None:
+        """Lay the optimiser's grid over what both scans show at this pose, and choose its metric."""
+        budget = _voxel_budget(self.plan.voxels, self.options, self.scans[0].image.device, self.notes)
+        self.space = self._space(pose, self.options.spacing or max(self.finest, (self._volume(pose) / budget) ** (1 / 3)))
+        self.metric = _metric(self.options.metric, pose, self.notes)
+
+    def _found(self, pair: FieldPair) -> alignment.Alignment:
+        """The affine part of what a network found from the headers, and how alike it makes the scans."""
+        found = alignment.halves(*preprocess.affine_part(pair, self.coarse), "affine")
+        alike = 1 - float(ncc(self.coarse.fixed, warp(self.coarse.moving, pair.fixed_to_moving)))
+        return replace(found, similarity=alike)
 
     def run(self, progress: Progress = silent, perturbation=None) -> FieldPair:
         """The field pair on :attr:`space`; under a perturbation, brought back to the original frame."""
@@ -239,8 +255,11 @@ class _Solver:
         pair = self._predict(lambda stage, f, text: progress(stage, share * f, text), perturbation)
         if not self.options.refine:
             return pair
+        if self.space is None:
+            self.whole = False
+            self._refine_on(self._found(pair))
         space = self.space if perturbation is None else perturbation.intensities(self.space)
-        start = preprocess.transfer(pair, self.coarse.grid, space.grid)
+        start = preprocess.transfer(pair, self.coarse, space)
         schedule = self._schedule(perturbation).last(self.options.refine)
         return optimise.optimise(space.fixed, space.moving, schedule, self.metric, space.weight, start,
                                  lambda stage, f, text: progress(stage, share + (1 - share) * f, text))
@@ -332,13 +351,19 @@ def _similarities(solver: _Solver, pair: FieldPair) -> dict:
     """Local correlation before anything, after the alignment, after the method, all on working-type grids."""
     space = solver.space
     after = quality.similarity(space.fixed, warp(space.moving, pair.fixed_to_moving))
-    aligned = quality.similarity(space.fixed, space.moving)
-    try:
-        raw = preprocess.workspace(*solver.scans, np.eye(4), np.eye(4), float(space.grid.spacing[0]))
-        before = quality.similarity(raw.fixed, raw.moving)
-    except InputError:  # as scanned, the two do not even overlap
-        before = 0.0
+    poses = [(np.eye(4), np.eye(4)), (solver.pose.mid_to_fixed, solver.pose.mid_to_moving)]
+    before, aligned = (_similarity_at(solver.scans, *pose, space) for pose in poses)
     return {"name": "lncc", "before": before, "aligned": aligned, "after": after}
+
+
+def _similarity_at(scans, mid_to_fixed: np.ndarray, mid_to_moving: np.ndarray, space: preprocess.Workspace) -> float:
+    if space.mid_to_fixed is mid_to_fixed:
+        return quality.similarity(space.fixed, space.moving)
+    try:
+        seen = preprocess.workspace(*scans, mid_to_fixed, mid_to_moving, float(space.grid.spacing[0]))
+    except InputError:  # there the two do not even overlap
+        return 0.0
+    return quality.similarity(seen.fixed, seen.moving)
 
 
 def _evaluated(extras: Extras, physical: transforms.TransformPair) -> dict:

@@ -79,7 +79,7 @@ def _solves(solver):
 def _other_method(solver, name: str) -> FieldPair:
     options = replace(solver.options, method=name, weights=None, method_options={}, ensemble="", average=False)
     other = type(solver)(solver.scans, solver.pose, options, solver.notes)
-    return preprocess.transfer(other.run(), other.space.grid, solver.space.grid)
+    return preprocess.transfer(other.run(), other.space, solver.space)
 
 
 def _calibration(solver, kind: str) -> calibration.Calibration | None:

@@ -185,15 +185,54 @@ def resample(scan: Scan, grid: Grid, to_scan: np.ndarray) -> tuple[Tensor, Tenso
     return out, weight
 
 
-def transfer(pair: FieldPair, source: Grid, target: Grid) -> FieldPair:
-    """A field pair carried from one working grid to another in the same mid-space; voxels of ``target``."""
-    linear = torch.from_numpy(target.inverse[:3, :3] @ source.matrix[:3, :3])
+def transfer(pair: FieldPair, source: Workspace, target: Workspace) -> FieldPair:
+    """A field pair carried from one working grid to another of the same scans, whatever their mid-spaces; voxels of ``target``."""
+    to_fixed, to_moving = (np.linalg.inv(old) @ new for old, new in ((source.mid_to_fixed, target.mid_to_fixed),
+                                                                     (source.mid_to_moving, target.mid_to_moving)))
 
-    def carried(u: Tensor) -> Tensor:
-        moved = sample(u, affine_grid(target.shape, source.inverse @ target.matrix, u))[0]
-        return (linear.to(moved) @ moved.reshape(3, -1)).view(1, 3, *target.shape)
+    def carried(u: Tensor, enter: np.ndarray, leave: np.ndarray) -> Tensor:
+        at = affine_grid(target.grid.shape, source.grid.inverse @ enter @ target.grid.matrix, u)
+        moved = torch.from_numpy((leave @ source.grid.matrix)[:3, :3]).to(u) @ sample(u, at)[0].reshape(3, -1)
+        moved += affine_displacement(leave @ enter, target.grid).to(u).reshape(3, -1)
+        return (torch.from_numpy(target.grid.inverse[:3, :3]).to(u) @ moved).view(1, 3, *target.grid.shape)
 
-    return FieldPair(carried(pair.fixed_to_moving), carried(pair.moving_to_fixed), pair.inverse_method, pair.residual)
+    return FieldPair(carried(pair.fixed_to_moving, to_fixed, np.linalg.inv(to_moving)),
+                     carried(pair.moving_to_fixed, to_moving, np.linalg.inv(to_fixed)), pair.inverse_method, pair.residual)
+
+
+def affine_part(pair: FieldPair, space: Workspace) -> tuple[np.ndarray, np.ndarray]:
+    """The affine map that explains a field pair best where either scan shows content.
+
+    Points p of the fixed side and q of the moving side are fitted by q - p = L (p + q) / 2 + t, so that exchanging the scans
+    inverts the map exactly.
+
+    Returns:
+        (4, 4) LPS mm, fixed point -> moving point, and the (3,) fixed point in the middle.
+    """
+    sides = []
+    for image, u, sign in ((space.fixed, pair.fixed_to_moving, 1), (space.moving, pair.moving_to_fixed, -1)):
+        where = (image[0, 0, ::2, ::2, ::2] > 0.05).nonzero()
+        here, vectors = 2 * where.double(), u[0, :, ::2, ::2, ::2].permute(1, 2, 3, 0)[tuple(where.T)].double()
+        sides.append((here.cpu().numpy() + vectors.cpu().numpy() / 2, sign * vectors.cpu().numpy()))
+    middle, apart = (np.concatenate(x) @ space.grid.matrix[:3, :3].T for x in zip(*sides))
+    middle += space.grid.matrix[:3, 3]
+    centre, push = middle.mean(0), apart.mean(0)
+    half = np.zeros((4, 4))
+    half[:3, :3] = np.linalg.lstsq(middle - centre, apart - push, rcond=None)[0].T / 2
+    half[:3, 3] = push / 2 - half[:3, :3] @ centre
+    matrix = (np.eye(4) + half) @ np.linalg.inv(np.eye(4) - half)
+    return space.mid_to_moving @ matrix @ np.linalg.inv(space.mid_to_fixed), apply(space.mid_to_fixed, centre - push / 2)
+
+
+def affine_displacement(matrix: np.ndarray, grid: Grid) -> Tensor:
+    """(3, D, H, W) float32 mm: ``matrix p - p`` at every voxel point p of ``grid``."""
+    relative = (matrix - np.eye(4)) @ grid.matrix
+    steps = [torch.arange(n, dtype=torch.float64) for n in grid.shape]
+    parts = []
+    for row in range(3):
+        plane = relative[row, 0] * steps[0][:, None] + relative[row, 1] * steps[1] + relative[row, 3]
+        parts.append(plane.float()[:, :, None] + (relative[row, 2] * steps[2]).float())
+    return torch.stack(parts)
 
 
 def affine_grid(shape, matrix: np.ndarray, image: Tensor) -> Tensor:

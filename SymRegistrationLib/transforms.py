@@ -19,7 +19,7 @@ from torch import Tensor
 from .fields import FieldPair, gradient, sample
 from .geometry import Grid, apply
 from .job import InputError, existing_file
-from .preprocess import Workspace, affine_grid
+from .preprocess import Workspace, affine_displacement, affine_grid
 from .volumes import Volume, grid_of, itk_reason, read_image, to_itk
 from .volumes_files import check_written, quiet
 
@@ -118,17 +118,6 @@ def _physical(u: Tensor, working: Grid, lattice: Grid, before: np.ndarray, after
     moved = (linear @ vectors.reshape(3, -1)).view(3, *lattice.shape)
     moved += affine_displacement(after @ before, lattice).to(moved.device)
     return DenseTransform(lattice, np.ascontiguousarray(moved.permute(1, 2, 3, 0).cpu().numpy()))
-
-
-def affine_displacement(matrix: np.ndarray, grid: Grid) -> Tensor:
-    """(3, D, H, W) float32 mm: ``matrix p - p`` at every voxel point p of ``grid``."""
-    relative = (matrix - np.eye(4)) @ grid.matrix
-    steps = [torch.arange(n, dtype=torch.float64) for n in grid.shape]
-    parts = []
-    for row in range(3):
-        plane = relative[row, 0] * steps[0][:, None] + relative[row, 1] * steps[1] + relative[row, 3]
-        parts.append(plane.float()[:, :, None] + (relative[row, 2] * steps[2]).float())
-    return torch.stack(parts)
 
 
 # ---------------------------------------------------------------------------------------------- using a transform

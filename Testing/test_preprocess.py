@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from conftest import moved, movement, turn
-from SymRegistrationLib import preprocess
+from SymRegistrationLib import alignment, preprocess
+from SymRegistrationLib.fields import FieldPair, gaussian, identity
 from SymRegistrationLib.geometry import Grid
 from SymRegistrationLib.job import InputError
 from SymRegistrationLib.volumes import Volume
@@ -80,13 +81,49 @@ def test_scans_that_are_apart_are_refused_with_a_remedy(head):
 
 def test_a_field_carried_to_another_grid_is_the_same_map(head):
     scan = preprocess.prepare(head)
-    coarse, fine = (preprocess.working_grid(scan, scan, np.eye(4), np.eye(4), s) for s in (6.0, 4.0))
+    spaces = [preprocess.workspace(scan, scan, np.eye(4), np.eye(4), s) for s in (6.0, 4.0)]
+    coarse, fine = (space.grid for space in spaces)
     matrix = torch.from_numpy(coarse.inverse[:3, :3] @ turn((0, 1, 1), 5)).float()
-    from SymRegistrationLib.fields import FieldPair, identity
-
     ramp = torch.einsum("ab,nbdhw->nadhw", 0.05 * matrix, identity(coarse.shape))
-    there = preprocess.transfer(FieldPair(ramp, -ramp, "svf", 0.0), coarse, fine)
+    there = preprocess.transfer(FieldPair(ramp, -ramp, "svf", 0.0), *spaces)
     for index in ((10, 12, 9), (20, 15, 22)):
         mm = fine.matrix[:3, :3] @ there.fixed_to_moving[0, :, index[0], index[1], index[2]].numpy()
         at = coarse.indices(fine.points(index))
         np.testing.assert_allclose(mm, coarse.matrix[:3, :3] @ (0.05 * matrix.numpy() @ at), atol=1e-3)
+
+
+def test_a_field_carried_to_another_mid_space_joins_the_same_points_of_the_scans(head):
+    """The pair is an affine map in one mid-space; seen from a mid-space half-way along that map, hardly anything is left."""
+    scan = preprocess.prepare(head)
+    source = preprocess.workspace(scan, scan, np.eye(4), np.eye(4), 5.0, whole=True)
+    matrix = turn((1, 1, 1), 20)
+    whole = np.eye(4)
+    whole[:3, :3] = matrix * 1.05
+    whole[:3, 3] = head.grid.centre - whole[:3, :3] @ head.grid.centre + (6, -9, 4)
+    inside = source.grid.inverse @ whole @ source.grid.matrix
+    here = identity(source.grid.shape)
+
+    def linear(m):
+        m = torch.from_numpy(m - np.eye(4)).float()
+        return torch.einsum("ab,nbdhw->nadhw", m[:3, :3], here) + m[:3, 3].view(1, 3, 1, 1, 1)
+
+    pair = FieldPair(linear(inside), linear(np.linalg.inv(inside)), "svf", 0.0)
+    found, centre = preprocess.affine_part(pair, source)
+    np.testing.assert_allclose(found, whole, atol=2e-3)
+    half = alignment.halves(found, centre, "network")
+    target = preprocess.workspace(scan, scan, half.mid_to_fixed, half.mid_to_moving, 4.0)
+    there = preprocess.transfer(pair, source, target)
+    middle = tuple(slice(n // 4, 3 * n // 4) for n in target.grid.shape)
+    for u in (there.fixed_to_moving, there.moving_to_fixed):
+        assert float(u[(0, slice(None), *middle)].abs().max()) < 0.02
+
+
+def test_the_affine_part_of_a_pair_seen_from_the_other_side_is_its_inverse(head):
+    scan = preprocess.prepare(head)
+    space = preprocess.workspace(scan, scan, np.eye(4), np.eye(4), 5.0)
+    draw = torch.Generator().manual_seed(3)
+    u, w = (3 * gaussian(torch.randn(1, 3, *space.grid.shape, generator=draw), 4.0) for _ in range(2))
+    there, centre = preprocess.affine_part(FieldPair(u, w, "svf", 0.0), space)
+    back, other = preprocess.affine_part(FieldPair(w, u, "svf", 0.0), space)
+    np.testing.assert_allclose(there @ back, np.eye(4), atol=1e-6)
+    np.testing.assert_allclose(there @ np.append(centre, 1), np.append(other, 1), atol=1e-6)

@@ -334,9 +334,9 @@ def test_two_halves_of_an_alignment_make_it_whole_and_exchange(seed, degrees, sh
     matrix[:3, :3] = np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
     matrix[:3, 3] = shift
     centre = np.array([10.0, -20.0, 30.0])
-    half = alignment._halves(matrix, centre, "file")
+    half = alignment.halves(matrix, centre, "file")
     np.testing.assert_allclose(half.mid_to_moving @ np.linalg.inv(half.mid_to_fixed), matrix, atol=1e-6)
-    other = alignment._halves(np.linalg.inv(matrix), apply(matrix, centre), "file")
+    other = alignment.halves(np.linalg.inv(matrix), apply(matrix, centre), "file")
     np.testing.assert_allclose(other.mid_to_fixed @ np.linalg.inv(other.mid_to_moving), matrix, atol=1e-6)
 
 
