@@ -103,6 +103,17 @@ def sample(image: Tensor, grid: Tensor, mode: str = "bilinear", padding: str = "
     return out.transpose(0, 1).reshape(1, image.shape[1], *grid.shape[1:4])
 
 
+def sample_at(image: Tensor, points: Tensor) -> Tensor:
+    """Values of (N, C, D, H, W) ``image`` at (N, P, 3) voxel positions in array-axis order, linear, border value outside.
+
+    Returns:
+        (N, P, C); differentiable in both arguments.
+    """
+    size = torch.tensor([max(n - 1, 1) for n in image.shape[2:]], device=image.device, dtype=image.dtype)
+    grid = (2 * points.to(image) / size - 1).flip(-1)[:, :, None, None]
+    return sample(image, grid)[..., 0, 0].transpose(1, 2)
+
+
 def warp(image: Tensor, u: Tensor, mode: str = "bilinear", padding: str = "border") -> Tensor:
     """Pull ``image`` back through ``phi = id + u``: ``out(x) = image(x + u(x))``.
 

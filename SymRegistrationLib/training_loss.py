@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dataset_samples import Sample
-from .fields import identity, inverse_consistency, jacobian_determinant, sample, warp
+from .fields import identity, inverse_consistency, jacobian_determinant, sample_at, warp
 from .losses import diffusion, negative_jacobian
 from .networks._base import SymmetricNetwork
 from .quality import similarity
@@ -136,9 +136,7 @@ def _content(image: Tensor, true: Tensor) -> Tensor:
 def landmark_distance(to_moving: Tensor | None, to_fixed: Tensor | None, points: tuple[Tensor, Tensor]) -> Tensor:
     """Mean distance in voxels of mapped landmarks from their partners, for a map of one direction."""
     (start, goal), u = ((points[0], points[1]), to_moving) if to_fixed is None else ((points[1], points[0]), to_fixed)
-    size = torch.tensor([max(n - 1, 1) for n in u.shape[2:]], device=u.device, dtype=u.dtype)
-    at = sample(u, (2 * start.to(u) / size - 1).flip(-1)[:, :, None, None])[..., 0, 0].transpose(1, 2)
-    return (start.to(u) + at - goal.to(u)).square().sum(-1).add(1e-8).sqrt().mean()
+    return (start.to(u) + sample_at(u, start) - goal.to(u)).square().sum(-1).add(1e-8).sqrt().mean()
 
 
 def _length(u: Tensor) -> Tensor:

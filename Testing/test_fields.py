@@ -39,6 +39,15 @@ def test_shift_moves_content_the_other_way_along_its_own_axis(axis):
     torch.testing.assert_close(fields.warp(image, u)[0, 0][inner], expected[0, 0][inner], atol=1e-5, rtol=0)
 
 
+def test_values_at_points_are_those_of_a_linear_ramp_between_voxels_and_of_the_border_outside():
+    shape = (5, 1, 9)
+    ramp = torch.cat([fields.identity(shape, dtype=torch.float64), fields.identity(shape, dtype=torch.float64) + 2.0])
+    points = torch.tensor([[1.25, 0.0, 7.5], [4.0, 0.0, 0.0], [-3.0, 6.0, 11.0]]).expand(2, 3, 3)
+    at = fields.sample_at(ramp, points)
+    expected = torch.tensor([[1.25, 0, 7.5], [4, 0, 0], [0, 0, 8]], dtype=torch.float64)
+    torch.testing.assert_close(at, torch.stack([expected, expected + 2]), atol=1e-12, rtol=0)
+
+
 def test_warping_by_a_composition_is_warping_twice():
     first, then = smooth(3), smooth(2, seed=8)
     ramp = fields.identity(SHAPE)  # linear interpolation is exact on a ramp, so both sides must agree

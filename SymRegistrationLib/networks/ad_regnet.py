@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fields import compose, sample, warp
+from ..fields import compose, sample_at, warp
 from ..losses import diffusion, ncc, negative_jacobian, ssim
 from ._base import Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, register, zero_init
 from ._blocks import Conv3d, space_to_depth
@@ -405,8 +405,5 @@ def landmark_loss(u: Tensor, fixed: Tensor, moving: Tensor) -> Tensor:
     Args:
         u: (N, 3, D, H, W) voxels. fixed, moving: (N, P, 3) voxel positions, array-axis order.
     """
-    size = torch.tensor([max(n - 1, 1) for n in u.shape[2:]], device=u.device, dtype=u.dtype)
-    grid = (2 * fixed.to(u) / size - 1).flip(-1)[:, :, None, None]
-    at = sample(u, grid)[..., 0, 0].transpose(1, 2)
-    distance = (fixed.to(u) + at - moving.to(u)).square().sum(-1).add(1e-8).sqrt() / 10
+    distance = (fixed.to(u) + sample_at(u, fixed) - moving.to(u)).square().sum(-1).add(1e-8).sqrt() / 10
     return F.smooth_l1_loss(distance, torch.zeros_like(distance))
