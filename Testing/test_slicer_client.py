@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 
 import psutil
 import pytest
@@ -43,7 +44,7 @@ READY = {"event": "ready", "protocol": 1, "version": None, "devices": [{"name": 
 @pytest.fixture
 def fake(app):
     """(client, the processes it started, answers)."""
-    from SymRegistrationGui.client import WorkerClient
+    from SymRegistrationGui.client import Patience, WorkerClient
 
     import SymRegistrationLib
 
@@ -54,7 +55,7 @@ def fake(app):
         processes.append(FakeProcess())
         return processes[-1]
 
-    client = WorkerClient(make, lambda: ("python", [], {}))
+    client = WorkerClient(make, lambda: ("python", [], {}), patience=Patience(start=0.4, silence=0.4, tick=0.02))
 
     def ask(command="ping"):
         client.request(command, {}, lambda result: answers.append(result), lambda error: answers.append(error),
@@ -147,6 +148,36 @@ def test_cancel_calls_nobody(fake):
     assert processes[0].killed and not client.busy and not client.running
     processes[0].say({"id": "1", "event": "result", "result": 1})
     assert answers == []
+
+
+@pytest.mark.parametrize("events, said", [((), "did not get ready"), ((READY,), "has said nothing")])
+def test_a_process_that_hangs_is_given_up(app, fake, events, said):
+    client, processes, answers, ask = fake
+    ask()
+    processes[0].say(*events)
+    app.wait(lambda: answers, 20, "the end of patience")
+    assert said in str(answers[0]) and answers[0].hint and processes[0].killed and not client.busy
+    ask()
+    processes[1].say(READY)
+    assert processes[1].sent, "the next request starts a new process"
+
+
+def test_every_word_counts_as_life_and_nobody_waits_for_an_idle_process(app, fake):
+    client, processes, answers, ask = fake
+    ask()
+    processes[0].say(READY)
+    for step in range(20):  # four times the patience; a pause of this machine counts as two ticks of 0.02 s
+        passed = time.monotonic() + 0.08
+        app.wait(lambda until=passed: time.monotonic() > until)
+        if step % 2:
+            processes[0].say({"id": "1", "event": "progress", "stage": "method", "fraction": step / 20, "message": ""})
+        else:
+            processes[0].onErrorOutput(b"a warning\n")
+    processes[0].say({"id": "1", "event": "result", "result": "done"})
+    assert answers[-1] == "done" and len(answers) == 11
+    passed = time.monotonic() + 1.0
+    app.wait(lambda: time.monotonic() > passed)
+    assert client.running and not processes[0].killed
 
 
 # ------------------------------------------------------------------------------------------------ real processes

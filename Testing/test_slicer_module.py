@@ -199,6 +199,24 @@ def test_a_worker_killed_from_outside(module):
     assert scenes.names(module.scene) == before and scenes.folders() == []
 
 
+def test_a_worker_that_hangs(module, monkeypatch):
+    from SymRegistrationGui.client import Patience
+
+    fixed, moving = scenes.pair(module.scene, spacing=1.5)
+    module.choose(fixed, moving, quick=False)
+    before = scenes.names(module.scene)
+    module.click("registerButton")
+    module.app.wait(lambda: module.ui.progressBar.value > 30, 60, "progress")
+    os.kill(module.engine.client._process._process.processId(), signal.SIGSTOP)
+    monkeypatch.setattr(module.engine.client, "_patience", Patience(silence=2.0))
+    module.app.wait(lambda: not module.engine.busy, 30, "the end of patience")
+    bad(module, "has said nothing for")
+    assert scenes.names(module.scene) == before and scenes.folders() == []
+    module.state.preset, module.state.initial = "fast", "centre"
+    monkeypatch.undo()
+    assert module.register() is not None, "the next run starts a new worker"
+
+
 def test_no_gpu_and_no_weights(module, tmp_path):
     fixed, moving = scenes.pair(module.scene)
     module.choose(fixed, moving)

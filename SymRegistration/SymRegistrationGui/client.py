@@ -3,10 +3,12 @@ fail is told in words."""
 
 import json
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import qt
 from slicer.i18n import tr as _
 
 import SymRegistrationLib
@@ -16,6 +18,23 @@ from .processes import QtWorkerProcess, workerCommand
 PROTOCOL = 1
 #: Lines of the worker's stderr that are kept for the log of a failure.
 KEPT_LINES = 200
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds without a word after which the process is taken for hanging; every line from it starts the count anew.
+
+    Attributes:
+        start: until it is ready; loading its libraries from a slow disk for the first time may take minutes.
+        silence: while it works. One pass of a large network on a processor says nothing for many minutes, so this is
+            generous, and the same as in ``symreg batch``.
+        tick: how often it is looked at. A longer time between two looks, because the computer slept or this application
+            was busy and did not listen, counts as two ticks.
+    """
+
+    start: float = 300.0
+    silence: float = 1800.0
+    tick: float = 1.0
 
 
 @dataclass
@@ -51,17 +70,24 @@ class WorkerClient:
         processFactory: makes a :class:`~.processes.WorkerProcess`.
         command: gives (program, arguments, environment).
         onLog: gets lines of text for the log panel.
+        patience: when a silent process is given up.
     """
 
-    def __init__(self, processFactory=QtWorkerProcess, command=workerCommand, onLog=None):
+    def __init__(self, processFactory=QtWorkerProcess, command=workerCommand, onLog=None, patience=Patience()):
         self._processFactory = processFactory
         self._command = command
+        self._patience = patience
+        self._silence = self._looked = 0.0
+        self._timer = qt.QTimer()
+        self._timer.interval = round(1000 * patience.tick)
+        self._timer.timeout.connect(self._look)
         self.onLog = onLog or (lambda text: None)
         self.onDevices = lambda devices: None
         self._process = None
         self._forget()
 
     def _forget(self):
+        self._timer.stop()
         self.ready = False
         self.devices = []
         self._rest = b""
@@ -102,6 +128,9 @@ class WorkerClient:
         self._count += 1
         identity = str(self._count)
         self._pending[identity] = _Pending(onResult, onError, onProgress)
+        if not self._timer.active:
+            self._silence, self._looked = 0.0, time.monotonic()
+            self._timer.start()
         line = json.dumps({"id": identity, "command": command, **fields}).encode() + b"\n"
         if self.ready:
             self._process.write(line)
@@ -119,7 +148,19 @@ class WorkerClient:
 
     # ------------------------------------------------------------------------------------------ from the process
 
+    def _look(self):
+        """Give up a process that somebody waits for and that has been silent for too long."""
+        if not self._pending:
+            self._timer.stop()
+            return
+        now = time.monotonic()
+        self._silence += min(now - self._looked, 2 * self._patience.tick)
+        self._looked = now
+        if self._silence > (self._patience.silence if self.ready else self._patience.start):
+            self._fail(silenceError(self.ready, self._silence))
+
     def _output(self, data):
+        self._silence = 0.0
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
         for line in lines:
@@ -171,6 +212,7 @@ class WorkerClient:
             self._process.write(line)
 
     def _errorOutput(self, data):
+        self._silence = 0.0
         text = data.decode("utf-8", "replace")
         self._lastLines = (self._lastLines + text.splitlines())[-KEPT_LINES:]
         self.onLog(text.rstrip("\n"))
@@ -188,6 +230,16 @@ class WorkerClient:
             process.kill()
         for one in pending:
             one.onError(error)
+
+
+def silenceError(wasReady, seconds):
+    """In words that a process was given up because it said nothing."""
+    minutes = f"{seconds / 60:.3g}"
+    if not wasReady:
+        return WorkerError(_("The registration process did not get ready within {minutes} minutes and was ended.").format(minutes=minutes),
+                           _("Try again: a second start is faster. If it happens again, restart the computer, or see the log."))
+    return WorkerError(_("The registration process has said nothing for {minutes} minutes and was ended.").format(minutes=minutes),
+                       _("Register again, which starts a new process; if it happens again, choose the fast preset or the CPU."))
 
 
 def exitError(exitCode, crashed, wasReady, lines):
