@@ -31,7 +31,9 @@ class Grid:
         matrix = np.array(self.matrix, dtype=np.float64)
         if matrix.shape != (4, 4) or len(self.shape) != 3 or min(self.shape) < 1:
             raise ValueError(f"a grid needs a shape of 3 positive sizes and a 4x4 matrix, got {self.shape}, {matrix.shape}")
-        if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-12:
+        steps = np.linalg.norm(matrix[:3, :3], axis=0)
+        # Judged by the axes' directions: voxels of 10 nm make a small determinant, but no flat grid.
+        if not np.isfinite(matrix).all() or min(steps) == 0 or abs(np.linalg.det(matrix[:3, :3] / steps)) < 1e-9:
             raise ValueError("the index-to-point matrix is singular or not finite")
         matrix.setflags(write=False)
         object.__setattr__(self, "matrix", matrix)
@@ -121,7 +123,8 @@ class Grid:
         return Grid(tuple(shape), matrix)
 
     def same_as(self, other: "Grid", tolerance: float = 1e-3) -> bool:
-        """True when the shapes agree and no corner is further than ``tolerance`` mm away."""
+        """True when the shapes agree and no corner is further than ``tolerance`` mm, or a tenth of a voxel, away."""
+        tolerance = min(tolerance, 0.1 * float(self.spacing.min()))
         return self.shape == other.shape and bool(np.abs(self.corners() - other.corners()).max() <= tolerance)
 
 

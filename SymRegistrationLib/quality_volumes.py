@@ -37,7 +37,8 @@ def volume_changes(labels: np.ndarray, jacobian: np.ndarray, grid: Grid, radius:
     Returns:
         Per label as text: ``fixed_ml``, ``moving_ml``, ``change_ml``, ``change_percent`` and ``plus_minus_ml`` (68 %, or None).
     """
-    labels = np.maximum(labels, 0)
+    known, short = np.unique(np.append(np.maximum(labels, 0), 0), return_inverse=True)  # counted under short names: 0 is 0
+    labels = short[:-1].reshape(labels.shape)
     voxel = abs(float(np.linalg.det(grid.matrix[:3, :3]))) / 1000
     sizes = np.bincount(labels.ravel()) * voxel
     there = np.bincount(labels.ravel(), jacobian.ravel()) * voxel
@@ -46,7 +47,7 @@ def volume_changes(labels: np.ndarray, jacobian: np.ndarray, grid: Grid, radius:
     for n in np.flatnonzero(sizes):
         if n:
             change = float(there[n] - sizes[n])
-            table[str(int(n))] = {"fixed_ml": float(sizes[n]), "moving_ml": float(there[n]), "change_ml": change,
+            table[str(int(known[n]))] = {"fixed_ml": float(sizes[n]), "moving_ml": float(there[n]), "change_ml": change,
                                   "change_percent": 100 * change / float(sizes[n]),
                                   "plus_minus_ml": None if sigma is None else float(sigma[n])}
     return table

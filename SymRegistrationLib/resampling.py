@@ -13,7 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .geometry import Grid
-from .volumes import Volume, grid_of, to_itk
+from .volumes import Volume, grid_of, to_itk, whole_numbers
 
 INTERPOLATIONS = {"nearest": sitk.sitkNearestNeighbor, "linear": sitk.sitkLinear, "bspline": sitk.sitkBSpline}
 
@@ -42,10 +42,7 @@ def resample_image(volume: Volume, transform: sitk.Transform, grid: Grid, interp
         sitk.sitkUnknown,
     )
     result = sitk.GetArrayFromImage(image)
-    if not exact:
-        limits = np.iinfo(volume.array.dtype)
-        result = np.clip(np.rint(result), limits.min, limits.max)
-    return result.astype(volume.array.dtype)
+    return result.astype(volume.array.dtype) if exact else whole_numbers(result, volume.array.dtype)
 
 
 def resample_labels(volume: Volume, transform: sitk.Transform, grid: Grid, smooth: bool = False) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -164,6 +165,15 @@ def write_volume(path: str | os.PathLike, array: np.ndarray, grid: Grid) -> None
     check_written(Path(path), array.nbytes)
 
 
+def whole_numbers(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """``values`` rounded to an integer type, those beyond its range to its ends."""
+    limits = np.iinfo(dtype)
+    if limits.bits > 16:  # float32 rounds the ends of a longer type up, out of its range, and so does float64 with 64 bits
+        top = limits.max if limits.bits < 64 else np.nextafter(float(limits.max), 0)
+        return np.clip(np.rint(values.astype(np.float64)), limits.min, top).astype(dtype)
+    return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
+
+
 def foreground(array: np.ndarray) -> np.ndarray:
     """(D, H, W) bool: where the scan holds something; Otsu's threshold on a robust range, loosened by half.
 
@@ -313,11 +323,44 @@ def _series(folder: Path, what: str) -> tuple[str, ...]:
 def _read_dicom(folder: Path, what: str) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(_series(folder, what))
+    reader.MetaDataDictionaryArrayUpdateOn()
     try:
         with quiet():
-            return reader.Execute()
+            image = reader.Execute()
     except (RuntimeError, MemoryError) as error:
         raise InputError(f"{what} folder '{folder}' could not be read ({itk_reason(error)}).", "Export the series again.") from None
+    keys = "0020|0032", "0020|0037"  # image position and orientation (patient)
+    tags = [[reader.GetMetaData(k, key) for key in keys] for k in range(image.GetSize()[-1])
+            if all(reader.HasMetaDataKey(k, key) for key in keys)] if image.GetDimension() == 3 else []
+    fault = slices_fault(tags)
+    if fault:
+        raise InputError(f"{what} folder '{folder}' {fault}.", "Export the series again, or convert it to one volume (dcm2niix, Slicer).")
+    return image
+
+
+def slices_fault(tags: Sequence[Sequence[str]]) -> str:
+    """Why slices do not make a volume, or ''; ITK would stack them at their mean distance all the same.
+
+    Args:
+        tags: image position and image orientation of every slice in order, as DICOM writes them.
+    """
+    try:
+        places = np.array([[float(v) for v in position.split("\\")] for position, _ in tags])
+        rows = np.array([float(v) for v in tags[0][1].split("\\")]).reshape(2, 3)
+    except (ValueError, IndexError):  # no positions: nothing is known against it
+        return ""
+    if len(places) < 2 or places.shape[1] != 3:
+        return ""
+    steps = np.diff(places, axis=0)
+    along = np.abs(steps @ np.cross(*rows))
+    aside = np.linalg.norm(steps @ rows.T, axis=1)
+    if along.min() < 0.01 * max(along.max(), 1e-6):
+        return "holds several images at one place (a series over time, or several echoes)"
+    if along.max() > 1.2 * along.min():
+        return f"has slices at uneven distances ({along.min():.3g} to {along.max():.3g} mm): some are missing, or it is two series in one"
+    if np.median(aside / along) > 0.05:
+        return "has slices that are shifted against each other (a tilted gantry)"
+    return ""
 
 
 def _load_mgz(path: Path, what: str):

@@ -57,6 +57,15 @@ def test_grids_that_cannot_be_are_refused():
         Grid((4, 0, 4), np.eye(4))
 
 
+def test_a_grid_of_10_nm_is_one_and_is_compared_by_its_voxels():
+    tiny = Grid.centred((8, 8, 8), 1e-5, (0, 0, 0))
+    shifted = Grid.centred((8, 8, 8), 1e-5, (5e-6, 0, 0))
+    np.testing.assert_allclose(tiny.indices(tiny.points([1, 2, 3])), [1, 2, 3], atol=1e-9)
+    assert tiny.same_as(Grid.centred((8, 8, 8), 1e-5, (1e-7, 0, 0))) and not tiny.same_as(shifted)
+    with pytest.raises(ValueError, match="singular"):
+        Grid((4, 4, 4), np.array([[1, 1, 0, 0], [1, 1 + 1e-12, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
+
+
 def test_oblique_header_survives_a_file(oblique, tmp_path):
     array = np.random.default_rng(0).normal(size=oblique.shape).astype(np.float32)
     sitk.WriteImage(to_itk(array, oblique), str(tmp_path / "a.nii.gz"))

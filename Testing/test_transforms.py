@@ -12,6 +12,8 @@ from SymRegistrationLib import fields, transforms
 from SymRegistrationLib.geometry import Grid, apply
 from SymRegistrationLib.job import InputError
 from SymRegistrationLib.preprocess import Workspace
+from SymRegistrationLib.quality import label_overlap
+from SymRegistrationLib.resampling import resample_image
 from SymRegistrationLib.transforms import DenseTransform
 from SymRegistrationLib.volumes import Volume
 
@@ -134,6 +136,31 @@ def test_known_affine_and_warp_arrive_in_millimetres(oblique, points):
     # the margin: 6 mm beyond the scan on every side
     low = physical.forward.grid.indices(oblique.points((-0.5,) * 3) - 0)
     assert (low >= 0.5).all()
+
+
+def test_the_margin_of_a_tiny_scan_is_a_part_of_it():
+    """10 um voxels: 6 mm on every side would be 1200 voxels."""
+    tiny = Grid.centred((40, 32, 36), 0.01, (3, 4, 5))
+    empty = torch.zeros(1, 1, 24, 24, 24)
+    space = Workspace(empty, empty, None, Grid.centred((24, 24, 24), 0.02, (3, 4, 5)), np.eye(4), np.eye(4))
+    zero = torch.zeros(1, 3, 24, 24, 24)
+    physical = transforms.to_physical(fields.FieldPair(zero, zero, "svf", 0.0), space, tiny, tiny)
+    assert physical.forward.grid.shape == (50, 42, 46)  # an eighth of 40 voxels on every side
+
+
+def test_large_labels_and_large_numbers_go_through_unchanged():
+    """Labels of the Allen mouse brain exceed 2^24, from where float32 skips numbers."""
+    grid = Grid.centred((6, 6, 6), 1.0, (0, 0, 0))
+    labels = np.zeros(grid.shape, np.int32)
+    labels[1:3], labels[3:5] = 614454277, 614454279
+    moved = transforms.resample_through(Volume(labels, grid), np.eye(4), grid, "nearest")
+    assert np.array_equal(moved, labels)
+    assert label_overlap(Volume(labels, grid), Volume(labels, grid), np.eye(4)) == {614454277: 1.0, 614454279: 1.0}
+    for kind in (np.int32, np.uint32):
+        array = np.zeros(grid.shape, kind)
+        array[3] = np.iinfo(kind).max
+        assert np.array_equal(transforms.resample_through(Volume(array, grid), np.eye(4), grid), array)
+        assert np.array_equal(resample_image(Volume(array, grid), sitk.Transform(), grid), array)
 
 
 def test_volume_through_a_transform_equals_simpleitk(dense, oblique):

@@ -56,6 +56,37 @@ def test_dicom_folder_agrees(tmp_path):
     assert np.array_equal(again.array, sitk.GetArrayFromImage(image))
 
 
+def _series(folder, places, seed=2):
+    """A DICOM series of axial slices at (x, y, z) mm."""
+    folder.mkdir()
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for k, (x, y, z) in enumerate(places):
+        part = sitk.GetImageFromArray(np.random.default_rng(seed + k).integers(0, 900, (16, 16)).astype(np.int16))
+        for tag, value in {"0008|0060": "CT", "0020|000d": "1.2.3", "0020|000e": "1.2.3.4", "0008|0018": f"1.2.3.4.{k + 1}",
+                           "0020|0013": str(k), "0020|0037": "1\\0\\0\\0\\1\\0", "0020|0032": f"{x}\\{y}\\{z}"}.items():
+            part.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{k}.dcm"))
+        writer.Execute(part)
+    return folder
+
+
+@pytest.mark.parametrize("places, words", [
+    ([(0, 0, 2 * k) for k in range(9) if k != 4], "uneven distances (2 to 4 mm)"),
+    ([(0, 0, 2 * (k // 2)) for k in range(8)], "several images at one place"),
+    ([(0, 0.5 * k, 2 * k) for k in range(8)], "tilted gantry")])
+def test_a_dicom_series_that_is_no_volume_is_refused(tmp_path, places, words):
+    """ITK would stack such slices at their mean distance and warn where nobody looks."""
+    with pytest.raises(InputError) as caught:
+        read_volume(_series(tmp_path / "dicom", places), "fixed image")
+    assert words in str(caught.value) and "fixed image" in str(caught.value)
+
+
+def test_a_dicom_series_with_rounded_positions_is_read(tmp_path):
+    volume = read_volume(_series(tmp_path / "dicom", [(0, 0, round(0.625 * k, 2)) for k in range(8)]))
+    np.testing.assert_allclose(volume.grid.spacing, (0.625, 1, 1), atol=2e-3)
+
+
 def test_a_4d_file_of_one_volume_is_a_volume(scan, tmp_path):
     sitk.WriteImage(sitk.JoinSeries([scan.to_itk()]), str(tmp_path / "a.nii.gz"))
     assert np.array_equal(read_volume(tmp_path / "a.nii.gz").array, scan.array)
