@@ -49,10 +49,6 @@ class Schedule:
     tolerance: float = 2e-3
     patience: int = 8
 
-    def last(self, levels: int) -> "Schedule":
-        """Only the ``levels`` finest levels: the refinement after a network."""
-        return replace(self, shrink=self.shrink[-levels:], iterations=self.iterations[-levels:])
-
     def stiffer(self, factor: float) -> "Schedule":
         """The half-way fields smoothed by ``factor`` times the sigma."""
         return replace(self, smooth_total=self.smooth_total * factor)
@@ -65,16 +61,23 @@ class Preset:
     Attributes:
         voxels: of the working grid; its spacing follows from the size of the anatomy.
         schedule: what is done there.
+        after_network: most steps per level where a network has been: on two development brains half of the schedule's
+            gave the same overlap there, and on the finest level a third.
     """
 
     voxels: float
     schedule: Schedule
+    after_network: tuple[int, ...]
+
+    def refinement(self, levels: int) -> Schedule:
+        """The ``levels`` finest levels, for use after a network."""
+        return replace(self.schedule, shrink=self.schedule.shrink[-levels:], iterations=self.after_network[-levels:])
 
 
 _PRESETS = {
-    "fast": Preset(2.5e5, Schedule(iterations=(30, 40, 20))),
-    "default": Preset(8e5, Schedule()),
-    "thorough": Preset(2.5e6, Schedule(shrink=(6.7, 3.3, 1.67, 1), iterations=(30, 40, 40, 18), tolerance=1e-3)),
+    "fast": Preset(2.5e5, Schedule(iterations=(30, 40, 20)), (15, 20, 10)),
+    "default": Preset(8e5, Schedule(), (15, 20, 12)),
+    "thorough": Preset(2.5e6, Schedule(shrink=(6.7, 3.3, 1.67, 1), iterations=(30, 40, 40, 18), tolerance=1e-3), (15, 15, 10, 5)),
 }
 #: The longest vectors of a smoothed force are about this many times its root mean square (brain, liver, lung alike).
 TYPICAL_TO_LONGEST = 9.0
@@ -104,8 +107,8 @@ def optimise(fixed: Tensor, moving: Tensor, schedule: Schedule = Schedule(), met
         :class:`FieldPair` in voxels of the grid, ``inverse_method="symmetric"``, residual measured.
     """
     images = torch.cat([fixed, moving])
-    halves = torch.zeros(2, 3, *fixed.shape[2:], device=fixed.device) if start is None else split(start)
     shapes = [_level_shape(fixed.shape[2:], factor) for factor in schedule.shrink]
+    halves = torch.zeros(2, 3, *shapes[0], device=fixed.device) if start is None else split(_resized(start, shapes[0]))
     work = [n * math.prod(shape) for n, shape in zip(schedule.iterations, shapes)]
     done = 0.0
     for k, (shape, iterations) in enumerate(zip(shapes, schedule.iterations)):
@@ -120,6 +123,11 @@ def optimise(fixed: Tensor, moving: Tensor, schedule: Schedule = Schedule(), met
         halves = ease(halves, schedule.least_determinant)
         done += work[k]
     return join(resize_field(halves, fixed.shape[2:]))
+
+
+def _resized(pair: FieldPair, shape: tuple[int, ...]) -> FieldPair:
+    fields = (resize_field(u, shape) for u in (pair.fixed_to_moving, pair.moving_to_fixed))
+    return FieldPair(*fields, pair.inverse_method, pair.residual)
 
 
 def join(halves: Tensor) -> FieldPair:

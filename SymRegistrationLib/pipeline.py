@@ -248,8 +248,8 @@ class _Solver:
             space = self.space
             if perturbation is not None:
                 space = perturbation.geometry(perturbation.intensities(space))
-            pair = optimise.optimise(space.fixed, space.moving, self._schedule(perturbation), self.metric, space.weight,
-                                     progress=progress)
+            pair = optimise.optimise(space.fixed, space.moving, _stiffened(self.plan.schedule, perturbation), self.metric,
+                                     space.weight, progress=progress)
             return pair if perturbation is None else perturbation.undone(pair)
         share = 0.5 if self.options.refine else 1.0
         pair = self._predict(lambda stage, f, text: progress(stage, share * f, text), perturbation)
@@ -260,12 +260,9 @@ class _Solver:
             self._refine_on(self._found(pair))
         space = self.space if perturbation is None else perturbation.intensities(self.space)
         start = preprocess.transfer(pair, self.coarse, space)
-        schedule = self._schedule(perturbation).last(self.options.refine)
+        schedule = _stiffened(self.plan.refinement(self.options.refine), perturbation)
         return optimise.optimise(space.fixed, space.moving, schedule, self.metric, space.weight, start,
                                  lambda stage, f, text: progress(stage, share + (1 - share) * f, text))
-
-    def _schedule(self, perturbation) -> optimise.Schedule:
-        return self.plan.schedule if perturbation is None else self.plan.schedule.stiffer(perturbation.stiffness)
 
     def _predict(self, progress: Progress, perturbation) -> FieldPair:
         from . import inference
@@ -282,6 +279,10 @@ class _Solver:
             if note not in self.notes:
                 self.notes.append(note)
         return pair if perturbation is None else perturbation.undone(pair)
+
+
+def _stiffened(schedule: optimise.Schedule, perturbation) -> optimise.Schedule:
+    return schedule if perturbation is None else schedule.stiffer(perturbation.stiffness)
 
 
 def _check_room(voxels: float, refined: bool, options: Options, device: torch.device) -> None:

@@ -9,6 +9,7 @@ from SymRegistrationLib.losses import lncc_map, ncc
 
 SHAPE = (40, 44, 36)
 QUICK = optimise.Schedule(shrink=(2, 1), iterations=(40, 40))
+FINEST = optimise.Schedule(shrink=(1,), iterations=(40,))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_exchanging_the_scans_exchanges_the_results(known):
 
 def test_same_input_same_output_bit_by_bit(known):
     moving, fixed, _ = known
-    one, two = (optimise.optimise(fixed, moving, QUICK.last(1)) for _ in range(2))
+    one, two = (optimise.optimise(fixed, moving, FINEST) for _ in range(2))
     assert torch.equal(one.fixed_to_moving, two.fixed_to_moving)
 
 
@@ -103,7 +104,23 @@ def test_starting_from_a_result_splits_and_joins_it(known):
     inside = fixed > 0.1
     difference = fields.square_sum(again.fixed_to_moving - u).sqrt()[inside]
     assert float(difference.mean()) < 0.03 and float(difference.quantile(0.99)) < 0.15
-    refined = optimise.optimise(fixed, moving, QUICK.last(1), start=pair)
+    refined = optimise.optimise(fixed, moving, FINEST, start=pair)
+    assert pairs.end_point_error(refined.fixed_to_moving, u, fixed) < 0.3
+
+
+def test_after_a_network_the_finest_levels_are_left_with_fewer_steps():
+    plan = optimise.preset("thorough")
+    after = plan.refinement(2)
+    assert after.shrink == plan.schedule.shrink[-2:] == (1.67, 1) and after.tolerance == plan.schedule.tolerance
+    assert all(n < m for n, m in zip(after.iterations, plan.schedule.iterations[-2:]))
+    assert plan.refinement(9).shrink == plan.schedule.shrink
+
+
+def test_a_start_that_is_right_stays_right_when_the_first_level_is_coarse(known):
+    moving, fixed, u = known
+    inverse = fields.invert(u)
+    start = fields.FieldPair(u, inverse.field, "fixed_point", inverse.residual)
+    refined = optimise.optimise(fixed, moving, optimise.Schedule(shrink=(2, 1), iterations=(3, 3)), start=start)
     assert pairs.end_point_error(refined.fixed_to_moving, u, fixed) < 0.3
 
 
