@@ -78,7 +78,8 @@ class Application:
                 "Add --reference with the image whose grid you want, usually the fixed scan.",
             )
         endings = POINT_ENDINGS if self.kind == "points" else IMAGE_ENDINGS
-        if not self.output.lower().endswith(endings):
+        name = self.output.lower() if self.kind == "points" else self.output  # ITK knows the lower-case ones only
+        if not name.endswith(endings):
             raise InputError(f"'{self.output}' has no known ending.", f"Use one of: {', '.join(endings)}.")
 
     @classmethod

@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     console = Console(events="--json" in arguments, quiet="--quiet" in arguments or "-q" in arguments)
     before = _catch_sigterm()
+    if hasattr(sys.stdout, "reconfigure"):  # a path in letters that the console does not know must not end a finished run
+        sys.stdout.reconfigure(errors="backslashreplace")
     share_cores()
     try:
         if arguments and arguments[0] in rooms():

@@ -33,7 +33,7 @@ class Grid:
             raise ValueError(f"a grid needs a shape of 3 positive sizes and a 4x4 matrix, got {self.shape}, {matrix.shape}")
         steps = np.linalg.norm(matrix[:3, :3], axis=0)
         # Judged by the axes' directions: voxels of 10 nm make a small determinant, but no flat grid.
-        if not np.isfinite(matrix).all() or min(steps) == 0 or abs(np.linalg.det(matrix[:3, :3] / steps)) < 1e-9:
+        if not np.isfinite(matrix).all() or min(steps) < 1e-9 or abs(np.linalg.det(matrix[:3, :3] / steps)) < 1e-9:
             raise ValueError("the index-to-point matrix is singular or not finite")
         matrix.setflags(write=False)
         object.__setattr__(self, "matrix", matrix)

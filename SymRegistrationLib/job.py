@@ -245,6 +245,11 @@ def usable_path(path: str | os.PathLike, what: str) -> Path:
     text = os.fspath(path)
     if not text.strip() or "\0" in text:
         raise InputError(f"the path of {what} is {text!r}.", "Give the name of a file or folder.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # ITK would end the whole process
+        raise InputError(f"the path of {what}, {ascii(text)[:300]}, is not written in UTF-8.",
+                         "Rename the file or folder; names of old disks often are in Latin-1.") from None
     return Path(path)
 
 

@@ -125,6 +125,8 @@ def check_output(output: str | os.PathLike) -> None:
         if path.exists() and not path.is_dir():
             raise InputError(f"output '{path}' is a file.", "Give a folder.")
         while not existing.exists():
+            if existing.parent == existing:  # a drive of Windows that is not there
+                raise InputError(f"output folder '{path}' lies on a disk that is not there.", "Choose another folder with -o.")
             existing = existing.parent
         with tempfile.TemporaryFile(dir=existing):
             pass

@@ -236,6 +236,8 @@ def _parse_csv(text: str, what: str) -> tuple[list, list[str]]:
         sign = sign * header_sign
     points, labels = [], []
     for number, row in enumerate(rows, start=1):
+        if not _is_placed(row, header or []):
+            continue
         try:
             points.append(np.array([float(row[k]) for k in where]) * sign)
         except (ValueError, IndexError):
@@ -244,6 +246,15 @@ def _parse_csv(text: str, what: str) -> tuple[list, list[str]]:
             ) from None
         labels.append(row[label].strip() if label is not None and label < len(row) else "")
     return points, labels
+
+
+def _is_placed(row: list[str], header: list[str]) -> bool:
+    """False for a point that Slicer lists without a place: ``defined`` is 0, or the status behind an fcsv file's columns is not 2."""
+    if "defined" in header:
+        return "".join(row[header.index("defined"):][:1]).strip() not in ("0", "0.0", "false")
+    if "associatednodeid" in header and header.index("associatednodeid") == len(header) - 1 and len(row) > len(header):
+        return row[len(header)].strip() in ("", "2")
+    return True
 
 
 def _rows(text: str) -> list[list[str]]:

@@ -292,7 +292,9 @@ def itk_reason(error: Exception) -> str:
     text = " ".join(re.sub(r"^.*?(?:ITK ERROR|sitk::ERROR|itk::ERROR):", "", lines[-1], flags=re.DOTALL).split())
     if "Unable to determine ImageIO reader" in text:
         return "no known format"
-    if "direction, determinant is 0" in text or "orthonormal" in text:
+    if "orthonormal" in text:
+        return "its axes are not at right angles: a sheared or singular orientation; resample it onto a grid without shear"
+    if "direction, determinant is 0" in text:
         return "its orientation is singular"
     text = re.sub(r"^\w+\(0x\w+\): ", "", text).split(" Reason: No such file")[0]
     return text[:160] or type(error).__name__

@@ -147,7 +147,7 @@ def _scans(bad: Path, good: Path) -> None:
         "zero_spacing": {"pixdim": [1, 0, 4, 4, 1, 1, 1, 1], "sform_code": 0, "qform_code": 1},
         "nan_spacing": {"pixdim": [1, np.nan, 4, 4, 1, 1, 1, 1], "sform_code": 0, "qform_code": 1},
         "huge_spacing": {"pixdim": [1, 1e30, 1e30, 1e30, 1, 1, 1, 1], "sform_code": 1, "srow": sform * 1e30},
-        "tiny_spacing": {"pixdim": [1, 1e-6, 1e-6, 1e-6, 1, 1, 1, 1], "srow": sform * 1e-6},
+        "tiny_spacing": {"pixdim": [1, 1e-10, 1e-10, 1e-10, 1, 1, 1, 1], "srow": sform * 1e-10},
         "flat_sform": {"srow": flat}, "nan_sform": {"srow": unknown},
         "nan_slope": {"scl_slope": np.nan, "datatype": 16, "bitpix": 32}, "five_axes": {"dim": [5, 18, 16, 7, 1, 2, 1, 1]},
         "complex": {"datatype": 32, "bitpix": 64, "dim": [3, 9, 8, 14, 1, 1, 1, 1]},

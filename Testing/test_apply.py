@@ -278,6 +278,9 @@ def test_a_failed_write_leaves_nothing(run, tmp_path, monkeypatch):
         ({"kind": "labels", "interpolation": "bspline"}, "not for labels"),
         ({"reference": None}, "no reference image"),
         ({"output": "x.png"}, "no known ending"),
+        ({"output": "x.NII.GZ"}, "no known ending"),  # ITK would fail on it after the work
+        ({"input": "R\udcf6ntgen.nii.gz"}, "not written in UTF-8"),  # Latin-1 on the disk; ITK would end the process
+        ({"output": "R\udcf6ntgen.nii.gz"}, "not written in UTF-8"),
         ({"kind": "points", "output": "x.nii.gz"}, "no known ending"),
         ({"points_from": "left"}, "points_from"),
         ({"input": "nowhere.nii.gz"}, "'nowhere.nii.gz' does not exist"),

@@ -1,5 +1,6 @@
 """The command line as a person and as a program meet it: help, results, refusals, and being stopped."""
 
+import io
 import json
 import os
 import shutil
@@ -502,6 +503,19 @@ def test_on_a_terminal_there_is_a_bar_when_tqdm_is_there_and_lines_when_not(monk
     err = _Stream(terminal=True)
     Console(stderr=err).progress("method", 0.5, "level 2 of 3")
     assert err.text == "[ 50 %] method: level 2 of 3\n"
+
+
+def test_a_path_that_the_console_cannot_spell_does_not_end_a_finished_run(tmp_path, monkeypatch):
+    folder = tmp_path / "\u626b\u63cf"
+    folder.mkdir()
+    (folder / "a.csv").write_text("x,y,z\n1,2,3\n")
+    (folder / "t.tfm").write_text("#Insight Transform File V1.0\n#Transform 0\nTransform: TranslationTransform_double_3_3\n"
+                                  "Parameters: 1 0 0\nFixedParameters:\n")
+    console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")  # what Python takes for a pipe on Western Windows
+    monkeypatch.setattr(sys, "stdout", console)
+    words = ["--points", "--from", "fixed", "--transform", str(folder / "t.tfm"), "-o", str(folder / "b.csv")]
+    assert main(["apply", str(folder / "a.csv"), *words]) == 0
+    assert rb"\u626b" in console.buffer.getvalue() and (folder / "b.csv").exists()
 
 
 def test_quiet_says_nothing_but_errors():

@@ -217,7 +217,7 @@ def test_a_failure_while_writing_removes_the_new_folder(files, tmp_path, monkeyp
     assert not (tmp_path / "deep" / "out").exists()
 
 
-def test_unusable_output_folders_are_refused_before_any_work(files, tmp_path):
+def test_unusable_output_folders_are_refused_before_any_work(files, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
     started = time.monotonic()
     with pytest.raises(InputError, match="is a file"):
@@ -225,4 +225,8 @@ def test_unusable_output_folders_are_refused_before_any_work(files, tmp_path):
     assert time.monotonic() - started < 1
     with pytest.raises(InputError, match="cannot be written"):
         outputs.check_output("/proc/nowhere/out")
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # a drive of Windows that is not there is its own parent
+    with pytest.raises(InputError, match="not there"):
+        outputs.check_output("Q:/out")
+    monkeypatch.undo()
     assert os.path.exists(tmp_path / "file")

@@ -102,6 +102,12 @@ def _bad_files(folder):
     for name, (bad, words) in cases.items():
         sitk.WriteImage(bad, str(folder / name))
         yield folder / name, words
+    sheared = np.eye(4)
+    sheared[0, 1] = 0.2
+    scan = nibabel.Nifti1Image(array, sheared)
+    scan.set_qform(None, 0)
+    nibabel.save(scan, folder / "sheared.nii")
+    yield folder / "sheared.nii", "not at right angles"
     (folder / "words.nii.gz").write_text("this is not a scan")
     yield folder / "words.nii.gz", "could not be read"
     (folder / "empty.nii.gz").write_bytes(b"")
