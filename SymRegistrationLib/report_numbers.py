@@ -20,6 +20,10 @@ ICE_GOOD, ICE_BAD = 0.1, 0.5
 VOLUME_LOW, VOLUME_HIGH = 0.1, 10.0
 #: 95 % of the content have a calibrated 68 % radius of so many voxels of the working grid: good below, unusable above.
 UNCERTAIN_GOOD, UNCERTAIN_BAD = 1.5, 3.0
+#: A similarity that fell by less than this is unchanged: interpolation and rounding move it as much.
+SIMILARITY_TOLERANCE = 0.005
+#: Scans that are this alike (local correlation) as they are need not become more so.
+ALIKE = 0.9
 STAGES = ("before", "aligned", "after")
 VERDICTS = {"good": "No fault found", "look": "Usable, but look closer", "bad": "Do not use this without checking"}
 
@@ -49,12 +53,21 @@ def checks(metrics: dict) -> list[Check]:
         else:
             found.append(Check("good", f"{name} clear: no other position fits as well."))
     if similarity:
-        before, aligned, after = (similarity[stage] for stage in STAGES)
-        better = after >= aligned and after > before
-        change = f"{similarity['name']} went {_way(similarity, '{}')}"
-        text = f"The scans became {'more' if better else 'NO more'} alike: {change}."
-        found.append(Check("good" if better else "bad", text))
+        found.append(_alike(similarity))
     return found + _measured(metrics) + _sound(metrics.get("quality") or {}) + _certain(metrics.get("uncertainty") or {})
+
+
+def _alike(similarity: dict) -> Check:
+    """Whether the scans became more alike than they were, and not less than the alignment had made them."""
+    before, aligned, after = (similarity[stage] for stage in STAGES)
+    change = f"{similarity['name']} went {_way(similarity, '{}')} (a loss below {SIMILARITY_TOLERANCE:g} counts as none)"
+    if after < max(before, aligned) - SIMILARITY_TOLERANCE:
+        return Check("bad", f"The scans became LESS alike: {change}.")
+    if after > before + SIMILARITY_TOLERANCE:
+        return Check("good", f"The scans became more alike: {change}.")
+    if after >= ALIKE:
+        return Check("good", f"The scans were and are alike: {change}.")
+    return Check("look", f"The scans became NO more alike, and {number(after, 2)} is below {ALIKE:g}: {change}.")
 
 
 def worth(told: dict) -> str:

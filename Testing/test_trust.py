@@ -130,6 +130,16 @@ def test_the_light_of_the_uncertainty_follows_its_threshold(p95, level):
     assert any(check.level == level and "Calibrated" in check.text for check in report_numbers.checks({**METRICS, "uncertainty": told}))
 
 
+@pytest.mark.parametrize("values, level, words", [
+    ((0.1, 0.4, 0.7), "good", "more alike"), ((0.2, 0.65, 0.64999), "good", "more alike"), ((0.2, 0.65, 0.646), "good", "below 0.005"),
+    ((0.2, 0.65, 0.64), "bad", "LESS alike"), ((1.0, 1.0, 0.99996), "good", "were and are alike"), ((0.95, 0.9, 0.94), "bad", "LESS alike"),
+    ((0.3, 0.3, 0.302), "look", "NO more alike")])
+def test_a_similarity_that_moves_in_its_last_digits_is_no_loss(values, level, words):
+    similarity = {"name": "lncc", **dict(zip(report_numbers.STAGES, values))}
+    found = report_numbers.checks({"similarity": similarity})
+    assert [check.level for check in found] == [level] and words in found[0].text and "0.005" in found[0].text
+
+
 def test_disagreement_folds_and_surprising_landmarks_are_red_or_yellow(tmp_path):
     told = {**TOLD, "disagreement": "repeated runs disagree wildly"}
     marks = {"count": 4, "mean_before_mm": 9.0, "mean_aligned_mm": 5.0, "mean_after_mm": 2.0, "p95_after_mm": 5.0, "labels": list("abcd"),
