@@ -296,7 +296,7 @@ def _cases():
             long.json => cannot be opened
             nul_output.json => the path of output
             blank_output.json => the path of output is ''
-            surrogate.json => does not exist
+            surrogate.json => not written in UTF-8
             format.json => transform_format is 'exe'
             method_options.json => must be an object
             composite.json => must be true or false
