@@ -138,14 +138,17 @@ def workspace(fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid_to_moving
 
 def working_grid(fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid_to_moving: np.ndarray,
                  spacing: float, multiple: int = 1, whole: bool = False) -> Grid:
-    """Isotropic grid over what both scans show (``whole``: what either shows), with a margin; its axes lie half-way between
-    theirs."""
+    """Isotropic grid over what both scans show, with a margin; its axes lie half-way between theirs.
+
+    With ``whole`` it covers what either shows, along the patient's axes: two headers far apart have no half-way that is
+    near to both, and networks know anatomy upright.
+    """
     mapped, axes = [], np.zeros((3, 3))
     for scan, to in ((fixed, mid_to_fixed), (moving, mid_to_moving)):
         back = np.linalg.inv(to)
         mapped.append(apply(back, scan.inside))
         axes = axes + canonical_axes(_rotation(back[:3, :3]) @ scan.grid.axes)
-    axes = _rotation(axes) if np.linalg.svd(axes)[1].min() > 0.3 else np.eye(3)[:, ::-1]
+    axes = _rotation(axes) if not whole and np.linalg.svd(axes)[1].min() > 0.3 else np.eye(3)[:, ::-1]
     boxes = [np.percentile(points @ axes, [0.5, 99.5], axis=0) for points in mapped]
     inner, outer = (np.minimum, np.maximum) if whole else (np.maximum, np.minimum)
     low, high = inner(boxes[0][0], boxes[1][0]), outer(boxes[0][1], boxes[1][1])

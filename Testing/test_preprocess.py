@@ -127,3 +127,12 @@ def test_the_affine_part_of_a_pair_seen_from_the_other_side_is_its_inverse(head)
     back, other = preprocess.affine_part(FieldPair(w, u, "svf", 0.0), space)
     np.testing.assert_allclose(there @ back, np.eye(4), atol=1e-6)
     np.testing.assert_allclose(there @ np.append(centre, 1), np.append(other, 1), atol=1e-6)
+
+
+def test_a_grid_over_two_headers_far_apart_lies_along_the_patient(head):
+    """60 degrees about (1, 1, 1) is as far from one order of the axes as from the next: half-way would be turned by 90."""
+    one = preprocess.prepare(head)
+    other = preprocess.prepare(Volume(head.array, Grid(head.grid.shape, movement((0, 0, 0), turn((1, 1, 1), 60)) @ head.grid.matrix), "turned"))
+    for pair in ((one, other), (other, one)):
+        grid = preprocess.working_grid(*pair, np.eye(4), np.eye(4), 4.0, whole=True)
+        np.testing.assert_allclose(grid.matrix[:3, :3], 4.0 * np.eye(3)[:, ::-1], atol=1e-9)
