@@ -172,7 +172,7 @@ def test_requirements_are_those_of_the_library():
     assert set(listed) - bundled == {*install.REQUIREMENTS, f"torch{install.TORCH}"}
 
 
-def test_methods_shown_before_torch_are_those_of_the_registry():
+def test_methods_shown_before_torch_are_those_of_the_registry(app):
     from SymRegistrationGui import methods
 
     from SymRegistrationLib.catalogue import catalogue
@@ -181,6 +181,7 @@ def test_methods_shown_before_torch_are_those_of_the_registry():
     for entry in catalogue():
         method = shown.pop(entry["name"])
         assert method["publication"] == entry["publication"] and entry["title"]
+        assert method["weights_here"] == bool(entry["weights"]) and methods.usable(method), "shipped weights are not found"
         assert method["needs_weights"] == (entry["name"] != "syn") and len(method["description"]) > 60
         assert method["title"].split()[0].lower().replace("-", "") in entry["title"].lower().replace("-", "") + entry["name"]
     assert set(shown) <= set(), f"listed, but not in the registry: {sorted(shown)}"

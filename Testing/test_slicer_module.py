@@ -120,8 +120,10 @@ def test_same_volume_twice_and_missing_choices(module):
     module.state.initial = "transform"
     assert "start transform" in module.ui.registerButton.toolTip
     module.state.initial, module.state.method = "centre", "hsyn"
-    if not module.ui.registerButton.enabled:  # weights are not part of every installation
-        assert "HSyN needs trained weights" in module.ui.registerButton.toolTip
+    assert module.ui.registerButton.enabled, "weights come with the module"
+    module.panel._methods["hsyn"]["weights_here"] = False
+    module.panel.update()
+    assert not module.ui.registerButton.enabled and "HSyN needs trained weights" in module.ui.registerButton.toolTip
     from SymRegistrationGui.exporting import Request
 
     for request, said in ((Request(fixed, fixed), "as fixed and as moving"), (Request(None, moving), "No fixed volume"),

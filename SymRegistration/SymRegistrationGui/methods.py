@@ -14,7 +14,7 @@ def methods():
     """One dictionary per method: name, title, description, publication, needs_weights, weights_here."""
     data = json.loads((_LIBRARY / "presets" / "methods.json").read_text(encoding="utf-8"))
     for method in data["methods"]:
-        method["weights_here"] = any((_LIBRARY / "weights").glob(f"{method['name']}-*.safetensors"))
+        method["weights_here"] = any((_LIBRARY / "model_weights").glob(f"{method['name']}-*.safetensors"))
     return data["methods"]
 
 
