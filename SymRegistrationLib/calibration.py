@@ -25,6 +25,8 @@ from .job import InputError
 
 STORE = Path(__file__).parent / "presets" / "calibration.json"
 LEVELS = (50, 68, 95)
+#: The preset of an entry that serves all of them: a learned method without refinement does the same under each.
+ANY_PRESET = "any"
 #: Steps of the sparsification curve: shares of the points that are left out, most uncertain first.
 SHARES = np.arange(0, 1, 0.02)
 
@@ -34,7 +36,7 @@ class Calibration:
     """What turns signs into radii for one method and preset.
 
     Attributes:
-        method, preset, metric: what it was fitted for; a run with others is not calibrated by it.
+        method, preset, metric: what it was fitted for; a run with others is not calibrated by it. :data:`ANY_PRESET` fits all.
         kind: ``runs`` (perturbed runs were made) or ``fast`` (signs of the single run only).
         floor: voxels.
         weights: per sign, at least 0.
@@ -43,6 +45,7 @@ class Calibration:
         judged: what it was judged on and what came out there.
         refine: optimiser levels after a network.
         patch_mm: distance over which errors go together; for the confidence of volumes. 0 = not known.
+        sha256: of the weights whose errors it tells, "" for a method without weights.
     """
 
     method: str
@@ -56,6 +59,7 @@ class Calibration:
     judged: Mapping[str, object] = field(default_factory=dict)
     refine: int = 0
     patch_mm: float = 0.0
+    sha256: str = ""
 
     def scale(self, signs: Mapping[str, "torch.Tensor | np.ndarray"]):
         """s in voxels, of the signs' own type and shape. A sign that is missing raises KeyError."""
@@ -68,7 +72,8 @@ class Calibration:
 
     def fits(self, method: str, preset: str, metric: str, kind: str, refine: int) -> bool:
         """Whether it was fitted for such runs."""
-        return (self.method, self.preset, self.metric, self.kind, self.refine) == (method, preset, metric, kind, refine)
+        ours = (self.method, self.metric, self.kind, self.refine)
+        return ours == (method, metric, kind, refine) and self.preset in (preset, ANY_PRESET)
 
 
 def read_calibrations(path: Path = STORE) -> list[Calibration]:
@@ -90,20 +95,26 @@ def _read(path: Path, stamp: int) -> tuple[Calibration, ...]:
     return tuple(read_calibrations(path))
 
 
-def find(method: str, preset: str, metric: str, kind: str, refine: int = 0, weights: Path | None = None) -> Calibration | None:
+def beside(weights: Path) -> Path:
+    """Where the calibration of a weights file lies."""
+    return Path(weights).with_suffix(".calibration.json")
+
+
+def find(method: str, preset: str, metric: str, kind: str, refine: int = 0, weights: Path | None = None,
+         sha256: str = "") -> Calibration | None:
     """The calibration of such runs: from beside the weights for a learned method, else from the package; ``None`` = there is none.
 
     Args:
         method, preset, metric, kind, refine: see :class:`Calibration`.
         weights: the weights file of a learned method.
+        sha256: of that file, as its model card says. An entry that was fitted with other weights is no calibration, and
+            without a card (``""``) there is none.
     """
-    beside = [] if weights is None else [Path(weights).with_suffix(".calibration.json")]
-    for path in (*beside, STORE):
-        if path.is_file():
-            for entry in _read(path, path.stat().st_mtime_ns):
-                if entry.fits(method, preset, metric, kind, refine):
-                    return entry
-    return None
+    path = STORE if weights is None else beside(weights)
+    if not path.is_file() or (weights is not None and not sha256):
+        return None
+    fitting = (entry for entry in _read(path, path.stat().st_mtime_ns) if entry.fits(method, preset, metric, kind, refine))
+    return next((entry for entry in fitting if entry.sha256 == sha256), None)
 
 
 # ---------------------------------------------------------------------------------------------- fitting

@@ -83,12 +83,13 @@ def _other_method(solver, name: str) -> FieldPair:
 
 
 def _calibration(solver, kind: str) -> calibration.Calibration | None:
-    options, path = solver.options, None
+    options, path, sha256 = solver.options, None, ""
     if solver.network:
         from . import weights
 
         path = weights.find(options.method, options.weights, options.method_options.get("size"))
-    return calibration.find(options.method, options.preset, solver.metric, kind, options.refine, path)
+        sha256 = weights.read_card(path).get("sha256", "")
+    return calibration.find(options.method, options.preset, solver.metric, kind, options.refine, path, sha256)
 
 
 def predict_perturbed(space: Workspace, options: Options, change: Perturbation, progress: Progress) -> FieldPair:

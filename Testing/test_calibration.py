@@ -1,13 +1,16 @@
 """Calibrated radii: the fit finds known weights, the judges give what theory says, entries are found only where they fit."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from SymRegistrationLib import calibration
+from SymRegistrationLib import calibration, networks, pipeline_trust, weights
 from SymRegistrationLib.calibration import Calibration
-from SymRegistrationLib.job import InputError
+from SymRegistrationLib.job import InputError, Options
 
 SEED = 20260101
 
@@ -63,19 +66,47 @@ def test_rank_correlation_by_hand():
     assert np.isnan(calibration.rank_correlation([1, 1, 1], [1, 2, 3]))
 
 
+def _beside(folder, **changes):
+    """A weights file's name, and an entry that lies beside it."""
+    mine = Calibration("hsyn", "default", "network", "runs", 0.1, {"stiff": 1.0}, {"50": 1.0, "68": 1.2, "95": 2.0}, "here", {"rank": 0.6},
+                       sha256="ab12")
+    mine = replace(mine, **changes)
+    file = folder / "net.safetensors"
+    calibration.write_calibrations([mine], calibration.beside(file))
+    return file, mine
+
+
 def test_an_entry_serves_only_the_runs_it_was_fitted_for(tmp_path):
-    weights = tmp_path / "net.safetensors"
-    beside = tmp_path / "net.calibration.json"
-    mine = Calibration("hsyn", "default", "network", "runs", 0.1, {"stiff": 1.0}, {"50": 1.0, "68": 1.2, "95": 2.0}, "here", {"rank": 0.6})
-    calibration.write_calibrations([mine], beside)
-    assert calibration.find("hsyn", "default", "network", "runs", 0, weights) == mine
+    file, mine = _beside(tmp_path)
+    assert calibration.beside(file) == tmp_path / "net.calibration.json"
+    assert calibration.find("hsyn", "default", "network", "runs", 0, file, "ab12") == mine
     for wrong in (("hsyn", "fast", "network", "runs", 0), ("caml", "default", "network", "runs", 0), ("hsyn", "default", "mind", "runs", 0),
                   ("hsyn", "default", "network", "fast", 0), ("hsyn", "default", "network", "runs", 1)):
-        assert calibration.find(*wrong, weights) is None, wrong
-    assert calibration.find("hsyn", "default", "network", "runs", 0, tmp_path / "other.safetensors") is None
-    beside.write_text(json.dumps({"entries": [{"method": "hsyn"}]}))
+        assert calibration.find(*wrong, file, "ab12") is None, wrong
+    assert calibration.find("hsyn", "default", "network", "runs", 0, tmp_path / "other.safetensors", "ab12") is None
+    (tmp_path / "net.calibration.json").write_text(json.dumps({"entries": [{"method": "hsyn"}]}))
     with pytest.raises(InputError, match="net.calibration.json"):
-        calibration.read_calibrations(beside)
+        calibration.read_calibrations(tmp_path / "net.calibration.json")
+
+
+def test_without_refinement_one_entry_serves_every_preset(tmp_path):
+    file, mine = _beside(tmp_path, preset=calibration.ANY_PRESET)
+    for preset in ("fast", "default", "thorough"):
+        assert calibration.find("hsyn", preset, "network", "runs", 0, file, "ab12") == mine
+    assert calibration.find("hsyn", "fast", "lncc", "runs", 1, file, "ab12") is None, "what a preset refines, it changes"
+
+
+def test_a_calibration_is_ignored_beside_other_weights(tmp_path):
+    torch.manual_seed(1)
+    file = weights.save(tmp_path / "net.safetensors", networks.create("hsyn", "small"))
+    _, mine = _beside(tmp_path, preset=calibration.ANY_PRESET, sha256=weights.read_card(file)["sha256"])
+    solver = SimpleNamespace(options=Options(method="hsyn", weights=str(file), uncertainty=2), network=True, metric="network")
+    assert pipeline_trust._calibration(solver, "runs") == mine
+    torch.manual_seed(2)  # trained again: other weights under the same name
+    weights.save(file, networks.create("hsyn", "small"))
+    assert pipeline_trust._calibration(solver, "runs") is None
+    weights.card_path(file).unlink()
+    assert pipeline_trust._calibration(solver, "runs") is None, "weights that nothing vouches for"
 
 
 def test_the_shipped_numbers_are_sound():
