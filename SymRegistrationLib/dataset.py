@@ -30,7 +30,7 @@ from .synthetic import LabelMap, label_map
 from .volumes import Volume, read_labels, read_mask, read_volume, resample_labels
 
 #: Raised when what the cache holds is made another way.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 _VOLUMES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh")
 _POINTS = (".mrk.json", ".fcsv", ".csv")
 _KINDS = {"labels": ("aseg", "dseg", "seg", "segmentation", "label", "labels", "labelmap", "lobes", "parc", "aparc+aseg"),
@@ -315,8 +315,8 @@ class Cache:
     shape: tuple[int, int, int]
 
     def scan(self, case: Case) -> dict[str, Tensor]:
-        """``image`` (1, 1, D, H, W) half precision and, where given, ``labels`` int32, ``mask`` bool, ``points`` (1, P, 3)
-        voxels, all on a grid of canonical axes about the content. Raises InputError when a file has gone bad."""
+        """``image`` (1, 1, D, H, W) half precision, black outside its mask, and, where given, ``labels`` int32 and ``points``
+        (1, P, 3) voxels, all on a grid of canonical axes about the content. Raises InputError when a file has gone bad."""
         return self._kept(case, "scan", lambda: self._make_scan(case))
 
     def labels(self, case: Case) -> LabelMap:
@@ -355,6 +355,9 @@ class Cache:
 
     def _make_scan(self, case: Case) -> dict[str, Tensor]:
         volume = read_volume(case.image, "scan")
+        if case.mask:  # as a stripped scan would come
+            kept = np.where(read_mask(case.mask, volume.grid), volume.array, volume.array.min())
+            volume = Volume(kept, volume.grid, volume.name)
         scan = preprocess.prepare(volume)
         axes = canonical_axes(volume.grid.axes)
         box = np.percentile(scan.inside @ axes, [0.5, 99.5], axis=0)
@@ -363,9 +366,6 @@ class Cache:
         out = {"image": image.half()}
         if case.labels:
             out["labels"] = torch.from_numpy(resample_labels(read_labels(case.labels), grid).astype(np.int32))[None, None]
-        if case.mask:
-            mask = read_mask(case.mask, volume.grid).astype(np.uint8)
-            out["mask"] = torch.from_numpy(resample_labels(Volume(mask, volume.grid), grid) > 0)[None, None]
         if case.points:
             out["points"] = torch.from_numpy(grid.indices(read_points(case.points).points)).float()[None]
         return out

@@ -166,6 +166,20 @@ def test_scans_of_any_orientation_and_spacing_come_onto_one_grid(tmp_path, obliq
     assert np.allclose(where, 15.5 + axes.T @ (12, 0, 8) / 4, atol=0.3)
 
 
+def test_what_lies_outside_a_mask_is_black(tmp_path):
+    """The ball without the half that its mask leaves out, on the far side of a plane in world coordinates."""
+    grid = grid_of(axes=canonical_axes(np.eye(3))[:, [2, 0, 1]])
+    store(tmp_path, "a", grid)
+    right = grid.points(np.moveaxis(np.indices(grid.shape), 0, -1))[..., 0] > 0
+    write_volume(tmp_path / "a_mask.nii.gz", right.astype(np.uint8), grid)
+    (case,) = dataset.find(tmp_path).cases
+    scan = Cache(tmp_path / "cache", 4.0, (32, 32, 32)).scan(case)
+    image, labels = scan["image"][0, 0].float(), scan["labels"][0, 0]
+    centres = [(where > 0).nonzero().double().mean(0) for where in (image > 0.2, labels)]
+    gone = float(((labels > 0) & (image < 0.05)).sum()) / float((labels > 0).sum())
+    assert 0.4 < gone < 0.6 and float((centres[0] - centres[1]).norm()) > 2.5
+
+
 def test_the_cache_notices_a_changed_file_and_repairs_itself(tmp_path):
     store(tmp_path, "a", grid_of(), points=True)
     (case,) = dataset.find(tmp_path).cases

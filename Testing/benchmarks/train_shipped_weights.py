@@ -40,25 +40,27 @@ COMMON = {
             "--validation-pairs", "12", "--device", "cuda"],
 }
 POSE = {
-    "cpu": ["--iterations", "4000", "--learning-rate", "5e-4", "--ema", "0.99"],
-    "gpu": ["--iterations", "40000", "--learning-rate", "3e-4"],
+    "cpu": ["--iterations", "3800", "--learning-rate", "1e-3", "--ema", "0.99"],
+    "gpu": ["--iterations", "40000", "--learning-rate", "5e-4"],
 }
 MATCH = {
-    "cpu": ["--iterations", "450", "--learning-rate", "1e-3", "--ema", "0.98"],
+    "cpu": ["--iterations", "1700", "--learning-rate", "1.5e-3", "--ema", "0.985"],
     "gpu": ["--iterations", "10000", "--learning-rate", "5e-4"],
 }
 #: Steps and shares of the method's own levels, coarsest first.
 METHOD = {
-    "cpu": {"hsyn": ("800", "0.05,0.35,0.6"), "sm-gicnet": ("760", "0.02,0.28,0.4,0.3"), "ad-regnet": ("250", "1"),
+    "cpu": {"hsyn": ("1200", "0.05,0.35,0.6"), "sm-gicnet": ("800", "0.02,0.28,0.4,0.3"), "ad-regnet": ("250", "1"),
             "caml": ("150", "1")},
     "gpu": {"hsyn": ("40000", "0.1,0.3,0.6"), "sm-gicnet": ("40000", "0.1,0.2,0.3,0.4"), "ad-regnet": ("30000", "1"),
             "caml": ("20000", "1")},
 }
 RATE = {"cpu": {"caml": "5e-4", "ad-regnet": "5e-4"}, "gpu": {}}
-POSE_DATA = ["--supervised", "1", "--rotation", "60", "--shift", "50", "--curriculum", "0.3", "--shapes", "0.05"]
-MATCH_DATA = ["--supervised", "0.75", "--two-people", "0.5", "--one-contrast", "0.6", "--t1", "0.6", "--shapes", "0.05",
-              "--rotation", "30", "--shift", "40", "--curriculum", "0.05"]
-METHOD_DATA = ["--supervised", "0.6", "--two-people", "0.6", "--one-contrast", "0.7", "--t1", "0.7", "--shapes", "0.03",
+MIXED = ["--one-contrast", "0.4", "--t1", "0.4"]
+POSE_DATA = ["--supervised", "1", "--two-people", "0.4", *MIXED, "--shapes", "0.05", "--rotation", "80", "--shift", "60",
+             "--scale", "0.25", "--curriculum", "0.2"]
+MATCH_DATA = ["--supervised", "0.9", "--two-people", "0.5", *MIXED, "--shapes", "0.12", "--rotation", "40", "--shift", "45",
+              "--curriculum", "0.02"]
+METHOD_DATA = ["--supervised", "0.6", "--two-people", "0.6", "--one-contrast", "0.6", "--t1", "0.5", "--shapes", "0.1",
                "--rotation", "25", "--shift", "30", "--curriculum", "0.02"]
 DRY = ["--spacing", "5", "--shape", "48,48,48", "--iterations", "6", "--validation-pairs", "2", "--validate-every", "6",
        "--device", "cpu"]
