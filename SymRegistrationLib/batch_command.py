@@ -15,6 +15,8 @@ from .batch_table import COLUMNS, UNSET, Cells, Row, read_cells, rows_of, write_
 from .console import Console
 from .job import InputError, Job, existing_file
 
+#: Seconds that stand for never in --timeout: threads refuse to wait for centuries.
+LONGEST_SILENCE = 1e9
 _DESCRIPTION = f"""Register many pairs. Workers stay warm between pairs; one bad pair stops nothing.
 
 TABLE is a CSV or TSV file, one pair a line; its first line names the columns:
@@ -46,10 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     for kind in ("mask", "labels", "points"):
         parser.add_argument(f"--to-{kind}", metavar="FILE", help=f"{kind} of --to")
     add_folder_arguments(parser)
-    add_running_arguments(parser)
-    add_options(parser)
-    add_voice(parser)
-    return parser
+    return completed(parser)
 
 
 def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,8 +64,8 @@ def add_scan_arguments(group: Any) -> None:
     group.add_argument("--save-table", metavar="FILE", help="also write the table that was made, to look at or edit")
 
 
-def add_running_arguments(parser: argparse.ArgumentParser) -> None:
-    """How many pairs are run: the same for every command that does."""
+def completed(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The parser with what every command that registers many pairs takes: how they are run, how registered, what is said."""
     group = parser.add_argument_group("how to run")
     group.add_argument("--dry-run", action="store_true", help="check every row by the files' headers, register nothing")
     group.add_argument("--workers", default="auto", metavar="N",
@@ -75,6 +74,9 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--timeout", type=float, default=30.0, metavar="MIN",
                        help="replace a worker that has said nothing for so long (default: %(default)g)")
     group.add_argument("--verify", action="store_true", help="compare finished pairs by the SHA-256 of their outputs too")
+    add_options(parser)
+    add_voice(parser)
+    return parser
 
 
 def plan_of(args: argparse.Namespace, **more: Any):
@@ -91,7 +93,8 @@ def plan_of(args: argparse.Namespace, **more: Any):
             raise InputError(f"--workers is '{args.workers}'.", "Give auto, or a number from 1.")
     if not args.timeout > 0:
         raise InputError(f"--timeout is {args.timeout:g} minutes.", "Give a positive number.")
-    return Plan(args.output, workers, args.scheduler, 60 * args.timeout, thorough=args.verify, **more)
+    silence = min(60 * args.timeout, LONGEST_SILENCE)
+    return Plan(args.output, workers, args.scheduler, silence, thorough=args.verify, **more)
 
 
 def template_of(args: argparse.Namespace, to: dict[str, str | None]) -> Job:

@@ -9,11 +9,11 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from .arguments import _Parser, add_options, add_voice
+from .arguments import _Parser
 from .batch_command import (
-    add_running_arguments,
     add_scan_arguments,
     cells_of,
+    completed,
     dry_run,
     finish_rows,
     fixed_side,
@@ -58,10 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--leave-out", choices=("failed", "outliers"), default="failed",
                        help="which scans the means leave out; outliers: also those that stand out (default: %(default)s)")
     add_scan_arguments(parser.add_argument_group("when SCANS is a folder"))
-    add_running_arguments(parser)
-    add_options(parser)
-    add_voice(parser)
-    return parser
+    return completed(parser)
 
 
 def main(arguments: Sequence[str]) -> int:

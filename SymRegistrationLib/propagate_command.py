@@ -9,8 +9,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .arguments import _Parser, add_options, add_voice
-from .batch_command import add_running_arguments, dry_run, finish_rows, plan_of, template_of
+from .arguments import _Parser
+from .batch_command import completed, dry_run, finish_rows, plan_of, template_of
 from .batch_table import Cells, read_cells, rows_of
 from .console import Console, number, table
 from .job import InputError, existing_file
@@ -45,10 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--fusion", choices=("majority", "staple"), default="majority", help="(default: %(default)s)")
     group.add_argument("--interpolation", choices=("smooth", "nearest"), default="smooth",
                        help="smooth: boundaries between voxels, labels never mixed (default: %(default)s)")
-    add_running_arguments(parser)
-    add_options(parser)
-    add_voice(parser)
-    return parser
+    return completed(parser)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -227,3 +228,10 @@ def test_bad_options_of_a_batch(tmp_path, capsys, monkeypatch, words, said):
     words = [word.format(a=tmp_path / "a.nii.gz") for word in words]
     assert main(["batch", str(tmp_path / "pairs.csv"), "-o", str(tmp_path / "o"), *words]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_a_timeout_without_end_is_one_that_threads_can_wait_for():
+    from SymRegistrationLib.batch_command import build_parser, plan_of
+
+    plan = plan_of(build_parser().parse_args(["pairs.csv", "-o", "out", "--timeout", "inf"]))
+    assert 1e8 < plan.silence <= threading.TIMEOUT_MAX

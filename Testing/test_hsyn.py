@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from SymRegistrationLib import fields, losses, networks
+from SymRegistrationLib import fields, networks
 from SymRegistrationLib.job import InputError
 from SymRegistrationLib.networks._base import parameter_count
-from pairs import SEED, end_point_error, known_pair, overfit, phantom
+from pairs import SEED, known_pair, overfitted, phantom
 
 
 def awake(size: str = "small", heads: float = 0.1, **options):
@@ -141,10 +141,5 @@ def test_unknown_switch_values_are_refused(switch):
 def test_overfits_one_pair():
     """80 steps on a warp of up to 4 voxels: similarity up, end-point error less than half, no folds."""
     torch.manual_seed(SEED)
-    moving, fixed, true = known_pair()
-    pair = overfit(networks.create("hsyn", "small"), moving, fixed, steps=80, rate=2e-3).pair
-    found = pair.fixed_to_moving
-    assert losses.lncc(fields.warp(moving, found), fixed) < losses.lncc(moving, fixed) - 0.2
-    assert end_point_error(found, true, fixed) < 0.5 * end_point_error(0 * true, true, fixed)
-    assert (fields.jacobian_determinant(found) <= 0).float().mean() < 0.005
-    assert fields.inverse_consistency(found, pair.moving_to_fixed).mean() < 0.05
+    pair = overfitted(networks.create("hsyn", "small"), known_pair(), steps=80, rate=2e-3, gain=0.2)
+    assert fields.inverse_consistency(pair.fixed_to_moving, pair.moving_to_fixed).mean() < 0.05
