@@ -1,16 +1,22 @@
 """Calibrated radii: the fit finds known weights, the judges give what theory says, entries are found only where they fit."""
 
+import importlib.util
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import pairs
 from SymRegistrationLib import calibration, networks, pipeline_trust, weights
 from SymRegistrationLib.calibration import Calibration
+from SymRegistrationLib.geometry import Grid
 from SymRegistrationLib.job import InputError, Options
+from SymRegistrationLib.volumes import Volume
 
 SEED = 20260101
 
@@ -107,6 +113,41 @@ def test_a_calibration_is_ignored_beside_other_weights(tmp_path):
     assert pipeline_trust._calibration(solver, "runs") is None
     weights.card_path(file).unlink()
     assert pipeline_trust._calibration(solver, "runs") is None, "weights that nothing vouches for"
+
+
+def _benchmark():
+    file = Path(__file__).parent / "benchmarks" / "calibrate_uncertainty.py"
+    spec = importlib.util.spec_from_file_location("calibrate_uncertainty", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_learned_method_is_calibrated_beside_its_weights_and_found_again(tmp_path, monkeypatch):
+    torch.manual_seed(3)
+    file = weights.save(tmp_path / "net.safetensors", networks.create("hsyn", "small", front=False))
+    study = _benchmark()
+    for name, value in (("POINTS", 800), ("LEARNED_FIT", ["x/a:1"]), ("LEARNED_JUDGE", ["x/b:2"]), ("known_warp", _bumped)):
+        monkeypatch.setattr(study, name, value)
+    monkeypatch.setattr(sys, "argv", ["calibrate", "--data", str(tmp_path), "--work", str(tmp_path / "fresh"), "--method", "hsyn",
+                                      "--weights", str(file), "--runs", "2", "--store"])
+    study.main()
+    sha256 = weights.read_card(file)["sha256"]
+    for kind, preset in (("runs", "thorough"), ("fast", "fast")):
+        entry = calibration.find("hsyn", preset, "network", kind, 0, file, sha256)
+        assert entry.sha256 == sha256 and entry.judged["cases"] == 1 and "1 people" in entry.on
+        # An untrained network finds nothing: its error is the warp itself, and a calibration knows how large that is.
+        assert 20 < entry.judged["coverage_68"] <= 100 and entry.judged["error_mm"] > 0.3
+    assert len(list((tmp_path / "fresh").glob(f"*hsyn-{sha256[:12]}*.npz"))) == 2, "kept by weights"
+
+
+def _bumped(path, seed):
+    """A phantom seen through a known smooth warp, 32^3 voxels of 2 mm."""
+    moving, fixed, u = pairs.known_pair((32, 32, 32), size=2.0, seed=seed)
+    grid = Grid.centred((32, 32, 32), 2.0, (0, 0, 0))
+    linear = torch.from_numpy(grid.matrix[:3, :3].copy()).float()
+    return (*(Volume(x[0, 0].numpy(), grid, name) for x, name in ((fixed, "fixed"), (moving, "moving"))), torch.einsum("ij,njdhw->nidhw", linear, u))
 
 
 def test_the_shipped_numbers_are_sound():

@@ -127,6 +127,25 @@ def test_a_plain_turn_is_no_bend():
     assert float(uncertainty.bend_sign(bumped, contrast)[10, 12, 11]) > 2.0
 
 
+def test_the_relaxed_field_slips_where_nothing_holds_it():
+    """The same waves of a field, once over structure that shows them and once over a flat region."""
+    generator = torch.Generator().manual_seed(5)
+    shape, inner = (28, 28, 40), (slice(5, -5), slice(5, -5))
+    texture = fields.gaussian(torch.randn((1, 1, *shape), generator=generator), 1.5)
+    moving = 0.5 + 0.15 * texture / texture.std()
+    moving[..., 20:] = 0.5
+    u = fields.gaussian(torch.randn((1, 3, *shape), generator=generator), 3.0)
+    u = 0.4 * u / u.std()
+    fixed = fields.warp(moving, u)
+    slipped = uncertainty.relax_sign(fixed, moving, u)
+    held, flat = (float(slipped[(*inner, at)].mean()) for at in (slice(5, 15), slice(25, 35)))
+    assert held < 0.7 * flat, f"seed 5: {held} against {flat} voxels"
+    blind = uncertainty.relax_sign(fixed, moving, u, torch.zeros(1, 1, *shape))
+    assert float(blind[(*inner, slice(5, 15))].mean()) > 1.4 * held, "what a mask hides holds nothing"
+    still = uncertainty.relax_sign(moving, moving, 0 * u)
+    assert float(still.mean()) < 0.03, "two equal scans in place stay there"
+
+
 def test_dropout_drops_in_evaluation_mode_and_only_then():
     torch.manual_seed(0)
     layer = torch.nn.Sequential(torch.nn.Dropout3d(0.5)).eval()

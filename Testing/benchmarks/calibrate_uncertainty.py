@@ -2,6 +2,7 @@
 
     python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER [--preset fast] [--runs 4] [--store]
     python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER --judge-only --preset default
+    python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER --method hsyn [--weights FILE] --store
 
 Known warps: a real scan is the fixed scan, the same scan pulled through a random diffeomorphism (3 to 10 mm root mean square over
 distances of 16 to 60 mm) the moving one, both then given their own bias field, gamma, blur, white and correlated noise, so that
@@ -11,6 +12,9 @@ grid inside the content of the fixed scan. Landmarks: real breathing states, ali
 ``sd of lengths`` is the standard deviation of the lengths of the displacement vectors over the same runs. AUSE: area between the
 sparsification curve and the best possible one, in units of the mean error. A case in the work folder is not computed again.
 ``--store`` writes the numbers into the package.
+
+A learned method (``--method``, no refinement) starts from the headers too, with 4 cases to fit and 3 to judge: 7 registrations and
+28 perturbed ones. Its numbers are stored beside its weights and tied to them by their SHA-256; other weights, another study.
 """
 
 from __future__ import annotations
@@ -19,14 +23,14 @@ import argparse
 import json
 import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from SymRegistrationLib import alignment, calibration, pipeline, preprocess, synthetic, uncertainty
+from SymRegistrationLib import alignment, calibration, pipeline, preprocess, synthetic, uncertainty, weights
 from SymRegistrationLib.fields import gaussian, jacobian_determinant, resize, sample, square_sum, warp
 from SymRegistrationLib.job import Options
 from SymRegistrationLib.points import read_points
@@ -39,9 +43,59 @@ JUDGE = ["brain/sub-03_brain:11", "brain/sub-04_brain:12", "brain/plotatlas_brai
          "lung/thorax_ct_2mm:15", "lung/mr_0006_image:16", "liver/19_exhale:17", "brain/sub-03_brain:18"]
 #: Never looked at while the signs were chosen; ``--check`` judges on these.
 CHECK = ["brain/sub-04_brain:21", "lung/mr_0007_image:22", "liver/18_exhale:23", "brain/plotatlas_brain:24", "lung/thorax_ct_2mm:25"]
+#: A learned method has fewer, so that all four take no longer than ``syn``.
+LEARNED_FIT = FIT[:4]
+LEARNED_JUDGE = [JUDGE[0], JUDGE[2], JUDGE[5]]
 LANDMARKS = [("18", "cyc_1_10"), ("19", "cyc_1_6"), ("18", "cyc_3_10"), ("19", "cyc_1_9")]
 POINTS = 20_000
 LEAST_LABEL_ML = 0.5
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is calibrated: a method with its preset and metric, or its weights.
+
+    Attributes:
+        method, preset, metric: of the registrations.
+        runs: perturbed runs per case.
+        weights: file of a learned method, ``None`` for ``syn``.
+        sha256: of that file.
+    """
+
+    method: str = "syn"
+    preset: str = "fast"
+    metric: str = "lncc"
+    runs: int = 4
+    weights: Path | None = None
+    sha256: str = ""
+
+    @property
+    def learned(self) -> bool:
+        return self.method != "syn"
+
+    @property
+    def options(self) -> Options:
+        file = str(self.weights) if self.weights else None
+        return Options(method=self.method, preset=self.preset, initial="none", metric=self.metric, weights=file)
+
+    @property
+    def stem(self) -> str:
+        """Names the files of its cases; one of a learned method never serves other weights."""
+        special = f"{self.method}-{self.sha256[:12]}_" if self.learned else "" if self.metric == "lncc" else f"{self.metric}_"
+        return f"{special}{self.preset}_{self.runs}"
+
+    def entry(self, kind: str, floor: float, weights_: dict, radii: dict, on: str) -> calibration.Calibration:
+        """A calibration of such runs."""
+        preset, metric = (calibration.ANY_PRESET, "network") if self.learned else (self.preset, self.metric)
+        return calibration.Calibration(self.method, preset, metric, kind, floor, weights_, radii, on, sha256=self.sha256)
+
+    def store(self, entries: list[calibration.Calibration]) -> Path:
+        """Write the entries where :func:`calibration.find` looks; those of other studies in the same file stay."""
+        path = calibration.beside(self.weights) if self.learned else calibration.STORE
+        ours = {(entry.method, entry.preset, entry.metric, entry.kind) for entry in entries}
+        old = calibration.read_calibrations(path) if path.exists() and not self.learned else []
+        calibration.write_calibrations([e for e in old if (e.method, e.preset, e.metric, e.kind) not in ours] + entries, path)
+        return path
 
 
 def known_warp(path: Path, seed: int) -> tuple[Volume, Volume, torch.Tensor]:
@@ -67,20 +121,19 @@ def known_warp(path: Path, seed: int) -> tuple[Volume, Volume, torch.Tensor]:
     return pair[0], pair[1], torch.einsum("ij,njdhw->nidhw", linear, to_fixed)
 
 
-def collect(data: Path, case: str, preset: str, runs: int) -> dict[str, np.ndarray]:
+def collect(data: Path, case: str, study: Study) -> dict[str, np.ndarray]:
     """Everything of one case on the working grid: error, signs, baseline, Jacobians, labels; voxels."""
     name, seed = case.split(":")
     fixed, moving, truth_mm = known_warp(data / f"{name}.nii.gz", int(seed))
-    options = Options(preset=preset, initial="none", metric="lncc")
     scans = [preprocess.prepare(volume) for volume in (fixed, moving)]
-    solver = pipeline._Solver(scans, alignment.align(*scans, "none", "auto", 0, None), options, [])
+    solver = pipeline._Solver(scans, alignment.align(*scans, "none", "auto", 0, None), study.options, [])
     start = time.process_time()
     pair = solver.run()
     one = time.process_time() - start
     signs = uncertainty.single_run_signs(solver.space, pair)
     fast = time.process_time() - start - one
     found, lengths = uncertainty.Runs(pair.fixed_to_moving[0]), []
-    for change in uncertainty.perturbations(runs, 0):
+    for change in uncertainty.perturbations(study.runs, 0):
         u = solver.run(perturbation=change).fixed_to_moving[0]
         found.add(u, "stiff" if change.stiffness > 1 else "jitter")
         lengths.append(square_sum(u[None])[0, 0].sqrt())
@@ -104,14 +157,14 @@ def collect(data: Path, case: str, preset: str, runs: int) -> dict[str, np.ndarr
     return {**out, "matrix": space.grid.matrix, "seconds": np.array([one, fast, many])}
 
 
-def cached(work: Path, data: Path, case: str, preset: str, runs: int) -> dict[str, np.ndarray]:
+def cached(work: Path, data: Path, case: str, study: Study) -> dict[str, np.ndarray]:
     """:func:`collect`, kept in the work folder."""
-    store = work / f"{case.split('/')[1].replace(':', '_')}_{preset}_{runs}.npz"
+    store = work / f"{case.split('/')[1].replace(':', '_')}_{study.stem}.npz"
     if not store.exists():
-        np.savez(store, **collect(data, case, preset, runs))
-        print(case, preset, "collected", flush=True)
+        np.savez(store, **collect(data, case, study))
+        print(case, study.stem, "collected", flush=True)
     case_data = dict(np.load(store))
-    signs = {name: torch.from_numpy(case_data[name].astype(np.float32)) for name in ("contrast", "bend", "stiff")}
+    signs = {name: torch.from_numpy(case_data[name].astype(np.float32)) for name in ("contrast", "bend", "relax", "stiff")}
     return case_data | {name: value.numpy() for name, value in uncertainty.with_unseen(signs).items()}
 
 
@@ -123,13 +176,13 @@ def points_of(case: dict, names, rng: np.random.Generator) -> tuple[dict[str, np
     return {name: pick[name] for name in names}, pick["error"], pick["baseline"]
 
 
-def fitted(cases: list[dict], names, kind: str, preset: str, on: str) -> calibration.Calibration:
+def fitted(cases: list[dict], names, kind: str, study: Study, on: str) -> calibration.Calibration:
     """A calibration from all cases, each counting the same."""
     rng = np.random.default_rng(0)
     parts = [points_of(case, names, rng) for case in cases]
     signs = {name: np.concatenate([part[0][name] for part in parts]) for name in names}
-    floor, weights, radii = calibration.fit(signs, np.concatenate([part[1] for part in parts]))
-    return calibration.Calibration("syn", preset, "lncc", kind, floor, weights, radii, on)
+    floor, found, radii = calibration.fit(signs, np.concatenate([part[1] for part in parts]))
+    return study.entry(kind, floor, found, radii, on)
 
 
 def judged(entry: calibration.Calibration, case: dict) -> dict[str, float]:
@@ -166,7 +219,9 @@ def volume_errors(entry: calibration.Calibration, cases: list[dict], patch_mm: f
 
 
 def patch_of(entry: calibration.Calibration, cases: list[dict]) -> float:
-    """The patch size in mm for which one standard deviation covers 68 % of the volume errors."""
+    """The patch size in mm for which one standard deviation covers 68 % of the volume errors; 0 = no case has labels."""
+    if not any("labels" in case for case in cases):
+        return 0.0
     sizes = np.geomspace(1, 60, 40)
     covered = [calibration.coverage(*volume_errors(entry, cases, size)) for size in sizes]
     return float(np.round(np.interp(68, covered, sizes), 1))
@@ -199,54 +254,85 @@ def table(entry: calibration.Calibration, names: list[str], rows: list[dict]) ->
     return "\n".join(lines)
 
 
+def one_kind(kind: str, study: Study, fits: list[dict], judges: list[dict], on: str) -> tuple[calibration.Calibration, list[dict], str]:
+    """(entry with what it was judged, row of every judged case, sentence on volumes); without ``fits`` the one of ``fast`` is judged."""
+    names = uncertainty.SIGNS if kind == "runs" else uncertainty.FAST_SIGNS
+    if fits:
+        entry = fitted(fits, names, kind, study, on)
+        entry = replace(entry, patch_mm=patch_of(entry, fits))
+    else:
+        entry = calibration.find("syn", "fast", "lncc", kind)
+        told = [f"the preset {entry.preset}"] * (study.preset != "fast") + [f"the metric {entry.metric}"] * (study.metric != "lncc")
+        entry = replace(entry, on=", with ".join((entry.on, " and ".join(told))) if told else entry.on, preset=study.preset, metric=study.metric)
+    rows = [judged(entry, case) for case in judges]
+    errors, sigmas = volume_errors(entry, judges, entry.patch_mm)
+    mean = {key: round(float(np.mean([row[key] for row in rows])), 3) for key in rows[0]}
+    mean |= {"cases": len(rows), "runs": study.runs if kind == "runs" else 0}
+    volumes = ""
+    if len(errors):
+        mean["volume_coverage_68"] = round(calibration.coverage(errors, sigmas), 1)
+        volumes = f"volume changes: {mean['volume_coverage_68']} % of {len(errors)} labels within their +-; mean error {errors.mean():.3f} ml"
+    return replace(entry, judged=mean), rows, volumes
+
+
+def run(study: Study, data: Path, work: Path, fit: list[str], judge: list[str], store: bool) -> list[calibration.Calibration]:
+    """Collect, fit (``fit`` empty: judge what is stored), judge, print, and store when asked."""
+    work.mkdir(parents=True, exist_ok=True)
+    fits, judges = ([cached(work, data, case, study) for case in cases] for cases in (fit, judge))
+    organs = ", ".join(name for folder, name in (("brain", "brain MR"), ("lung/mr", "lung MR"), ("liver", "liver MR"), ("lung/thorax", "thorax CT"))
+                       if any(case.startswith(folder) for case in fit))
+    on = f"known warps of {len(set(case.split(':')[0] for case in fit))} people ({organs})"
+    entries = []
+    for kind in ("runs", "fast"):
+        entry, rows, volumes = one_kind(kind, study, fits, judges, on)
+        entries.append(entry)
+        print(f"\n### {kind}, {study.stem}\n")
+        print(json.dumps({"floor": entry.floor, "weights": entry.weights, "radii": entry.radii, "patch_mm": entry.patch_mm}))
+        print(table(entry, judge, rows) + f"\n\n{volumes}")
+    one, fast, many = np.sum([case["seconds"] for case in (*fits, *judges)], 0)
+    print(f"\nCPU seconds: one run {one:.1f}, fast mode adds {100 * fast / one:.1f} %, {study.runs} runs cost {(many - one - fast) / one:.2f} "
+          "runs more")
+    if store:
+        print("stored in", study.store(entries))
+    return entries
+
+
+def study_of(arguments: argparse.Namespace) -> Study:
+    """What the command line asks for."""
+    if arguments.method == "syn":
+        return Study(preset=arguments.preset, metric=arguments.metric, runs=arguments.runs)
+    path = weights.find(arguments.method, arguments.weights, arguments.size)
+    return Study(arguments.method, "default", "auto", arguments.runs, path, weights.load(path, arguments.method).sha256)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--method", default="syn")
+    parser.add_argument("--weights", help="file of a learned method; else the shipped one of --size")
+    parser.add_argument("--size", default="small")
     parser.add_argument("--preset", default="fast", choices=("fast", "default", "thorough"))
+    parser.add_argument("--metric", default="lncc", choices=("lncc", "mse", "ncc", "mind"), help="of syn")
     parser.add_argument("--runs", type=int, default=4)
-    parser.add_argument("--judge-only", action="store_true", help="take the weights of the preset 'fast' from the package and judge them here")
+    parser.add_argument("--judge-only", action="store_true", help="judge the weights that the package has for the preset 'fast' and 'lncc'")
     parser.add_argument("--check", action="store_true", help="judge on the cases that had no part in the choice of the signs")
     parser.add_argument("--only", default="", help="judge only cases that contain one of these comma-separated words; none = no case")
     parser.add_argument("--landmarks", type=int, default=0, help="so many of the landmark pairs too (full registrations)")
     parser.add_argument("--store", action="store_true")
     arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
+    study = study_of(arguments)
+    if study.learned and arguments.judge_only:
+        parser.error("a learned method is fitted: no other's numbers serve it")
     words = [word for word in arguments.only.split(",") if word]
-    chosen = [case for case in (CHECK if arguments.check else JUDGE) if not words or any(word in case for word in words)]
-    fits = [] if arguments.judge_only else [cached(arguments.work, arguments.data, case, arguments.preset, arguments.runs) for case in FIT]
-    judges = [cached(arguments.work, arguments.data, case, arguments.preset, arguments.runs) for case in chosen]
+    judge = [case for case in (CHECK if arguments.check else LEARNED_JUDGE if study.learned else JUDGE)
+             if not words or any(word in case for word in words)]
     for subject, state in LANDMARKS[: arguments.landmarks]:
         print(json.dumps(landmarks(arguments.data, subject, state, arguments.preset, arguments.runs)), flush=True)
     if arguments.only == "none":
         return
-    on = f"known warps of {len(set(case.split(':')[0] for case in FIT))} people (brain MR, lung MR)"
-    entries = []
-    for kind, names in (("runs", uncertainty.SIGNS), ("fast", uncertainty.FAST_SIGNS)):
-        if arguments.judge_only:
-            entry = calibration.find("syn", "fast", "lncc", kind)
-            entry = entry if arguments.preset == "fast" else replace(entry, on=f"{entry.on}, with the preset fast")
-        else:
-            entry = fitted(fits, names, kind, arguments.preset, on)
-            entry = replace(entry, patch_mm=patch_of(entry, fits))
-        rows = [judged(entry, case) for case in judges]
-        errors, sigmas = volume_errors(entry, judges, entry.patch_mm)
-        mean = {key: round(float(np.mean([row[key] for row in rows])), 3) for key in rows[0]}
-        mean |= {"cases": len(rows), "runs": arguments.runs if kind == "runs" else 0}
-        if len(errors):
-            mean["volume_coverage_68"] = round(calibration.coverage(errors, sigmas), 1)
-        entries.append(replace(entry, preset=arguments.preset, judged=mean))
-        print(f"\n### {kind}, preset {arguments.preset}\n")
-        print(json.dumps({"floor": entry.floor, "weights": entry.weights, "radii": entry.radii, "patch_mm": entry.patch_mm}))
-        print(table(entry, chosen, rows))
-        if len(errors):
-            print(f"\nvolume changes: {mean['volume_coverage_68']} % of {len(errors)} labels within their +-; mean error {errors.mean():.3f} ml")
-    one, fast, many = np.sum([case["seconds"] for case in (*fits, *judges)], 0)
-    print(f"\nCPU seconds: one run {one:.1f}, fast mode adds {100 * fast / one:.1f} %, {arguments.runs} runs cost {(many - one - fast) / one:.2f} "
-          "runs more")
-    if arguments.store:
-        kept = [e for e in (calibration.read_calibrations() if calibration.STORE.exists() else []) if e.preset != arguments.preset]
-        calibration.write_calibrations([*kept, *entries])
+    fit = [] if arguments.judge_only else LEARNED_FIT if study.learned else FIT
+    run(study, arguments.data, arguments.work, fit, judge, arguments.store)
 
 
 if __name__ == "__main__":
