@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import slicer
@@ -127,6 +131,24 @@ def names(scene):
     return sorted(f"{scene.GetNthNode(k).GetClassName()} {scene.GetNthNode(k).GetName()}" for k in range(scene.GetNumberOfNodes()))
 
 
+def queued(pid=None):
+    """Seconds for which a thread was ready to run while the system gave the processor to others; 0 where that is not told.
+
+    Args:
+        pid: a process, for its main thread; None = the calling thread.
+    """
+    task = threading.get_native_id() if pid is None else pid
+    try:
+        return int(Path(f"/proc/{pid or 'self'}/task/{task}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def ownTime():
+    """A clock for the calling thread, in seconds, that counts its work and its waiting but not what a busy machine takes away."""
+    return time.perf_counter() - queued()
+
+
 class Opened:
     """The module, opened, with a worker that stays warm between tests.
 
@@ -189,7 +211,6 @@ def folders():
     """Private folders of this process that exist now."""
     import os
     import tempfile
-    from pathlib import Path
 
     return sorted(str(p) for p in Path(tempfile.gettempdir()).glob(f"SymRegistration-{os.getpid()}-*"))
 

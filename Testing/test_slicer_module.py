@@ -30,9 +30,9 @@ def test_opens_within_0_3_seconds_without_torch_and_starts_nothing(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     seconds = []
     for _attempt in range(4):  # the first one pays for PySide6 reading its signatures, which PythonQt does not do
-        started = time.perf_counter()
+        started = scenes.ownTime()
         opened = scenes.Opened(None, monkeypatch, reimport=True)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(scenes.ownTime() - started)
         assert not opened.engine.client.running and opened.app.shown == []
         opened.widget.cleanup()
     print("seconds to open:", [round(s, 3) for s in seconds])

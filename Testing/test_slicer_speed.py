@@ -4,6 +4,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 import slicer
 import slicer_harness
@@ -38,31 +39,40 @@ sys.exit(worker.main(["--own-group"]))
 """
 
 
-class Heartbeat:
-    """Longest time between two beats of a 2 ms timer on the application's thread: wall clock, and processor time.
+#: Seconds at a stretch for which the application may be blocked: less is not felt. Where other programs fight for the
+#: processor, its caches and the disk, the same work takes up to twice as long.
+FELT, FELT_BUSY = 0.05, 0.1
+ATTEMPTS = 3
 
-    On a busy machine the system takes the processor away for longer than 50 ms; the second number does not count that.
+
+class Heartbeat:
+    """Longest time between two beats of a 2 ms timer on the application's thread, as :func:`slicer_scenes.ownTime` counts.
+
+    Attributes:
+        longest: in units of what is allowed, FELT or FELT_BUSY.
+        busy: True when the system kept this thread waiting for a processor for more than a tenth of the time.
     """
 
     def __init__(self):
         import qt
 
-        self.wall = self.cpu = 0.0
-        self._last = None
+        self.longest, self.busy = 0.0, False
+        self._last, self._started, self._queued = None, time.perf_counter(), scenes.queued()
         self._timer = qt.QTimer()
         self._timer.interval = 2
         self._timer.timeout.connect(self._beat)
         self._timer.start()
 
     def _beat(self):
-        now = time.perf_counter(), time.thread_time()
+        now = scenes.ownTime()
         if self._last is not None:
-            self.wall, self.cpu = max(self.wall, now[0] - self._last[0]), max(self.cpu, now[1] - self._last[1])
+            self.longest = max(self.longest, now - self._last)
         self._last = now
 
     def stop(self):
         self._timer.stop()
-        return self.wall, self.cpu
+        self.busy = scenes.queued() - self._queued > 0.1 * (time.perf_counter() - self._started)
+        return self.longest / (FELT_BUSY if self.busy else FELT)
 
 
 @pytest.fixture
@@ -88,20 +98,43 @@ def large(scene):
     return [scenes.volume(scene, array, scenes.geometry((256, 256, 256), (1, 1, 1), np.eye(3)), name) for name in ("Large fixed", "Large moving")]
 
 
+def test_the_heartbeat_feels_work_and_waiting():
+    app = slicer_harness.start()
+    for block in (lambda until: time.sleep(0.2), lambda until: [None for _ in iter(lambda: time.thread_time() < until, False)]):
+        beat = Heartbeat()
+        for _event in range(20):
+            app.processEvents()
+            time.sleep(0.003)
+        block(time.thread_time() + 0.2)
+        for _event in range(5):
+            app.processEvents()
+            time.sleep(0.003)
+        beat.stop()
+        assert 0.15 < beat.longest < 0.6
+
+
+def _work(worker):
+    """Seconds of processor time that this thread and the worker have used."""
+    spent = psutil.Process(worker).cpu_times()
+    return time.thread_time() + spent.user + spent.system
+
+
 def test_256_cubed_click_to_nodes_within_the_method_and_1_5_seconds_and_never_blocked(instant):
     instant.choose(*large(instant.scene))
-    best = (9.0, 9.0, 9.0)
-    for _attempt in range(3):
+    worker = instant.engine.client._process._process.processId()
+    best = (9.0, 9.0)
+    for _attempt in range(ATTEMPTS):
         beat = Heartbeat()
-        started = time.perf_counter()
+        wall, work = time.perf_counter(), _work(worker)
         run = instant.register()
-        extra = time.perf_counter() - started - 0.4
-        wall, cpu = beat.stop()
-        print(f"beyond the method {extra:.2f} s; longest block {1000 * wall:.0f} ms ({1000 * cpu:.0f} ms of processor time)")
-        best = min(best[0], extra), min(best[1], wall), min(best[2], cpu)
+        wall, work, block = time.perf_counter() - wall - 0.4, _work(worker) - work, beat.stop()
+        # On a quiet machine the clock counts. On a busy one it says how busy; there the work of both processes counts, and
+        # takes up to twice as long.
+        extra = work / 2 if beat.busy else wall
+        print(f"beyond the method {wall:.2f} s, {work:.2f} s of work; longest block {1000 * beat.longest:.0f} ms; busy {beat.busy}")
+        best = min(best[0], extra), min(best[1], block)
         assert run.node("jacobian").GetImageData().GetDimensions() == (256, 256, 256) and instant.app.shown == []
-    extra, wall, cpu = best
-    assert extra < 1.5 and wall < 0.05 and cpu < 0.05
+    assert best[0] < 1.5 and best[1] < 1
 
 
 def test_views_and_carrying_along_do_not_block_either(instant):
@@ -110,16 +143,16 @@ def test_views_and_carrying_along_do_not_block_either(instant):
     run = instant.register()
     instant.click("blendButton")
     best = 9.0
-    for _attempt in range(3):
+    for _attempt in range(ATTEMPTS):
         beat = Heartbeat()
         instant.click("checkerboardButton")
         instant.app.wait(lambda: not instant.panel.results.views._steps.busy, 60)
         node = run.node("comparison")
         assert node.GetImageData().GetDimensions() == (256, 256, 256)
         instant.click("checkerboardButton")
-        best = min(best, beat.stop()[0])
-    print(f"checkerboard: longest block {1000 * best:.0f} ms")
-    assert best < 0.05
+        best = min(best, beat.stop())
+    print(f"checkerboard: longest block {best:.2f} of what is allowed")
+    assert best < 1
     points = np.random.default_rng(4).normal(0, 40, (400_000, 3))
     model = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLModelNode", "Large model")
     import vtk
@@ -129,13 +162,13 @@ def test_views_and_carrying_along_do_not_block_either(instant):
     mesh.SetPoints(cloud)
     model.SetAndObserveMesh(mesh)
     best = 9.0
-    for _attempt in range(3):
+    for _attempt in range(ATTEMPTS):
         beat = Heartbeat()
         made = instant.engine.wait(instant.engine.apply(run, [model]))
-        best = min(best, beat.stop()[0])
+        best = min(best, beat.stop())
     assert np.allclose(slicer.util.arrayFromModelPoints(made[0]), points, atol=1e-3)
-    print(f"400 000 points: longest block {1000 * best:.0f} ms")
-    assert best < 0.05
+    print(f"400 000 points: longest block {best:.2f} of what is allowed")
+    assert best < 1
 
 
 def test_the_library_is_not_imported_by_the_application():
