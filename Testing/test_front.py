@@ -9,9 +9,9 @@ import torch
 
 from SymRegistrationLib import fields, networks
 from SymRegistrationLib.dataset_samples import Sample
-from SymRegistrationLib.networks import _match
+from SymRegistrationLib.networks import _match, _pose
 from SymRegistrationLib.networks._match import CELL, Match, half_shift
-from SymRegistrationLib.networks._pose import fitted_pose
+from SymRegistrationLib.networks._pose import KeyPoints, Pose, fitted_pose, found_pose
 from SymRegistrationLib.networks._streams import up_blocks
 from SymRegistrationLib.synthetic import Synthesis, make_pair
 from SymRegistrationLib.training_loss import end_point, step_terms
@@ -117,6 +117,45 @@ def test_an_untrained_matching_already_goes_the_right_way():
         halves = Match()(pair.moving, pair.fixed)
     u, w = (up_blocks(x, CELL) for x in (halves.to_moving, halves.to_fixed))
     assert end_point(u, w, pair) < 0.7 * end_point(-u, -w, pair)
+
+
+def test_inverting_the_contrast_changes_nothing():
+    """Key points and descriptors see self-similarity: brighter, darker or inverted is all the same."""
+    pair = make_pair(None, Synthesis((48,) * 3, 2.5), SEED)
+    torch.manual_seed(SEED)
+    match, points = Match().eval(), KeyPoints(16).eval()
+    other = 0.9 - 0.7 * pair.fixed
+    with torch.no_grad():
+        for a, b in zip(match.descriptors(pair.fixed).values(), match.descriptors(other).values()):
+            assert (a - b).abs().max() < 5e-3
+        assert (points(pair.fixed)[0] - points(other)[0]).abs().max() < 0.05
+        assert (points(pair.fixed)[0] - points(pair.moving)[0]).abs().max() > 1.0
+
+
+@pytest.mark.parametrize("degrees, found", [(20, True), (75, True), (170, False)])
+def test_a_pose_is_looked_for_from_many_sides(monkeypatch, degrees, found):
+    """Key points that are right only where less than 40 degrees are left; where they never meet, nothing is turned."""
+    true = turned(degrees)
+
+    def seen_from(start, *_):
+        left = turn_between(true, start if start is not None else turned(0))
+        return (true, 0.5) if left < 40 else (turned(5), 7.0)
+
+    monkeypatch.setattr(_pose, "_seen_from", seen_from)
+    pose = found_pose(KeyPoints(4), torch.zeros(1, 1, 16, 16, 16), torch.zeros(1, 1, 16, 16, 16))
+    assert turn_between(pose, true if found else turned(0)) < 0.1
+
+
+def turned(degrees: float) -> Pose:
+    """A turn about the second axis of the volume."""
+    linear = math.tan(math.radians(degrees) / 2) * torch.tensor([[[0.0, 0, 1], [0, 0, 0], [-1, 0, 0]]])
+    return Pose(linear, torch.full((1, 3), 7.5), torch.zeros(1, 3))
+
+
+def turn_between(one: Pose, other: Pose) -> float:
+    """Degrees between the turns of two poses."""
+    a, b = (torch.linalg.solve(torch.eye(3) - p.linear[0], torch.eye(3) + p.linear[0]) for p in (one, other))
+    return math.degrees(math.acos(min(1.0, max(-1.0, (float((a.T @ b).trace()) - 1) / 2))))
 
 
 @pytest.mark.parametrize("name", ["hsyn", "caml"])

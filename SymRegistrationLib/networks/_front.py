@@ -17,7 +17,7 @@ from ..fields import FieldPair, compose, identity, square_sum, warp
 from ..losses import lncc
 from ._base import NetworkOutput, Stage, SymmetricNetwork, measured_pair
 from ._match import CELL, Halves, Match
-from ._pose import KeyPoints, Pose, fitted_pose, pose_terms
+from ._pose import KeyPoints, Pose, fitted_pose, found_pose, pose_terms
 from ._streams import up_blocks
 
 #: Adam's steps and rates on the pose, then on the matching, before the method itself is trained.
@@ -51,10 +51,17 @@ class Fronted(SymmetricNetwork):
     def _frame(self, moving: Tensor, fixed: Tensor) -> "_Frame":
         """The mean frame that pose and matching find."""
         self.check_inputs(moving, fixed)
-        pose = self.estimate(moving, fixed)[0]
+        pose = self.estimate(moving, fixed)[0] if self.training else self._searched(moving, fixed)
         here = identity(moving.shape[2:], moving.device).expand(len(moving), -1, -1, -1, -1)
         u = pose.offset(here)
         return _Frame(pose, self.match(warp(moving, u, padding="zeros"), warp(fixed, -u, padding="zeros")), here)
+
+    @torch.no_grad()
+    def _searched(self, moving: Tensor, fixed: Tensor) -> Pose:
+        """The poses of a batch, looked for from many sides; see :func:`found_pose`."""
+        with torch.autocast(moving.device.type, enabled=False):
+            found = [found_pose(self.pose, m[None], f[None]) for m, f in zip(moving, fixed)]
+        return Pose(*(torch.cat([getattr(pose, name) for pose in found]) for name in ("linear", "centre", "push")))
 
     def _met(self, moving: Tensor, fixed: Tensor) -> tuple["_Frame", Tensor, Tensor]:
         """The mean frame, and both scans in it."""

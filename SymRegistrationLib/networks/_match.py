@@ -1,7 +1,8 @@
 """Learned matching: which way every place has to go, read off a comparison of descriptors instead of guessed by convolutions.
 
-Both scans pass one small encoder; its descriptors are compared at opposite shifts about every place of a mean frame, and
-the expected shift is the half-way velocity there. The principle is that of correlation layers and discrete displacement
+Both scans pass one small encoder, which sees self-similarity (MIND-SSC) instead of brightness, so that another contrast
+looks much the same. Its descriptors are compared at opposite shifts about every place of a mean frame, and the expected
+shift is the half-way velocity there. The principle is that of correlation layers and discrete displacement
 networks (PDD-Net: Heinrich, MICCAI 2019); written from the idea. A comparison hardly has to be learned, so this
 goes the right way before any training, and is of use after some hundred steps.
 """
@@ -16,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..fields import compose, exponentiate, gaussian, warp
-from ._blocks import Conv3d, space_to_depth
+from ..losses import mind
+from ._blocks import Conv3d
 from ._streams import up_blocks
 
 #: Per round: cells of the input's voxels, and the longest shift to each side in half cells.
-_ROUNDS = ((4, 2), (2, 1), (2, 1))
+_ROUNDS = ((4, 2), (2, 1), (2, 1), (2, 1), (2, 1))
 #: Voxels of the input per cell of the resulting fields.
 CELL = 2
 #: Smoothing of the evidence and of the shift, cells.
@@ -52,7 +54,7 @@ class Halves:
 
 
 class Match(nn.Module):
-    """Descriptors at 1/4 and 1/2, compared in three rounds. Exchanging the scans exchanges the maps exactly.
+    """Descriptors at 1/4 and 1/2, compared in rounds. Exchanging the scans exchanges the maps exactly.
 
     Args:
         channels: of the descriptors.
@@ -60,7 +62,7 @@ class Match(nn.Module):
 
     def __init__(self, channels: int = 16):
         super().__init__()
-        self.shallow = nn.Sequential(normed_block(8, 16), normed_block(16, 24))
+        self.shallow = nn.Sequential(normed_block(12, 16), normed_block(16, 24))
         self.deep = nn.Sequential(normed_block(24, 48), normed_block(48, 48))
         self.coarse = Conv3d(48, channels, 1)
         self.fine = nn.Sequential(normed_block(72, 32), Conv3d(32, channels, 1))
@@ -68,7 +70,9 @@ class Match(nn.Module):
 
     def descriptors(self, images: Tensor) -> dict[int, Tensor]:
         """(N, 1, D, H, W) -> {4: at 1/4, 2: at 1/2}, (N, C, d, h, w) of length one."""
-        x = self.shallow(space_to_depth(images))
+        with torch.no_grad():
+            likeness = F.avg_pool3d(mind(images, dilation=1), 2)
+        x = self.shallow(likeness)
         y = self.deep(F.avg_pool3d(x, 2))
         up = F.interpolate(y, scale_factor=2.0, mode="trilinear", align_corners=False)
         return {4: F.normalize(self.coarse(y)), 2: F.normalize(self.fine(torch.cat([up, x], 1)))}

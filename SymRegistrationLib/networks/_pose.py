@@ -3,6 +3,7 @@
 Convolutions see a few voxels at a time, so a turn of 40 degrees or a shift of 50 mm costs them far more training than
 all the detail that follows. Key points need far less: a small network marks the same places in both scans, and
 their affine map has a closed form (KeyMorph: Yu, Wang, Dalca, Sabuncu, MIDL 2022, is the idea; formulas and code are ours).
+The network sees self-similarity (MIND-SSC) instead of brightness: inverting a contrast changes nothing.
 
 With weights w, points p_f and p_m, means c_f and c_m, the generator L minimises::
 
@@ -14,6 +15,7 @@ y - N(y) in the fixed one. Exchanging the scans turns N into -N exactly; nothing
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fields import identity, sample
+from ..fields import identity, sample_at, warp
+from ..losses import mind
 from ._blocks import Conv3d
 from ._match import normed_block
 
@@ -29,6 +32,14 @@ from ._match import normed_block
 _UNIT, _RIDGE = 32.0, 0.002
 #: Longest (Frobenius) symmetric and skew part of the generator: a stretch by about 2.3, a turn by about 93 degrees.
 _STRETCH, _TURN = 0.8, 3.0
+#: Reach of the self-similarity that stands for the image, in voxels of half the input's resolution.
+_DILATIONS = (1, 2)
+#: Turns that a pose is looked for from, degrees either way: about each axis, and about each diagonal.
+_AXIS_TURN, _DIAGONAL_TURN = 50.0, 60.0
+#: Key points that meet within so many voxels on average need no further search: those of two people at the right pose do.
+_MEET = 1.6
+#: Key points further apart than this were not found: on other organs than the training's, say.
+_LOST = 3.0
 #: Voxels of the input per cell of the key points' lattice.
 _CELL = 4
 
@@ -45,17 +56,23 @@ class KeyPoints(nn.Module):
         super().__init__()
         a, b, c, d = widths
         deeper = (nn.Sequential(normed_block(p, q), normed_block(q, q)) for p, q in ((a, b), (b, c), (c, d)))
-        self.down = nn.ModuleList([normed_block(1, a), *deeper])
+        self.down = nn.ModuleList([normed_block(12 * len(_DILATIONS), a), *deeper])
         self.up = nn.ModuleList([normed_block(c + d, c), normed_block(b + c, c)])
         self.places, self.sight = Conv3d(c, count, 1), Conv3d(c, count, 1)
         nn.init.normal_(self.places.weight, 0.0, 0.3)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 1, D, H, W) -> (N, K, 3) voxel positions, (N, K) in (0, 1)."""
-        x, maps = image, []
-        for part in self.down:
-            x = part(F.avg_pool3d(x, 2))
-            maps.append(x)
+        return self.from_half(F.avg_pool3d(image, 2))
+
+    def from_half(self, half: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``forward``, of an image averaged over 2 x 2 x 2 voxels; positions are in voxels of the whole image."""
+        with torch.no_grad():
+            likeness = torch.cat([mind(half, dilation=d) for d in _DILATIONS], 1)
+        maps = [self.down[0](likeness)]
+        for part in self.down[1:]:
+            maps.append(part(F.avg_pool3d(maps[-1], 2)))
+        x = maps[-1]
         for part, finer in zip(self.up, (maps[2], maps[1])):
             x = part(torch.cat([F.interpolate(x, size=finer.shape[2:], mode="trilinear"), finer], 1))
         share = self.places(x).flatten(2).softmax(2)
@@ -117,6 +134,71 @@ def _apply(matrix: Tensor, points: Tensor) -> Tensor:
     return torch.einsum("nij,njdhw->nidhw", matrix, points)
 
 
+# ---------------------------------------------------------------------------------------------- looking for a pose
+
+def found_pose(points: KeyPoints, moving: Tensor, fixed: Tensor) -> Pose:
+    """The pose of one pair, also far beyond the turns that training showed: not differentiable.
+
+    Key points are sought with the scans as they lie and, unless they meet well, with both turned half-way into a number of
+    poses; the pose in which they meet best is where the next look starts. Where they meet nowhere, the scans stay as they lie.
+    Exchanging the scans exchanges the result exactly.
+
+    Args:
+        moving, fixed: (1, 1, D, H, W).
+    """
+    halves = [F.avg_pool3d(x.float(), 2) for x in (moving, fixed)]
+    here = 2 * identity(halves[0].shape[2:], moving.device) + 0.5
+    best, apart = _seen_from(None, points, *halves, here)
+    best, apart = _better((best, apart), _seen_from(best, points, *halves, here))
+    if apart > _MEET:
+        for there, back in _starts(here.flatten(2).mean(2)):
+            for start in (there, back):
+                best, apart = _better((best, apart), _seen_from(start, points, *halves, here))
+            best, apart = _better((best, apart), _seen_from(best, points, *halves, here))
+            if apart <= _MEET:  # asked after both ways of a turn, so that exchanging the scans ends at the same one
+                break
+    return best if apart <= _LOST else _still(best)
+
+
+def _still(pose: Pose) -> Pose:
+    return Pose(*(torch.zeros_like(part) for part in (pose.linear, pose.centre, pose.push)))
+
+
+def _better(one: tuple[Pose, float], other: tuple[Pose, float]) -> tuple[Pose, float]:
+    return other if other[1] < one[1] else one
+
+
+def _starts(centre: Tensor) -> list[tuple[Pose, Pose]]:
+    """Pure turns about ``centre`` (1, 3), voxels, each with its inverse."""
+    diagonals = [[1.0, a, b] for a in (-1.0, 1.0) for b in (-1.0, 1.0)]
+    starts = []
+    for axis, degrees in (*((axis, _AXIS_TURN) for axis in torch.eye(3).tolist()), *((axis, _DIAGONAL_TURN) for axis in diagonals)):
+        # Cayley: (I + L)(I - L)^-1 turns by twice the angle whose tangent is |L|.
+        z, y, x = (c / math.sqrt(sum(c * c for c in axis)) * math.tan(math.radians(degrees) / 2) for c in axis)
+        linear = torch.tensor([[[0.0, -x, y], [x, 0.0, -z], [-y, z, 0.0]]], device=centre.device)
+        starts.append(tuple(Pose(sign * linear, centre, torch.zeros_like(centre)) for sign in (1, -1)))
+    return starts
+
+
+def _seen_from(start: Pose | None, points: KeyPoints, moving: Tensor, fixed: Tensor, here: Tensor) -> tuple[Pose, float]:
+    """The pose that fits key points sought in the frame of ``start``, and how far apart they stay, voxels.
+
+    Args:
+        moving, fixed: scans at half resolution. here: (1, 3, d, h, w), where its voxels lie in the whole image.
+    """
+    if start is not None:
+        u = start.offset(here) / 2
+        moving, fixed = warp(moving, u, padding="zeros"), warp(fixed, -u, padding="zeros")
+    (m, f), (sure_m, sure_f) = (x.chunk(2) for x in points.from_half(torch.cat([moving, fixed])))
+    m, f = (x.transpose(1, 2)[..., None, None] for x in (m, f))
+    if start is not None:
+        m, f = m + start.offset(m), f - start.offset(f)
+    sure = sure_m * sure_f + 1e-4
+    pose = fitted_pose(*(x[..., 0, 0].transpose(1, 2) for x in (m, f)), sure)
+    apart = _length(pose.to_mean(m, 1) - pose.to_mean(f, -1))[:, 0, :, 0, 0]
+    return pose, float((apart * sure).sum() / sure.sum())
+
+
 def pose_terms(pose: Pose, points: tuple[Tensor, Tensor], sure: Tensor, pair: Any) -> dict[str, Tensor] | None:
     """Distances in voxels / 10 of mapped places, key points and label centroids from where they belong.
 
@@ -130,8 +212,7 @@ def pose_terms(pose: Pose, points: tuple[Tensor, Tensor], sure: Tensor, pair: An
     here, true = (x[..., ::_CELL, ::_CELL, ::_CELL] for x in (identity(pair.fixed.shape[2:], m.device), pair.fixed_to_moving))
     seen = (pair.fixed[..., ::_CELL, ::_CELL, ::_CELL] > 0.05).float()
     error = _length(pose.forward(here) - here - true)
-    grid = [2 * f[..., axis] / max(n - 1, 1) - 1 for axis, n in enumerate(pair.fixed.shape[2:])]
-    at = sample(pair.fixed_to_moving, torch.stack(grid[::-1], -1)[:, :, None, None])[..., 0, 0].transpose(1, 2)
+    at = sample_at(pair.fixed_to_moving, f)
     apart = (f + at - m).square().sum(-1).add(1e-6).sqrt()
     sure = sure.detach()
     return {"pose": 0.1 * (error * seen).sum() / seen.sum().clamp_min(1), "key_points": 0.02 * (apart * sure).sum() / sure.sum()}
