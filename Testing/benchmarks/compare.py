@@ -6,8 +6,8 @@
 ``pairs.csv`` has the columns id, fixed, moving and optionally fixed_labels, moving_labels, labels (space separated
 numbers that are scored), fixed_points, moving_points. ``--data`` builds that table from the development data.
 ``alignment`` scores the affine start of the ``symreg`` run before it. The tool NAME of a learned method is its shipped
-network alone, started from the headers; NAME-aligned starts it from the affine alignment; NAME-refined adds one level of the optimiser,
-NAME-fine three on the grid of the preset thorough.
+network alone, started from the headers; NAME-aligned starts it from the affine alignment; NAME-refined adds one level of
+the optimiser, NAME-refined3 three, NAME-fine three on the grid of the preset thorough.
 ``--variant rotated`` turns the moving scan's header by 60 degrees, ``--variant contrast`` inverts its brightness.
 ``--pad N`` first puts every image into an N^3 box of air, as many scanners and FreeSurfer deliver them.
 Peers need ``pip install .[bench]``; ``--peers-python`` names another Python that has them.
@@ -39,10 +39,10 @@ from SymRegistrationLib.volumes import foreground, read_labels, read_volume, wri
 HERE = Path(__file__).parent
 ASEG = "2 3 4 7 8 10 11 12 13 14 15 16 17 18 26 28 41 42 43 46 47 49 50 51 52 53 54 58 60"
 LEARNED = ("hsyn", "sm-gicnet", "ad-regnet", "caml")
-#: A network alone, from the headers and from the alignment; with one level of refinement, and with three that end finer.
+#: A network alone, from the headers and from the alignment; with one or three levels of refinement, and with three that end finer.
 NETWORKS = {f"{method}{suffix}": ["--method", method, *extra] for method in LEARNED for suffix, extra in
             (("", ["--initial", "none"]), ("-aligned", []), ("-refined", ["--initial", "none", "--refine", "1"]),
-             ("-fine", ["--initial", "none", "--refine", "3", "--preset", "thorough"]))}
+             ("-refined3", ["--initial", "none", "--refine", "3"]), ("-fine", ["--initial", "none", "--refine", "3", "--preset", "thorough"]))}
 SYMREG = {"symreg": [], "symreg-fast": ["--preset", "fast"], "symreg-thorough": ["--preset", "thorough"], **NETWORKS}
 TOOLS = ["symreg", "alignment", *list(SYMREG)[1:], "ants-syn", "greedy", "elastix", "ants-syncc"]
 #: Header rotation of ``--variant rotated``: degrees, about (1, 1, 1).
