@@ -207,28 +207,28 @@ class _Solver:
         self.plan = optimise.preset(options.preset)
         self.network = options.method != "syn"
         # A network that finds the pose itself must see all of both scans.
-        self.whole = self.network and pose.kind in ("none", "centre")
+        whole = self.network and pose.kind in ("none", "centre")
         self.metric = "network"
         refined = not self.network or options.refine > 0
         if options.spacing:
-            _check_room(self._volume(pose) / options.spacing**3, refined, options, scans[0].image.device)
+            _check_room(self._volume(pose, whole) / options.spacing**3, refined, options, scans[0].image.device)
         if self.network:
             from . import inference, networks  # learned methods are loaded only when asked for
 
             spacing = options.spacing or max(self.finest, inference.working_spacing(options.method, options))
-            self.coarse = self._space(pose, spacing, networks.card(options.method).size_multiple)
+            self.coarse = self._space(pose, spacing, networks.card(options.method).size_multiple, whole)
         if not refined:
             self.space = self.coarse
-        elif self.whole:
+        elif whole:
             self.space = None  # it follows from what the network finds
         else:
             self._refine_on(pose)
 
-    def _volume(self, pose: alignment.Alignment) -> float:
-        return preprocess.working_grid(*self.scans, pose.mid_to_fixed, pose.mid_to_moving, self.finest * 2, whole=self.whole).volume
+    def _volume(self, pose: alignment.Alignment, whole: bool = False) -> float:
+        return preprocess.working_grid(*self.scans, pose.mid_to_fixed, pose.mid_to_moving, self.finest * 2, whole=whole).volume
 
-    def _space(self, pose: alignment.Alignment, spacing: float, multiple: int = 1) -> preprocess.Workspace:
-        return preprocess.workspace(*self.scans, pose.mid_to_fixed, pose.mid_to_moving, spacing, multiple, self.whole)
+    def _space(self, pose: alignment.Alignment, spacing: float, multiple: int = 1, whole: bool = False) -> preprocess.Workspace:
+        return preprocess.workspace(*self.scans, pose.mid_to_fixed, pose.mid_to_moving, spacing, multiple, whole)
 
     def _refine_on(self, pose: alignment.Alignment) -> None:
         """Lay the optimiser's grid over what both scans show at this pose, and choose its metric."""
@@ -256,7 +256,6 @@ class _Solver:
         if not self.options.refine:
             return pair
         if self.space is None:
-            self.whole = False
             self._refine_on(self._found(pair))
         space = self.space if perturbation is None else perturbation.intensities(self.space)
         start = preprocess.transfer(pair, self.coarse, space)
@@ -358,7 +357,7 @@ def _similarities(solver: _Solver, pair: FieldPair) -> dict:
 
 
 def _similarity_at(scans, mid_to_fixed: np.ndarray, mid_to_moving: np.ndarray, space: preprocess.Workspace) -> float:
-    if space.mid_to_fixed is mid_to_fixed:
+    if space.mid_to_fixed is mid_to_fixed:  # the working grid was laid at this very pose: nothing to resample
         return quality.similarity(space.fixed, space.moving)
     try:
         seen = preprocess.workspace(*scans, mid_to_fixed, mid_to_moving, float(space.grid.spacing[0]))
