@@ -351,19 +351,14 @@ def _similarities(solver: _Solver, pair: FieldPair) -> dict:
     """Local correlation before anything, after the alignment, after the method, all on working-type grids."""
     space = solver.space
     after = quality.similarity(space.fixed, warp(space.moving, pair.fixed_to_moving))
-    poses = [(np.eye(4), np.eye(4)), (solver.pose.mid_to_fixed, solver.pose.mid_to_moving)]
-    before, aligned = (_similarity_at(solver.scans, *pose, space) for pose in poses)
-    return {"name": "lncc", "before": before, "aligned": aligned, "after": after}
-
-
-def _similarity_at(scans, mid_to_fixed: np.ndarray, mid_to_moving: np.ndarray, space: preprocess.Workspace) -> float:
-    if space.mid_to_fixed is mid_to_fixed:  # the working grid was laid at this very pose: nothing to resample
-        return quality.similarity(space.fixed, space.moving)
+    # Behind a network that found the pose itself, aligned means at the affine part of what it found, as for labels.
+    aligned = quality.similarity(space.fixed, space.moving)
     try:
-        seen = preprocess.workspace(*scans, mid_to_fixed, mid_to_moving, float(space.grid.spacing[0]))
-    except InputError:  # there the two do not even overlap
-        return 0.0
-    return quality.similarity(seen.fixed, seen.moving)
+        raw = preprocess.workspace(*solver.scans, np.eye(4), np.eye(4), float(space.grid.spacing[0]))
+        before = quality.similarity(raw.fixed, raw.moving)
+    except InputError:  # as scanned, the two do not even overlap
+        before = 0.0
+    return {"name": "lncc", "before": before, "aligned": aligned, "after": after}
 
 
 def _evaluated(extras: Extras, physical: transforms.TransformPair) -> dict:
