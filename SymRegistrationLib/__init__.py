@@ -11,8 +11,8 @@ __version__ = "0.1.0"
 
 _DOORS = {
     "Job": "job", "Options": "job", "InputError": "job", "RegistrationError": "job",
-    "Volume": "volumes", "read_volume": "volumes",
-    "register": "pipeline", "run": "pipeline", "Result": "pipeline",
+    "Volume": "geometry.volumes", "read_volume": "geometry.volumes",
+    "register": "pipeline", "run": "jobs.register", "Result": "pipeline",
 }
 __all__ = [*_DOORS, "__version__"]
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
-PRESETS = ("fast", "default", "thorough")
+#: Time and detail, fastest first; what they mean lies beside the optimisers, as data.
+PRESETS = tuple(json.loads((Path(__file__).parent / "registration" / "presets.json").read_text(encoding="utf-8"))["presets"])
 INITIALS = ("none", "centre", "rigid", "affine")
 METRICS = ("auto", "lncc", "mse", "ncc", "mind", "mi")
 FORMATS = ("h5", "nrrd", "nii.gz")
@@ -27,6 +28,31 @@ Progress = Callable[[str, float, str], None]
 
 def silent(stage: str, fraction: float, message: str) -> None:
     """A progress call-back that says nothing."""
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """What can be known of a method without running it; optimisers and networks add their own facts.
+
+    Attributes:
+        name: as typed after ``--method``.
+        label: a short name for menus.
+        title: one line for people.
+        description: one or two sentences for people who choose.
+        publication: authors, title, venue, DOI or arXiv.
+        deviations: what differs from the publication, one sentence each.
+        licence: of this implementation.
+        inverse_method: how the second direction comes to be: ``svf``, ``dinet``, ``fixed_point`` or ``symmetric``.
+    """
+
+    name: str
+    label: str
+    title: str
+    description: str
+    publication: str
+    deviations: tuple[str, ...]
+    licence: str
+    inverse_method: str
 
 
 class RegistrationError(Exception):
@@ -60,7 +86,7 @@ class Options:
 
     Attributes:
         method: a name from ``symreg methods``; ``syn`` needs no weights.
-        preset: ``fast``, ``default`` or ``thorough``: how much time the optimiser may take.
+        preset: how much time the optimiser may take, one of :data:`PRESETS`.
         metric: similarity of the optimiser; ``auto`` looks at the aligned pair and takes ``lncc`` for one contrast,
             ``mind`` for two.
         initial: ``none``, ``centre``, ``rigid``, ``affine``, or the path of a transform file (ITK: fixed -> moving).

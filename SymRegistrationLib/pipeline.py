@@ -12,18 +12,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from . import alignment, devices, optimise, preprocess, quality, transforms
 from .fields import FieldPair, warp
+from .geometry import transforms
+from .geometry.points import PointSet
+from .geometry.transforms import DenseTransform, TransformPair
+from .geometry.volumes import Volume, foreground
 from .job import INITIALS, InputError, Options, Progress, silent
-from .losses import ncc
-from .points import PointSet
-from .quality_volumes import folding_regions
-from .volumes import Volume, foreground
+from .quality import metrics as quality
+from .quality.volume_change import folding_regions
+from .registration import alignment, devices, methods, working_grid
+from .registration.physical import to_physical
+from .registration.solver import Solver
 
 #: Share of the whole run that each stage is expected to take, for progress.
 SHARES = {"prepare": 0.05, "align": 0.2, "method": 0.55, "output": 0.2}
-#: Aligned pairs that correlate less than this over the volume are taken for two different contrasts.
-ONE_CONTRAST = 0.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,7 @@ class Result:
 
     fixed: Volume
     moving: Volume
-    transforms: transforms.TransformPair
+    transforms: TransformPair
     alignment: alignment.Alignment
     warped_moving: np.ndarray
     warped_fixed: np.ndarray
@@ -74,12 +76,12 @@ class Result:
     maps: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
-    def forward(self) -> transforms.DenseTransform:
+    def forward(self) -> DenseTransform:
         """Fixed point -> moving point, on the fixed grid plus margin."""
         return self.transforms.forward
 
     @property
-    def inverse(self) -> transforms.DenseTransform:
+    def inverse(self) -> DenseTransform:
         """Moving point -> fixed point, on the moving grid plus margin."""
         return self.transforms.inverse
 
@@ -138,7 +140,7 @@ def register(fixed: Volume, moving: Volume, options: Options = Options(), extras
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     clock.enter("prepare", "normalising intensities")
-    scans = [preprocess.prepare(volume, mask, device)
+    scans = [working_grid.prepare(volume, mask, device)
              for volume, mask in ((fixed, extras.fixed_mask), (moving, extras.moving_mask))]
     notes = [*fixed.notes, *moving.notes]
     if fixed.grid.same_as(moving.grid) and np.array_equal(fixed.array, moving.array):
@@ -150,27 +152,27 @@ def register(fixed: Volume, moving: Volume, options: Options = Options(), extras
         notes.append(f"the initial alignment is unsure (confidence {pose.confidence:.2f}): another pose fits nearly as "
                      "well; check the result, or give landmarks or a start transform")
     clock.enter("method", f"method: {options.method}")
-    solver = _Solver(scans, pose, options, notes)
+    solver = Solver(scans, pose, options, notes)
     runs = options.extra_runs
     pair = solver.run(lambda stage, f, text: clock.inner(stage, f / (runs + 1), text))
     doubt = None
     if options.uncertainty or options.ensemble:
-        from .pipeline_trust import doubts
+        from .uncertainty.estimate import estimate_uncertainty
 
-        doubt = doubts(solver, pair, fixed, lambda stage, f, text: clock.inner(stage, f, text))
+        doubt = estimate_uncertainty(solver, pair, fixed, lambda stage, f, text: clock.inner(stage, f, text))
         pair = doubt.pair
     clock.enter("output", "transforms and maps")
     result = _finish(fixed, moving, pair, solver, doubt.map if doubt else None)
     result.metrics.update(_evaluated(extras, result.transforms))
     if options.maps or doubt or extras.fixed_labels is not None:
-        from .pipeline_trust import complete
+        from .uncertainty.estimate import complete
 
         complete(result, solver.space, pair, extras, options.maps)
     clock.leave()
     if doubt:
         clock.move("method", "uncertainty", doubt.seconds)
     progress("output", 1.0, "done")
-    result.metrics.update(method=options.method, preset=options.preset, metric=solver.metric, device=str(device),
+    result.metrics.update(method=options.method, preset=options.preset, metric=solver.similarity, device=str(device),
                           seed=options.seed, peak_memory_gb=round(devices.peak_memory_gb(), 3),
                           seconds={**{k: round(v, 3) for k, v in clock.seconds.items()},
                                    "total": round(sum(clock.seconds.values()), 3)})
@@ -182,10 +184,9 @@ def check_options(options: Options) -> None:
     if options.initial not in INITIALS:
         alignment.read_linear(options.initial)
     for name in (options.method, *options.others):
-        if name != "syn":
-            from . import inference, networks
+        if methods.is_learned(name):
+            from .registration import inference
 
-            networks.card(name)
             own = options if name == options.method else replace(options, weights=None, method_options={})
             inference.load_network(name, own)  # it is kept, so the run itself does not load it again
 
@@ -198,126 +199,10 @@ def _guides(extras: Extras) -> tuple[np.ndarray, np.ndarray] | None:
     return extras.fixed_points.points, extras.moving_points.points
 
 
-class _Solver:
-    """The chosen method on its working grid(s): network or optimiser, then refinement."""
-
-    def __init__(self, scans, pose: alignment.Alignment, options: Options, notes: list[str]):
-        self.scans, self.pose, self.options, self.notes = scans, pose, options, notes
-        self.finest = float(min(scan.grid.spacing.min() for scan in scans))
-        self.plan = optimise.preset(options.preset)
-        self.network = options.method != "syn"
-        # A network that finds the pose itself must see all of both scans.
-        whole = self.network and pose.kind in ("none", "centre")
-        self.metric = "network"
-        refined = not self.network or options.refine > 0
-        if options.spacing:
-            _check_room(self._volume(pose, whole) / options.spacing**3, refined, options, scans[0].image.device)
-        if self.network:
-            from . import inference, networks  # learned methods are loaded only when asked for
-
-            spacing = options.spacing or max(self.finest, inference.working_spacing(options.method, options))
-            self.coarse = self._space(pose, spacing, networks.card(options.method).size_multiple, whole)
-        if not refined:
-            self.space = self.coarse
-        elif whole:
-            self.space = None  # it follows from what the network finds
-        else:
-            self._refine_on(pose)
-
-    def _volume(self, pose: alignment.Alignment, whole: bool = False) -> float:
-        return preprocess.working_grid(*self.scans, pose.mid_to_fixed, pose.mid_to_moving, self.finest * 2, whole=whole).volume
-
-    def _space(self, pose: alignment.Alignment, spacing: float, multiple: int = 1, whole: bool = False) -> preprocess.Workspace:
-        return preprocess.workspace(*self.scans, pose.mid_to_fixed, pose.mid_to_moving, spacing, multiple, whole)
-
-    def _refine_on(self, pose: alignment.Alignment) -> None:
-        """Lay the optimiser's grid over what both scans show at this pose, and choose its metric."""
-        budget = _voxel_budget(self.plan.voxels, self.options, self.scans[0].image.device, self.notes)
-        self.space = self._space(pose, self.options.spacing or max(self.finest, (self._volume(pose) / budget) ** (1 / 3)))
-        self.metric = _metric(self.options.metric, pose, self.notes)
-
-    def _found(self, pair: FieldPair) -> alignment.Alignment:
-        """The affine part of what a network found from the headers, and how alike it makes the scans."""
-        found = alignment.halves(*preprocess.affine_part(pair, self.coarse), "affine")
-        alike = 1 - float(ncc(self.coarse.fixed, warp(self.coarse.moving, pair.fixed_to_moving)))
-        return replace(found, similarity=alike)
-
-    def run(self, progress: Progress = silent, perturbation=None) -> FieldPair:
-        """The field pair on :attr:`space`; under a perturbation, brought back to the original frame."""
-        if not self.network:
-            space = self.space
-            if perturbation is not None:
-                space = perturbation.geometry(perturbation.intensities(space))
-            pair = optimise.optimise(space.fixed, space.moving, _stiffened(self.plan.schedule, perturbation), self.metric,
-                                     space.weight, progress=progress)
-            return pair if perturbation is None else perturbation.undone(pair)
-        share = 0.5 if self.options.refine else 1.0
-        pair = self._predict(lambda stage, f, text: progress(stage, share * f, text), perturbation)
-        if not self.options.refine:
-            return pair
-        if self.space is None:
-            self._refine_on(self._found(pair))
-        space = self.space if perturbation is None else perturbation.intensities(self.space)
-        start = preprocess.transfer(pair, self.coarse, space)
-        schedule = _stiffened(self.plan.refinement(self.options.refine), perturbation)
-        return optimise.optimise(space.fixed, space.moving, schedule, self.metric, space.weight, start,
-                                 lambda stage, f, text: progress(stage, share + (1 - share) * f, text))
-
-    def _predict(self, progress: Progress, perturbation) -> FieldPair:
-        from . import inference
-
-        space = self.coarse
-        if perturbation is None:
-            pair = inference.run_network(space.moving, space.fixed, self.options.method, self.options, progress=progress)
-        else:
-            from .pipeline_trust import predict_perturbed
-
-            space = perturbation.geometry(perturbation.intensities(space))
-            pair = predict_perturbed(space, self.options, perturbation, progress)
-        for note in pair.details.get("notes", ()):
-            if note not in self.notes:
-                self.notes.append(note)
-        return pair if perturbation is None else perturbation.undone(pair)
-
-
-def _stiffened(schedule: optimise.Schedule, perturbation) -> optimise.Schedule:
-    return schedule if perturbation is None else schedule.stiffer(perturbation.stiffness)
-
-
-def _check_room(voxels: float, refined: bool, options: Options, device: torch.device) -> None:
-    """Refuse a working voxel that was asked for when its grid cannot fit the memory. Raises InputError."""
-    need = voxels * (optimise.BYTES_PER_VOXEL if refined else 40)  # a network plans its own lattice; this is what feeds it
-    room = options.memory_gb * 1e9 if options.memory_gb else devices.free_memory(device)
-    if need > room:
-        raise InputError(f"--spacing {options.spacing:g} makes {voxels:.3g} voxels, which need about {need / 1e9:.3g} GB; "
-                         f"{room / 1e9:.3g} GB may be used.", "Choose a larger --spacing, or leave it out.")
-
-
-def _voxel_budget(wanted: float, options: Options, device: torch.device, notes: list[str]) -> float:
-    """Voxels of the working grid: what the preset wants, or what fits the memory, said aloud."""
-    room = options.memory_gb * 1e9 if options.memory_gb else 0.6 * devices.free_memory(device)
-    fits = max(room / optimise.BYTES_PER_VOXEL, 10_000)
-    if fits < wanted:
-        notes.append(f"the working grid was coarsened to {fits:.3g} voxels to stay within {room / 1e9:.1f} GB of memory")
-    return min(wanted, fits)
-
-
-def _metric(asked: str, pose: alignment.Alignment, notes: list[str]) -> str:
-    """The optimiser's similarity; ``auto`` decides by how well the aligned scans correlate as they are."""
-    if asked == "mi":
-        return "mind"  # mutual information steers the alignment; its local counterpart in the optimiser is MIND
-    if asked != "auto":
-        return asked
-    if pose.measure == "mi" or (pose.kind in ("rigid", "affine") and pose.similarity < ONE_CONTRAST):
-        notes.append("the scans look like different contrasts; the modality-independent metric 'mind' was used")
-        return "mind"
-    return "lncc"
-
-
-def _finish(fixed: Volume, moving: Volume, pair: FieldPair, solver: "_Solver", doubt) -> Result:
+def _finish(fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver, doubt) -> Result:
     """From fields to everything a user gets, but for what labels and landmarks say."""
     pose, notes = solver.pose, solver.notes
-    physical = transforms.to_physical(pair, solver.space, fixed.grid, moving.grid)
+    physical = to_physical(pair, solver.space, fixed.grid, moving.grid)
     content = foreground(fixed.array)
     here = physical.forward.resampled(fixed.grid)
     warped_moving = transforms.resample_through(moving, here, fixed.grid)
@@ -347,26 +232,26 @@ def _finish(fixed: Volume, moving: Volume, pair: FieldPair, solver: "_Solver", d
                   None if doubt is None else doubt.mm, maps)
 
 
-def _similarities(solver: _Solver, pair: FieldPair) -> dict:
+def _similarities(solver: Solver, pair: FieldPair) -> dict:
     """Local correlation before anything, after the alignment, after the method, all on working-type grids."""
     space = solver.space
     after = quality.similarity(space.fixed, warp(space.moving, pair.fixed_to_moving))
     # Behind a network that found the pose itself, aligned means at the affine part of what it found, as for labels.
     aligned = quality.similarity(space.fixed, space.moving)
     try:
-        raw = preprocess.workspace(*solver.scans, np.eye(4), np.eye(4), float(space.grid.spacing[0]))
+        raw = working_grid.working_pair(*solver.scans, np.eye(4), np.eye(4), float(space.grid.spacing[0]))
         before = quality.similarity(raw.fixed, raw.moving)
     except InputError:  # as scanned, the two do not even overlap
         before = 0.0
     return {"name": "lncc", "before": before, "aligned": aligned, "after": after}
 
 
-def _evaluated(extras: Extras, physical: transforms.TransformPair) -> dict:
+def _evaluated(extras: Extras, physical: TransformPair) -> dict:
     """What labels and landmarks say of the result; None where none were given."""
     return {"labels": _labels(extras, physical), "landmarks": _landmarks(extras, physical)}
 
 
-def _labels(extras: Extras, physical: transforms.TransformPair) -> dict | None:
+def _labels(extras: Extras, physical: TransformPair) -> dict | None:
     if extras.fixed_labels is None or extras.moving_labels is None:
         return None
     tables = {name: quality.label_overlap(extras.fixed_labels, extras.moving_labels, through)
@@ -376,7 +261,7 @@ def _labels(extras: Extras, physical: transforms.TransformPair) -> dict | None:
             "per_label": {str(n): {name: table.get(n, 0.0) for name, table in tables.items()} for n in labels}}
 
 
-def _landmarks(extras: Extras, physical: transforms.TransformPair) -> dict | None:
+def _landmarks(extras: Extras, physical: TransformPair) -> dict | None:
     if extras.fixed_points is None or extras.moving_points is None:
         return None
     points = extras.fixed_points.points, extras.moving_points.points
@@ -390,9 +275,3 @@ def _landmarks(extras: Extras, physical: transforms.TransformPair) -> dict | Non
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 5)
 
-
-def run(job, progress: Progress = silent) -> dict:
-    """Read a job's files, register, write its output folder. See :func:`SymRegistrationLib.outputs.run`."""
-    from .outputs import run as run_files
-
-    return run_files(job, progress)

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from SymRegistrationLib.geometry import Grid
-from SymRegistrationLib.points import PointSet, write_points
-from SymRegistrationLib.transforms import DenseTransform, write_transform
-from SymRegistrationLib.volumes import write_volume
+from SymRegistrationLib.geometry.grid import Grid
+from SymRegistrationLib.geometry.points import PointSet, write_points
+from SymRegistrationLib.geometry.transforms import DenseTransform, write_transform
+from SymRegistrationLib.geometry.volumes import write_volume
 
 SHAPE = (14, 16, 18)
 GRID = Grid.centred(SHAPE, 4.0, (10, -20, 30))
@@ -122,7 +122,8 @@ def make(folder: Path) -> dict[str, Path]:
 def _weights(good: Path) -> None:
     import torch
 
-    from SymRegistrationLib import networks, weights
+    from SymRegistrationLib import networks
+    from SymRegistrationLib.registration import weights
 
     torch.manual_seed(0)
     weights.save(good / "net.safetensors", networks.create("hsyn", "small"))

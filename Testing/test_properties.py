@@ -17,13 +17,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from SymRegistrationLib import alignment, fields, preprocess, quality, resampling, transforms
+from SymRegistrationLib.geometry.lattice import affine_displacement
+from SymRegistrationLib.registration import alignment, working_grid
+from SymRegistrationLib import fields
+from SymRegistrationLib.quality import metrics
+from SymRegistrationLib.geometry import resampling, transforms
 from SymRegistrationLib.fields import FieldPair
-from SymRegistrationLib.geometry import Grid, apply, canonical_axes, index_map
+from SymRegistrationLib.geometry.grid import Grid, transform_points, canonical_axes, index_map
 from SymRegistrationLib.job import Job, Options
-from SymRegistrationLib.points import PointSet, paired, read_points, write_points
-from SymRegistrationLib.transforms import DenseTransform
-from SymRegistrationLib.volumes import Volume, grid_of, read_volume, to_itk, write_volume
+from SymRegistrationLib.geometry.points import PointSet, paired, read_points, write_points
+from SymRegistrationLib.geometry.transforms import DenseTransform
+from SymRegistrationLib.geometry.volumes import Volume, grid_of, read_volume, to_itk, write_volume
 
 FAST = settings(derandomize=True, database=None, deadline=None, max_examples=30, print_blob=True,
                 suppress_health_check=list(HealthCheck))
@@ -128,8 +132,8 @@ def test_index_map_is_the_way_through_space(source, target, seed):
     between = np.eye(4)
     between[:3, :3] = turned(seed) * 1.3
     index = np.random.default_rng(seed).uniform(0, 9, (9, 3))
-    np.testing.assert_allclose(apply(index_map(source, between, target), index),
-                               target.indices(apply(between, source.points(index))), atol=1e-6)
+    np.testing.assert_allclose(transform_points(index_map(source, between, target), index),
+                               target.indices(transform_points(between, source.points(index))), atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------- fields
@@ -306,7 +310,7 @@ def test_the_jacobian_in_millimetres_does_not_see_the_grid(grid, numbers):
     np.testing.assert_allclose(transforms.jacobian_on(transform, grid), np.linalg.det(matrix), atol=2e-3)
     whole = np.eye(4)
     whole[:3, :3] = matrix
-    np.testing.assert_allclose(np.moveaxis(transforms.affine_displacement(whole, grid).numpy(), 0, -1),
+    np.testing.assert_allclose(np.moveaxis(affine_displacement(whole, grid).numpy(), 0, -1),
                                grid.points(lattice(grid.shape)) @ (matrix - np.eye(3)).T, atol=2e-3)
 
 
@@ -319,7 +323,7 @@ def test_points_carried_back_arrive_where_they_came_from(grid, seed, share):
     points = grid.points(index)
     back, residual = resampling.invert_points(itk, transform.map_points(points))
     assert residual.max() < 2e-3
-    if quality.jacobian_map(transform).min() > 0.2:  # else another point may go to the same place
+    if metrics.jacobian_map(transform).min() > 0.2:  # else another point may go to the same place
         np.testing.assert_allclose(back, points, atol=0.05)
 
 
@@ -334,9 +338,9 @@ def test_two_halves_of_an_alignment_make_it_whole_and_exchange(seed, degrees, sh
     matrix[:3, :3] = np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
     matrix[:3, 3] = shift
     centre = np.array([10.0, -20.0, 30.0])
-    half = alignment.halves(matrix, centre, "file")
+    half = alignment.split_midway(matrix, centre, "file")
     np.testing.assert_allclose(half.mid_to_moving @ np.linalg.inv(half.mid_to_fixed), matrix, atol=1e-6)
-    other = alignment.halves(np.linalg.inv(matrix), apply(matrix, centre), "file")
+    other = alignment.split_midway(np.linalg.inv(matrix), transform_points(matrix, centre), "file")
     np.testing.assert_allclose(other.mid_to_fixed @ np.linalg.inv(other.mid_to_moving), matrix, atol=1e-6)
 
 
@@ -345,11 +349,11 @@ def test_two_halves_of_an_alignment_make_it_whole_and_exchange(seed, degrees, sh
 def test_the_working_grid_does_not_know_which_scan_is_fixed(fixed, moving, seed):
     moving = Grid(moving.shape, np.block([[moving.matrix[:3, :3], (fixed.centre - moving.matrix[:3, :3] @ (
         (np.asarray(moving.shape) - 1) / 2))[:, None]], [np.zeros((1, 3)), 1]]))  # on the same place
-    scans = [preprocess.prepare(Volume(np.random.default_rng(seed + k).uniform(1, 9, g.shape).astype(np.float32), g))
+    scans = [working_grid.prepare(Volume(np.random.default_rng(seed + k).uniform(1, 9, g.shape).astype(np.float32), g))
              for k, g in enumerate((fixed, moving))]
     spacing = 0.7 * float(min(fixed.spacing.min(), moving.spacing.min()))
-    one = preprocess.workspace(*scans, np.eye(4), np.eye(4), spacing)
-    two = preprocess.workspace(*scans[::-1], np.eye(4), np.eye(4), spacing)
+    one = working_grid.working_pair(*scans, np.eye(4), np.eye(4), spacing)
+    two = working_grid.working_pair(*scans[::-1], np.eye(4), np.eye(4), spacing)
     assert one.grid.same_as(two.grid, 1e-6)
     assert torch.equal(one.fixed, two.moving) and torch.equal(one.moving, two.fixed)
 
@@ -363,11 +367,11 @@ def test_dice_is_symmetric_one_with_itself_and_blind_to_names(shape, seed, step)
     """Label numbers may be as large as they like, in no time and memory."""
     random = np.random.default_rng(seed)
     a, b = (random.integers(0, 4, shape).astype(np.int32) for _ in range(2))
-    table = quality.dice(a, b)
-    assert table == quality.dice(b, a)
-    assert set(quality.dice(a, a).values()) <= {1.0}
+    table = metrics.dice(a, b)
+    assert table == metrics.dice(b, a)
+    assert set(metrics.dice(a, a).values()) <= {1.0}
     names = np.array([0, 1, 2, 3], np.int64) * min(step, 700_000_000)
-    renamed = quality.dice(names[a].astype(np.int32), names[b].astype(np.int32))
+    renamed = metrics.dice(names[a].astype(np.int32), names[b].astype(np.int32))
     assert {int(names[n]): value for n, value in table.items()} == renamed
     for n, value in table.items():
         assert value == pytest.approx(2 * ((a == n) & (b == n)).sum() / ((a == n).sum() + (b == n).sum()))

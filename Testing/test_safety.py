@@ -15,8 +15,8 @@ import bad_inputs
 import numpy as np
 import pytest
 
-from SymRegistrationLib import weights
-from SymRegistrationLib.cli import main
+from SymRegistrationLib.registration import weights
+from SymRegistrationLib.commands.cli import main
 from SymRegistrationLib.job import InputError
 
 try:
@@ -105,7 +105,7 @@ def test_the_main_job_needs_no_network(names, tmp_path):
             "socket.socket = type('Shut', (socket.socket,), {'__init__': shut})\n"
             "for name in ('create_connection', 'getaddrinfo', 'gethostbyname', 'socketpair', 'create_server'):\n"
             "    setattr(socket, name, shut)\n"
-            "from SymRegistrationLib.cli import main\nsys.exit(main(sys.argv[1:]))")
+            "from SymRegistrationLib.commands.cli import main\nsys.exit(main(sys.argv[1:]))")
     words = ["register", str(names["fixed"]), str(names["moving"]), "-o", str(tmp_path / "out"), "--preset", "fast", "-q",
              "--threads", "1", "--method", "hsyn", "--weights", str(names["net"]), "--refine", "1"]
     command = [sys.executable, "-c", code, *words]
@@ -129,11 +129,11 @@ def _has_unshare() -> bool:
 
 def test_temporary_folders_are_private(names, tmp_path, monkeypatch):
     """While a run writes, only its own user may look inside, whatever the umask."""
-    from SymRegistrationLib import outputs
+    from SymRegistrationLib.jobs import register
 
     before = os.umask(0)
     try:
-        with outputs.destination(tmp_path / "out") as folder:
+        with register.destination(tmp_path / "out") as folder:
             assert folder.stat().st_mode & 0o777 == 0o700
             (folder / "metrics.json").write_text("{}")
     finally:
@@ -157,7 +157,7 @@ def test_names_in_tables_jobs_and_metrics_do_not_lead_out(names, tmp_path, monke
     assert main([*words, "-o", str(place / "p.csv")]) == 0
     assert list(beside.iterdir()) == []
     # Names of landmarks and scans are text in a report, not markup.
-    from SymRegistrationLib.points import PointSet, read_points, write_points
+    from SymRegistrationLib.geometry.points import PointSet, read_points, write_points
 
     write_points(place / "evil.csv", PointSet(np.zeros((1, 3)), ("<script>../../x",)))
     assert read_points(place / "evil.csv").labels == ("<script>../../x",)

@@ -175,7 +175,7 @@ def test_requirements_are_those_of_the_library():
 def test_methods_shown_before_torch_are_those_of_the_registry(app):
     from SymRegistrationGui import methods
 
-    from SymRegistrationLib.catalogue import catalogue
+    from SymRegistrationLib.jobs.methods import catalogue
 
     shown = {method["name"]: method for method in methods.methods()}
     for entry in catalogue():

@@ -289,7 +289,7 @@ def test_a_full_disk_is_told_in_words(app, monkeypatch):
     from SymRegistrationGui import exchange
     from SymRegistrationGui.steps import complete
 
-    from SymRegistrationLib.geometry import Grid
+    from SymRegistrationLib.geometry.grid import Grid
     from SymRegistrationLib.job import RegistrationError
 
     array, grid = np.zeros((64, 256, 256), np.float32), Grid.centred((64, 256, 256), 1.0, (0, 0, 0))

@@ -49,7 +49,7 @@ def test_the_installed_module_finds_its_library(installed):
     code = "import SymRegistrationLib, SymRegistrationLib.job; print(SymRegistrationLib.__file__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, check=False, text=True)
     assert done.stdout.strip() == str(folder / "SymRegistrationLib/__init__.py"), done.stderr
-    code = "import sys, SymRegistrationLib.cli as c; sys.exit(c.main(['methods', '--help']))"
+    code = "import sys, SymRegistrationLib.commands.cli as c; sys.exit(c.main(['methods', '--help']))"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, check=False, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -90,7 +90,7 @@ def test_icons_exist_for_light_and_dark():
 
 
 def test_the_module_imports_only_the_torch_free_bottom_of_the_library():
-    allowed = {"SymRegistrationLib", "SymRegistrationLib.job", "SymRegistrationLib.geometry", "SymRegistrationLib.batch_table"}
+    allowed = {"SymRegistrationLib", "SymRegistrationLib.job", "SymRegistrationLib.geometry.grid", "SymRegistrationLib.cohort.table"}
     for path in (ROOT / "SymRegistration").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
@@ -124,4 +124,4 @@ def test_every_data_file_of_the_library_is_installed():
     present = {path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")}
     assert present and present <= listed
     packed = re.search(r'SymRegistrationLib = \[(.*)\]', (ROOT / "pyproject.toml").read_text(encoding="utf-8")).group(1)
-    assert set(patterns) - {"presets/*.json"} <= set(re.findall(r'"(.*?)"', packed))
+    assert set(patterns) <= set(re.findall(r'"(.*?)"', packed))

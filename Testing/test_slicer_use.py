@@ -49,7 +49,7 @@ def test_markup_volume_and_command_line_agree(module, tmp_path, under):
     from SymRegistrationGui.exchange import PrivateFolder
     from SymRegistrationGui.steps import complete
 
-    from SymRegistrationLib import cli
+    from SymRegistrationLib.commands import cli
 
     folder = PrivateFolder()
     paths = {part: str(tmp_path / f"{part}.nrrd") for part in ("forward", "inverse")}
@@ -82,11 +82,11 @@ def bent(scene, matrix):
     from SymRegistrationGui import nodes
     from SymRegistrationGui.steps import complete
 
-    from SymRegistrationLib.geometry import Grid, apply
+    from SymRegistrationLib.geometry.grid import Grid, transform_points
 
     grid = Grid.centred((25, 25, 25), 12.0, (0, 0, 0))
     points = grid.points(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1))
-    there = apply(nodes.FLIP @ np.linalg.inv(matrix) @ nodes.FLIP, points)
+    there = transform_points(nodes.FLIP @ np.linalg.inv(matrix) @ nodes.FLIP, points)
     there[..., 0] += 1.5 * np.sin(points[..., 1] / 60)
     node = scene.AddNewNodeByClass("vtkMRMLTransformNode", "bent")
     complete(nodes.gridTransformFiller((there - points).astype(np.float32), grid))(node)
@@ -224,7 +224,8 @@ def test_report_export(done, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ the same as elsewhere
 
 def test_transforms_are_those_of_the_command_line_and_the_library_bit_by_bit(module, tmp_path):
-    from SymRegistrationLib import cli, pipeline, read_volume
+    from SymRegistrationLib.commands import cli
+    from SymRegistrationLib import pipeline, read_volume
     from SymRegistrationLib.job import Options
 
     fixed, moving = scenes.pair(module.scene, oblique=True)
@@ -250,8 +251,8 @@ def test_landmarks_region_mask_and_start_reach_the_job(module, tmp_path):
     from SymRegistrationGui.exchange import PrivateFolder
     from SymRegistrationGui.steps import complete
 
-    from SymRegistrationLib.points import read_points
-    from SymRegistrationLib.transforms import read_transform
+    from SymRegistrationLib.geometry.points import read_points
+    from SymRegistrationLib.geometry.transforms import read_transform
 
     fixed, moving = scenes.pair(module.scene)
     mask = scenes.segmentation(module.scene, fixed, [np.ones((34, 36, 32), bool)])

@@ -23,7 +23,7 @@ from SymRegistration import SymRegistrationLogic
 from SymRegistrationGui.client import WorkerError
 from SymRegistrationGui.runs import Run
 
-from SymRegistrationLib.batch_table import UNSET, read_table
+from SymRegistrationLib.cohort.table import UNSET, read_table
 from SymRegistrationLib.job import INITIALS, InputError, Job, Options, RegistrationError
 
 #: What is saved of a run: the logic's name of the node, and the file.

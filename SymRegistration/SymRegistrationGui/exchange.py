@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from SymRegistrationLib.geometry import Grid
+from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.job import RegistrationError
 
 from .steps import PIECE, pieces

@@ -12,7 +12,7 @@ _LIBRARY = Path(SymRegistrationLib.__file__).parent
 
 def methods():
     """One dictionary per method: name, title, description, publication, needs_weights, weights_here."""
-    data = json.loads((_LIBRARY / "presets" / "methods.json").read_text(encoding="utf-8"))
+    data = json.loads((_LIBRARY / "registration" / "methods.json").read_text(encoding="utf-8"))
     for method in data["methods"]:
         method["weights_here"] = any((_LIBRARY / "model_weights").glob(f"{method['name']}-*.safetensors"))
     return data["methods"]

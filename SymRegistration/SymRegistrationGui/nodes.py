@@ -11,7 +11,7 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util import numpy_support
 
-from SymRegistrationLib.geometry import Grid
+from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.job import InputError
 
 from .steps import pieces

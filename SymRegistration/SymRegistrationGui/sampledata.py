@@ -9,7 +9,7 @@ import os
 import numpy as np
 from slicer.i18n import tr as _
 
-from SymRegistrationLib.geometry import Grid
+from SymRegistrationLib.geometry.grid import Grid
 
 from . import nodes
 from .steps import complete

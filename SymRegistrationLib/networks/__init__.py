@@ -9,7 +9,7 @@ from types import MappingProxyType
 from ..job import InputError
 from . import _base
 from ._base import Card, SymmetricNetwork
-from ._front import Fronted
+from ._prealign import PreAligned
 
 
 def _discover() -> None:
@@ -28,7 +28,7 @@ def network_class(name: str) -> type[SymmetricNetwork]:
     """The class of a method. Raises InputError with the known names."""
     _discover()
     if name not in _base._REGISTRY:
-        raise InputError(f"there is no method '{name}'.", f"Known: {', '.join(['syn', *names()])}.")
+        raise InputError(f"there is no network '{name}'.", f"Known: {', '.join(names())}.")
     return _base._REGISTRY[name]
 
 
@@ -43,8 +43,8 @@ def create(name: str, size: str = "small", **options) -> SymmetricNetwork:
     Args:
         name: from :func:`names`.
         size: a key of the card's ``sizes``.
-        options: the method's own switches; they override the size's. Every method takes ``front=True``: a learned pose and
-            matching in front of it, see :class:`~SymRegistrationLib.networks._front.Fronted`.
+        options: the method's own switches; they override the size's. Every method takes ``prealign=True``: a learned
+            pose and matching in front of it, see :class:`~SymRegistrationLib.networks._prealign.PreAligned`.
 
     Raises:
         InputError: unknown name, size or switch.
@@ -52,16 +52,18 @@ def create(name: str, size: str = "small", **options) -> SymmetricNetwork:
     cls = network_class(name)
     if size not in cls.card.sizes:
         raise InputError(f"{name} has no size '{size}'.", f"Known: {', '.join(cls.card.sizes)}.")
+    if "front" in options:  # what weights made before version 0.2 call it
+        options.setdefault("prealign", options.pop("front"))
     options = {**cls.card.sizes[size], **options}
     own = dict(options)
-    fronted = own.pop("front", False)
-    if not isinstance(fronted, bool):
-        raise InputError(f"front is {fronted!r}.", "Choose one of: true, false.")
+    prealign = own.pop("prealign", False)
+    if not isinstance(prealign, bool):
+        raise InputError(f"prealign is {prealign!r}.", "Choose one of: true, false.")
     try:
         network = cls(**own)
     except TypeError as error:
         raise InputError(f"{name} does not take these options ({error}).",
                          "Leave out --option, or see the switches of the method in its file.") from None
-    network = Fronted(network) if fronted else network
+    network = PreAligned(network) if prealign else network
     network.size, network.options = size, MappingProxyType(options)
     return network

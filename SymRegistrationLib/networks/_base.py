@@ -16,41 +16,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..fields import FieldPair, inverse_consistency
-from ..job import InputError
+from ..job import InputError, MethodCard
 
 
 @dataclass(frozen=True)
-class Card:
-    """What can be known of a method without building it.
+class Card(MethodCard):
+    """A method's card, and what a network adds.
 
     Attributes:
-        name: as typed after ``--method``.
-        title: one line for people.
-        publication: authors, title, venue, DOI or arXiv.
-        deviations: what differs from the publication, one sentence each.
-        licence: of this implementation.
         size_multiple: every axis of an input is padded to a multiple of this.
         minimum_size: smallest axis the network accepts, voxels.
         bytes_per_voxel: peak inference memory per working-grid voxel and size name, measured, float32.
         spacing: default working voxel size, mm.
         intensity: rule that maps a scan to the network's input.
-        inverse_method: ``svf``, ``dinet`` or ``fixed_point``.
         exchange_tolerance: voxels by which exchanging the inputs may change the exchanged fields; 0 = exactly.
         sizes: parameters of the constructor per size name; ``published`` and ``small`` always exist.
         half_on_cpu: bfloat16 was measured to be faster on processors that have it and to move no vector by 0.1 voxel.
     """
 
-    name: str
-    title: str
-    publication: str
-    deviations: tuple[str, ...]
-    licence: str
     size_multiple: int
     minimum_size: int
     bytes_per_voxel: Mapping[str, float]
     spacing: float
     intensity: str
-    inverse_method: str
     exchange_tolerance: float
     sizes: Mapping[str, Mapping[str, Any]]
     half_on_cpu: bool = False
@@ -139,7 +127,7 @@ class SymmetricNetwork(nn.Module):
         pair = self(moving, fixed).pair
         return [(pair.fixed_to_moving, None), (None, pair.moving_to_fixed)]
 
-    def guided(self, pair: Any, level: int) -> dict[str, Tensor] | None:
+    def supervised_terms_of(self, pair: Any, level: int) -> dict[str, Tensor] | None:
         """Terms of its own for a pair whose labels or true map are known (``synthetic.Pair``), in place of the trainer's.
 
         ``None``, the default: the trainer judges :meth:`mappings`.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..fields import compose, exponentiate, gaussian, warp
 from ..losses import mind
 from ._blocks import Conv3d
-from ._streams import up_blocks
+from ._attention import up_blocks
 
 #: Per round: cells of the input's voxels, and the longest shift to each side in half cells.
 _ROUNDS = ((4, 2), (2, 1), (2, 1), (2, 1), (2, 1))

@@ -43,10 +43,13 @@ from ..fields import compose, sample_at, warp
 from ..losses import diffusion, ncc, negative_jacobian, ssim
 from ._base import Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, register, zero_init
 from ._blocks import Conv3d, space_to_depth
-from ._streams import finished_pair, up_blocks, window_attention
+from ._attention import finished_pair, up_blocks, window_attention
 
 _CARD = Card(
     name="ad-regnet",
+    label="AD-RegNet",
+    description="A network with attention between the two scans and gated fields of several "
+    "resolutions.",
     title="AD-RegNet: shared U-Net, bidirectional cross-attention, regional attention, gated multi-resolution fields",
     publication="AD-RegNet, arXiv 2602.07088, 2026",
     deviations=(

@@ -41,13 +41,15 @@ from torch import Tensor, nn
 
 from ..fields import compose, exponentiate, warp
 from ..losses import diffusion, lncc
-from ._base import (Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, measured_pair, register,
-                    zero_init)
+from ._base import (Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, measured_pair, register, zero_init)
 from ._blocks import Conv3d, space_to_depth
-from ._streams import finished_pair, key_offsets, up_blocks, window_attention
+from ._attention import finished_pair, key_offsets, up_blocks, window_attention
 
 _CARD = Card(
     name="caml",
+    label="CAML",
+    description="A cross-attention network that estimates both directions from coarse to "
+    "fine.",
     title="CAML cascade: windowed cross-attention over several layers, residual skips, two passes",
     publication="Cross-attention over multiple layers with residual-block skips and cascade for brain MRI registration, "
                 "Intelligent Data Analysis, DOI 10.3233/IDA-230692, on XMorpher (Shi et al., MICCAI 2022)",

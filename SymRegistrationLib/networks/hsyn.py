@@ -31,12 +31,14 @@ from torch import Tensor, nn
 
 from ..fields import FieldPair, compose, downsample2, invert, resize, warp
 from ..losses import diffusion, lncc
-from ._base import (Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, crop_to, in_full_precision,
-                    measured_pair, pad_to, register, steady_init, zero_init)
+from ._base import (Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, crop_to, in_full_precision, measured_pair, pad_to, register, steady_init, zero_init)
 from ._blocks import Conv3d, space_to_depth
 
 _CARD = Card(
     name="hsyn",
+    label="HSyN",
+    description="A network that takes both scans half-way to a common mean space and has learned to invert its "
+    "own deformations.",
     title="HSyN: hierarchical symmetric normalisation, two half-way fields and a learned inverse",
     publication="Sha et al., Hierarchical Symmetric Normalization Registration using Deformation-Inverse Network, "
                 "MICCAI 2024",

@@ -33,13 +33,15 @@ from torch import Tensor, nn
 from ..fields import compose, exponentiate, scale_channels, warp
 from ..job import InputError
 from ..losses import diffusion, lncc, mse
-from ._base import (Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, in_full_precision,
-                    measured_pair, register, steady_init, zero_init)
+from ._base import (Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, in_full_precision, measured_pair, register, steady_init, zero_init)
 from ._blocks import Conv3d, energy_map, haar
-from ._streams import up_blocks
+from ._attention import up_blocks
 
 _CARD = Card(
     name="sm-gicnet",
+    label="SM-GICNet",
+    description="A network that predicts a velocity field on several levels. Forward and inverse are exact "
+    "exponentials of the same field, so the deformation cannot fold.",
     title="SM-GICNet: symmetric multi-level network with gradient inverse consistency, velocity field",
     publication="Symmetric Multi-level Gradient-Inverse Consistency Network, MIDL 2025",
     deviations=(

@@ -33,11 +33,11 @@ import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 import SimpleITK as sitk  # noqa: E402
 
-from SymRegistrationLib import batch_workers  # noqa: E402
-from SymRegistrationLib.batch_pair import PairRequest  # noqa: E402
-from SymRegistrationLib.geometry import Grid  # noqa: E402
+from SymRegistrationLib.cohort import workers  # noqa: E402
+from SymRegistrationLib.cohort.pair import PairRequest  # noqa: E402
+from SymRegistrationLib.geometry.grid import Grid  # noqa: E402
 from SymRegistrationLib.job import Job, Options  # noqa: E402
-from SymRegistrationLib.volumes import write_volume  # noqa: E402
+from SymRegistrationLib.geometry.volumes import write_volume  # noqa: E402
 
 
 def head(path: Path, size: int, seed: int) -> None:
@@ -90,7 +90,7 @@ def run(words: list[str]) -> dict:
 def throughput(folder: Path, arguments: argparse.Namespace) -> dict:
     """Seconds of the batch over the sum of single warm runs."""
     pairs = table(folder, arguments.pairs, arguments.size)
-    worker = batch_workers.WorkerProcess()
+    worker = workers.WorkerProcess()
     worker.ready()
     requests = jobs(pairs, folder / "single", arguments, os.cpu_count() or 1)
     worker.ask("register", {"job": {**requests[0].to_dict()["job"], "output": str(folder / "warm")}}, 3600)
@@ -111,7 +111,7 @@ def throughput(folder: Path, arguments: argparse.Namespace) -> dict:
 def memory(folder: Path, arguments: argparse.Namespace) -> dict:
     """Resident size of one worker over many pairs, MB."""
     pairs = table(folder, arguments.pairs, arguments.size)
-    worker = batch_workers.WorkerProcess()
+    worker = workers.WorkerProcess()
     worker.ready()
     sizes = []
     for request in jobs(pairs, folder / "out", arguments, 1):

@@ -30,12 +30,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from SymRegistrationLib import alignment, calibration, pipeline, preprocess, synthetic, uncertainty, weights
+from SymRegistrationLib.registration import alignment, working_grid, weights
+from SymRegistrationLib.uncertainty import calibration, predictors
+from SymRegistrationLib import pipeline
+from SymRegistrationLib.registration.solver import Solver
+from SymRegistrationLib.training import synthetic
 from SymRegistrationLib.fields import gaussian, jacobian_determinant, resize, sample, square_sum, warp
+from SymRegistrationLib.geometry.lattice import affine_grid
 from SymRegistrationLib.job import Options
-from SymRegistrationLib.points import read_points
-from SymRegistrationLib.quality_volumes import volume_changes
-from SymRegistrationLib.volumes import Volume, foreground, read_labels, read_volume
+from SymRegistrationLib.geometry.points import read_points
+from SymRegistrationLib.quality.volume_change import volume_changes
+from SymRegistrationLib.geometry.volumes import Volume, foreground, read_labels, read_volume
 
 FIT = ["brain/sub-01_brain:1", "brain/sub-02_brain:2", "brain/bert_brain:3", "lung/mr_0004_image:4", "brain/sub-01_brain:5",
        "brain/bert_brain:6"]
@@ -125,22 +130,22 @@ def collect(data: Path, case: str, study: Study) -> dict[str, np.ndarray]:
     """Everything of one case on the working grid: error, signs, baseline, Jacobians, labels; voxels."""
     name, seed = case.split(":")
     fixed, moving, truth_mm = known_warp(data / f"{name}.nii.gz", int(seed))
-    scans = [preprocess.prepare(volume) for volume in (fixed, moving)]
-    solver = pipeline._Solver(scans, alignment.align(*scans, "none", "auto", 0, None), study.options, [])
+    scans = [working_grid.prepare(volume) for volume in (fixed, moving)]
+    solver = Solver(scans, alignment.align(*scans, "none", "auto", 0, None), study.options, [])
     start = time.process_time()
     pair = solver.run()
     one = time.process_time() - start
-    signs = uncertainty.single_run_signs(solver.space, pair)
+    signs = predictors.single_run_predictors(solver.space, pair)
     fast = time.process_time() - start - one
-    found, lengths = uncertainty.Runs(pair.fixed_to_moving[0]), []
-    for change in uncertainty.perturbations(study.runs, 0):
+    found, lengths = predictors.Runs(pair.fixed_to_moving[0]), []
+    for change in predictors.perturbations(study.runs, 0):
         u = solver.run(perturbation=change).fixed_to_moving[0]
         found.add(u, "stiff" if change.stiffness > 1 else "jitter")
         lengths.append(square_sum(u[None])[0, 0].sqrt())
     many = time.process_time() - start
     signs |= found.signs()
     space = solver.space
-    at = preprocess.affine_grid(space.grid.shape, fixed.grid.inverse @ space.mid_to_fixed @ space.grid.matrix, truth_mm)
+    at = affine_grid(space.grid.shape, fixed.grid.inverse @ space.mid_to_fixed @ space.grid.matrix, truth_mm)
     linear = torch.from_numpy(np.linalg.inv((space.mid_to_moving @ space.grid.matrix)[:3, :3])).float()
     truth = torch.einsum("ij,njdhw->nidhw", linear, sample(truth_mm, at))
     content = sample(torch.from_numpy(foreground(fixed.array))[None, None].float(), at)[0, 0] > 0.5
@@ -152,7 +157,7 @@ def collect(data: Path, case: str, study: Study) -> dict[str, np.ndarray]:
     if "brain" in name and aseg.exists():
         labels = read_labels(aseg)
         index = torch.from_numpy(labels.array.astype(np.float32))[None, None]
-        there = preprocess.affine_grid(space.grid.shape, labels.grid.inverse @ space.mid_to_fixed @ space.grid.matrix, index)
+        there = affine_grid(space.grid.shape, labels.grid.inverse @ space.mid_to_fixed @ space.grid.matrix, index)
         out["labels"] = sample(index, there, "nearest", "zeros")[0, 0].numpy().astype(np.int32)
     return {**out, "matrix": space.grid.matrix, "seconds": np.array([one, fast, many])}
 
@@ -165,7 +170,7 @@ def cached(work: Path, data: Path, case: str, study: Study) -> dict[str, np.ndar
         print(case, study.stem, "collected", flush=True)
     case_data = dict(np.load(store))
     signs = {name: torch.from_numpy(case_data[name].astype(np.float32)) for name in ("contrast", "bend", "relax", "stiff")}
-    return case_data | {name: value.numpy() for name, value in uncertainty.with_unseen(signs).items()}
+    return case_data | {name: value.numpy() for name, value in predictors.with_low_contrast(signs).items()}
 
 
 def points_of(case: dict, names, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -201,7 +206,7 @@ def _voxel(case: dict) -> float:
 
 def volume_errors(entry: calibration.Calibration, cases: list[dict], patch_mm: float) -> tuple[np.ndarray, np.ndarray]:
     """(errors, standard deviations) in ml of the volume changes of all labels, where the true change is known."""
-    from SymRegistrationLib.geometry import Grid
+    from SymRegistrationLib.geometry.grid import Grid
 
     errors, sigmas = [], []
     for case in cases:
@@ -256,7 +261,7 @@ def table(entry: calibration.Calibration, names: list[str], rows: list[dict]) ->
 
 def one_kind(kind: str, study: Study, fits: list[dict], judges: list[dict], on: str) -> tuple[calibration.Calibration, list[dict], str]:
     """(entry with what it was judged, row of every judged case, sentence on volumes); without ``fits`` the one of ``fast`` is judged."""
-    names = uncertainty.SIGNS if kind == "runs" else uncertainty.FAST_SIGNS
+    names = predictors.PREDICTORS if kind == "runs" else predictors.FAST_PREDICTORS
     if fits:
         entry = fitted(fits, names, kind, study, on)
         entry = replace(entry, patch_mm=patch_of(entry, fits))

@@ -31,10 +31,11 @@ from pathlib import Path
 
 import numpy as np
 
-from SymRegistrationLib import quality, transforms
-from SymRegistrationLib.geometry import Grid
-from SymRegistrationLib.points import read_points
-from SymRegistrationLib.volumes import foreground, read_labels, read_volume, write_volume
+from SymRegistrationLib.quality import metrics as quality
+from SymRegistrationLib.geometry import transforms
+from SymRegistrationLib.geometry.grid import Grid
+from SymRegistrationLib.geometry.points import read_points
+from SymRegistrationLib.geometry.volumes import foreground, read_labels, read_volume, write_volume
 
 HERE = Path(__file__).parent
 ASEG = "2 3 4 7 8 10 11 12 13 14 15 16 17 18 26 28 41 42 43 46 47 49 50 51 52 53 54 58 60"

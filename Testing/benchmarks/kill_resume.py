@@ -30,8 +30,8 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE.parent)]
 
 import bad_inputs  # noqa: E402
-from SymRegistrationLib.transforms import read_transform  # noqa: E402
-from SymRegistrationLib.volumes import read_volume  # noqa: E402
+from SymRegistrationLib.geometry.transforms import read_transform  # noqa: E402
+from SymRegistrationLib.geometry.volumes import read_volume  # noqa: E402
 
 
 def start(words: list[str]) -> subprocess.Popen:

@@ -23,7 +23,8 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from SymRegistrationLib import devices, inference, networks  # noqa: E402
+from SymRegistrationLib.registration import devices, inference
+from SymRegistrationLib import networks  # noqa: E402
 from SymRegistrationLib.networks._base import parameter_count  # noqa: E402
 
 COLUMNS = ("method", "size", "shape", "device", "precision", "M params", "G mul-add", "seconds", "floor s", "x floor", "GB",

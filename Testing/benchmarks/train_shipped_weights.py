@@ -24,8 +24,9 @@ from pathlib import Path
 
 import torch
 
-from SymRegistrationLib import networks, weights
-from SymRegistrationLib.training_result import last_row, rows
+from SymRegistrationLib import networks
+from SymRegistrationLib.registration import weights
+from SymRegistrationLib.training.result import last_row, rows
 
 ROOT = Path(__file__).parents[2]
 HELD_OUT = "labels_17,labels_18,labels_19,labels_20"
@@ -71,7 +72,7 @@ def train(run: str, method: str, extra: list[str], args: argparse.Namespace) -> 
     file = args.output / run / f"{method}-small{weights.SUFFIX}"
     if file.is_file():
         return file
-    command = ["train", "--method", method, "--labels", str(args.labels), "-o", str(args.output / run), "--option", "front=true",
+    command = ["train", "--method", method, "--labels", str(args.labels), "-o", str(args.output / run), "--option", "prealign=true",
                "--validation", HELD_OUT, "--licence", LICENCE, *extra, *(DRY if args.dry_run else COMMON[args.recipe]),
                *(["--stop-after", str(args.slice_minutes)] if args.slice_minutes else []),
                *(["--threads", str(args.threads)] if args.threads else [])]
@@ -84,7 +85,7 @@ def train(run: str, method: str, extra: list[str], args: argparse.Namespace) -> 
 def stages(method: str, shares: str, first: int) -> list[str]:
     """``--stages`` with ``shares`` from level ``first`` on and nothing elsewhere."""
     own = shares.split(",")
-    levels = networks.create(method, "small", front=True).levels
+    levels = networks.create(method, "small", prealign=True).levels
     return ["--stages", ",".join(["0"] * (first - 1) + own + ["0"] * (levels - first + 1 - len(own)))]
 
 
@@ -93,7 +94,7 @@ def begun(method: str, front: Path, output: Path) -> Path:
     file = output / f"begin-{method}{weights.SUFFIX}"
     if not file.is_file():
         torch.manual_seed(0)
-        network = networks.create(method, "small", front=True)
+        network = networks.create(method, "small", prealign=True)
         found = weights.load(front).tensors
         own = network.state_dict()
         own.update({name: value.float() for name, value in found.items() if name.startswith(("pose.", "match."))})

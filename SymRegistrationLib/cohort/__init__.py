@@ -1,0 +1,1 @@
+"""Many scans: tables of pairs, workers, clusters, templates, atlases."""

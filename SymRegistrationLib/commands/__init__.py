@@ -1,0 +1,1 @@
+"""The doors of the command line and of the worker."""

@@ -1,0 +1,317 @@
+"""``symreg worker``: one long-lived process that takes jobs as JSON lines; what the Slicer module talks to.
+
+Level 5. One request a line on stdin, answers as JSON lines on stdout, everything else (prints of libraries, warnings,
+tracebacks) on stderr. Networks, CUDA and torch stay loaded between jobs. Protocol 1:
+
+* first line out: ``{"event": "ready", "protocol": 1, "version", "pid", "devices": [{"name", "title", "memory_gb"}]}``
+* in: ``{"id": "1", "command": "register", "job": {...}, "outputs": [...]}``; ``pair`` takes what :mod:`batch_pair` says; ``apply``, ``evaluate`` and ``report`` take
+  ``"arguments": {...}``; ``methods``, ``ping`` and ``shutdown`` take nothing.
+* out, with the request's id: ``progress`` (stage, fraction, seconds_left, message), then one ``result`` or one ``error``
+  (message, hint, exit_code). A failed job ends nothing: the next line is served.
+
+``outputs`` names what a register job shall write, as uncompressed NRRD, which costs a tenth of the time of compressed
+files; without it the job's folder gets what the command line writes. When stdin closes, the client is gone: a running job
+is given up, nothing half-written stays, and the process ends.
+"""
+
+from __future__ import annotations
+
+import _thread
+import argparse
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .. import __version__
+from ..console import jsonable
+from ..job import InputError, Job, RegistrationError
+
+PROTOCOL = 1
+#: Longest request line, bytes; a job with all its paths needs a few thousand.
+LONGEST_LINE = 1 << 20
+OUTPUTS = ("forward", "inverse", "warped_moving", "warped_fixed", "jacobian", "inverse_consistency", "uncertainty")
+_FIELDS = {"register": {"job", "outputs"}, "pair": {"pair"}, "apply": {"arguments"}, "evaluate": {"arguments"}, "report": {"arguments"},
+           "methods": set(), "ping": set(), "shutdown": set()}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve stdin and stdout until one of them closes; returns the exit code."""
+    parser = argparse.ArgumentParser("symreg worker", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--own-group", action="store_true",
+                        help="start a process group and lower the priority, so that a client can end everything at once "
+                        "and stays responsive")
+    options = parser.parse_args(list(arguments))
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # a library that prints must not break the protocol
+    sys.stdout = sys.stderr
+    if options.own_group:
+        _own_group()
+    # A parent that ignores Ctrl-C hands that on; but this is how a running job is given up when the client leaves.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A reader of its own: Python's stdin cannot be finalized while a thread waits for it.
+    return Worker(os.fdopen(os.dup(0), "rb"), answers).serve()
+
+
+def _own_group() -> None:
+    import psutil
+
+    if hasattr(os, "setsid") and os.getpid() != os.getsid(0):
+        os.setsid()
+    psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if sys.platform == "win32" else 5)
+
+
+class Worker:
+    """The loop behind :func:`main`.
+
+    Args:
+        requests: binary stream of JSON lines; read in a thread of its own, so that a closing stream is seen at once.
+        answers: binary stream for JSON lines.
+    """
+
+    def __init__(self, requests: BinaryIO, answers: BinaryIO):
+        self._requests = requests
+        self._answers = answers
+        self._queue: queue.Queue[bytes | None] = queue.Queue()
+        self._working = False
+        self._last: tuple[Any, dict] | None = None
+
+    def serve(self) -> int:
+        """Announce, then answer every request. 0 = the client left or asked for the end, 1 = cannot work here."""
+        try:
+            from ..registration import devices
+            from ..jobs import (register)  # noqa: F401  torch, SimpleITK: loaded before the first job, not within it
+
+            listing = devices.listing()
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:
+            traceback.print_exc()
+            self._emit({"id": None, "event": "error", "exit_code": 1,
+                        "message": f"the libraries for registration could not be loaded ({type(error).__name__}: {error}).",
+                        "hint": "PyTorch, SimpleITK or safetensors is missing or damaged; install them again."})
+            return 1
+        threading.Thread(target=self._read, daemon=True).start()
+        try:
+            self._emit({"event": "ready", "protocol": PROTOCOL, "version": __version__, "pid": os.getpid(), "devices": listing})
+            while (line := self._queue.get()) is not None:
+                if not self._answer(line):
+                    break
+        except (KeyboardInterrupt, BrokenPipeError):  # the client left in the middle
+            pass
+        return 0
+
+    def _read(self) -> None:
+        """Fill the queue until stdin ends; then stop whatever runs."""
+        while True:
+            line = self._requests.readline(LONGEST_LINE + 1)
+            if not line:
+                break
+            if len(line) > LONGEST_LINE:
+                while line and not line.endswith(b"\n"):
+                    line = self._requests.readline(LONGEST_LINE)
+                line = b"\0"  # stands for a line that is too long
+            if line.strip():
+                self._queue.put(line)
+        self._queue.put(None)
+        if self._working:
+            _thread.interrupt_main()
+
+    def _emit(self, event: dict) -> None:
+        self._answers.write(json.dumps(jsonable(event)).encode() + b"\n")
+        self._answers.flush()
+
+    def _answer(self, line: bytes) -> bool:
+        """Serve one line; False after ``shutdown``. Whatever goes wrong becomes one error line."""
+        identity: Any = None
+        self._working = True
+        try:
+            request = _parsed(line)
+            identity = request.get("id")
+            command = _checked(request)
+            if command == "shutdown":
+                self._emit({"id": identity, "event": "result", "result": {}})
+                return False
+            result = getattr(self, f"_{command}")(request, self._progress(identity))
+            self._emit({"id": identity, "event": "result", "result": result})
+        except BrokenPipeError:
+            raise
+        except RegistrationError as error:
+            self._error(identity, error.message, error.hint, error.exit_code)
+        except MemoryError:
+            self._error(identity, *_MEMORY)
+        except Exception as error:  # a bug, or a library that gave up: the client hears it, the traceback goes to stderr
+            traceback.print_exc()
+            if _out_of_memory(error):
+                self._error(identity, *_MEMORY)
+            else:
+                self._error(identity, f"the registration failed unexpectedly ({type(error).__name__}: {str(error)[:300]}).",
+                            "The log has the details; please report them.")
+        finally:
+            self._working = False
+        return True
+
+    def _error(self, identity: Any, message: str, hint: str, exit_code: int = 1) -> None:
+        self._emit({"id": identity, "event": "error", "message": message, "hint": hint, "exit_code": exit_code})
+
+    def _progress(self, identity: Any) -> Callable[[str, float, str], None]:
+        """A progress call-back that writes at most ten lines a second, and every new stage."""
+        started = time.monotonic()
+        last = {"stage": "", "at": 0.0}
+
+        def progress(stage: str, fraction: float, message: str) -> None:
+            now = time.monotonic()
+            if stage == last["stage"] and now - last["at"] < 0.1 and fraction < 1:
+                return
+            last.update(stage=stage, at=now)
+            fraction = min(max(fraction, 0.0), 1.0)
+            left = None if fraction < 0.05 or now - started < 0.5 else round((now - started) * (1 - fraction) / fraction, 1)
+            self._emit({"id": identity, "event": "progress", "stage": stage, "fraction": round(fraction, 4),
+                        "seconds_left": left, "message": message})
+
+        return progress
+
+    # ------------------------------------------------------------------------------------------ commands
+
+    def _ping(self, request: dict, progress: Callable) -> dict:
+        return {}
+
+    def _methods(self, request: dict, progress: Callable) -> list[dict]:
+        from ..jobs.methods import catalogue
+
+        return catalogue()
+
+    def _register(self, request: dict, progress: Callable) -> dict:
+        from ..jobs import register
+
+        job = Job.from_dict(request.get("job"))
+        wanted = request.get("outputs")
+        self._last = None  # frees the arrays of the run before
+
+        def write(folder: Path, job: Job, result: Any) -> dict[str, str]:
+            self._last = (result, {})
+            return register.write_result(folder, job, result) if wanted is None else write_raw(folder, wanted, result)
+
+        metrics = register.run(job, progress, write)
+        if self._last is not None:
+            self._last[1].update(metrics)
+        return {**metrics, "verdict": judged(metrics)}
+
+    def _pair(self, request: dict, progress: Callable) -> dict:
+        """One pair of a batch: registered and recorded."""
+        from ..cohort.pair import PairRequest, run_pair
+
+        self._last = None
+        return run_pair(PairRequest.from_dict(request.get("pair")), progress)
+
+    def _apply(self, request: dict, progress: Callable) -> dict:
+        from ..jobs.apply import Application, apply_transform
+
+        return apply_transform(Application.from_dict(request.get("arguments")), progress)
+
+    def _evaluate(self, request: dict, progress: Callable) -> dict:
+        from ..jobs.evaluate import Evaluation, evaluate
+
+        return evaluate(Evaluation.from_dict(request.get("arguments")), progress)
+
+    def _report(self, request: dict, progress: Callable) -> dict:
+        """Write the report of the last registration to ``arguments.path``."""
+        from ..report.page import write_report
+
+        arguments = request.get("arguments")
+        if not isinstance(arguments, dict) or set(arguments) != {"path"} or not isinstance(arguments["path"], str):
+            raise InputError("the report request must be an object with a path.", 'Send "arguments": {"path": FILE}.')
+        if self._last is None:
+            raise InputError("there is no registration to report on.", "Register first.")
+        write_report(Path(arguments["path"]), *self._last)
+        return {"path": arguments["path"]}
+
+
+def judged(metrics: dict) -> dict:
+    """What the numbers mean, for clients that show it: level, words, and every check with its level."""
+    from ..quality.checks import checks, verdict
+
+    found = checks(metrics)
+    level, words = verdict(found)
+    return {"level": level, "words": words, "checks": [{"level": check.level, "text": check.text} for check in found]}
+
+
+_MEMORY = ("there is not enough memory for this registration.",
+           "Choose the fast preset, a larger working voxel size, or another device, and close what else needs memory.", 1)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """True for a full GPU (torch.OutOfMemoryError) and for a failed allocation in C++ (std::bad_alloc)."""
+    import torch
+
+    text = str(error).lower()
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "bad_alloc" in text:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return True
+    return False
+
+
+def _parsed(line: bytes) -> dict:
+    if line == b"\0":
+        raise InputError(f"a request is longer than {LONGEST_LINE} bytes.", "Send paths, not data.")
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"a request is not JSON ({str(error)[:100]}).", "One JSON object a line.") from None
+    if not isinstance(request, dict):
+        raise InputError("a request is not a JSON object.", 'Send {"id": ..., "command": ...}.')
+    return request
+
+
+def _checked(request: dict) -> str:
+    """The command of a request whose fields are known. Raises InputError."""
+    command = request.get("command")
+    if not isinstance(command, str) or command not in _FIELDS:
+        raise InputError(f"unknown command {command!r:.100}.", f"Known: {', '.join(_FIELDS)}.")
+    unknown = set(request) - _FIELDS[command] - {"id", "command"}
+    if unknown:
+        raise InputError(f"unknown field '{min(unknown)[:100]}' in a {command} request.",
+                         f"Known: {', '.join(['id', 'command', *sorted(_FIELDS[command])])}.")
+    wanted = request.get("outputs")
+    if wanted is not None and not (isinstance(wanted, list) and all(name in OUTPUTS for name in wanted)):
+        raise InputError("'outputs' must be a list of known names.", f"Known: {', '.join(OUTPUTS)}.")
+    return command
+
+
+def write_raw(folder: Path, wanted: Sequence[str], result: Any) -> dict[str, str]:
+    """Write the ``wanted`` parts of a :class:`~SymRegistrationLib.pipeline.Result` as uncompressed NRRD.
+
+    Returns:
+        File name per part; ``uncertainty`` is left out when the run made none.
+    """
+    import SimpleITK as sitk
+
+    from ..geometry.volumes import to_itk
+    from ..geometry.file_checks import check_written
+
+    fixed, moving = result.fixed.grid, result.moving.grid
+    parts = {
+        "forward": lambda: to_itk(result.forward.displacement, result.forward.grid, vector=True),
+        "inverse": lambda: to_itk(result.inverse.displacement, result.inverse.grid, vector=True),
+        "warped_moving": lambda: to_itk(result.warped_moving, fixed),
+        "warped_fixed": lambda: to_itk(result.warped_fixed, moving),
+        "jacobian": lambda: to_itk(result.jacobian, fixed),
+        "inverse_consistency": lambda: to_itk(result.ice_mm, fixed),
+        "uncertainty": lambda: None if result.uncertainty is None else to_itk(result.uncertainty, fixed),
+    }
+    files = {}
+    for name in wanted:
+        image = parts[name]()
+        if image is not None:
+            files[name] = f"{name}.nrrd"
+            sitk.WriteImage(image, str(folder / files[name]), useCompression=False)
+            count = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+            check_written(folder / files[name], count)
+    return files

@@ -1,0 +1,154 @@
+"""A learned pose and a learned matching in front of any method, for scans that nobody prepared.
+
+The published networks expect affinely aligned pairs and learn large displacements slowly. With the switch ``prealign=True``
+a method gets both scans in a mean frame that key points (``_pose``) and descriptors (``_match``) have found; its own
+network adds the rest. Everything stays symmetric: exchanging the scans exchanges the results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..fields import FieldPair, compose, identity, square_sum, warp
+from ..losses import lncc
+from ._base import NetworkOutput, Stage, SymmetricNetwork, measured_pair
+from ._match import CELL, Halves, Match
+from ._pose import KeyPoints, Pose, fitted_pose, found_pose, pose_terms
+from ._attention import up_blocks
+
+#: Adam's steps and rates on the pose, then on the matching, before the method itself is trained.
+_STAGES = (Stage(1, 20_000, 5e-4), Stage(2, 10_000, 5e-4, frozen=5_000))
+
+
+class PreAligned(SymmetricNetwork):
+    """A method behind pose and matching. Level 1 is the pose, 2 the matching, l + 2 the method's level l.
+
+    Args:
+        inner: the method.
+        points: number of key points.
+    """
+
+    least_bytes_per_voxel = 450.0  # at 112^3 on a CPU
+
+    def __init__(self, inner: SymmetricNetwork, points: int = 48):
+        super().__init__()
+        self.inner, self.pose, self.match = inner, KeyPoints(points), Match()
+        self.card = inner.card
+        own = (replace(s, level=s.level + len(_STAGES)) for s in inner.recipe.stages)
+        self.recipe = replace(inner.recipe, stages=(*_STAGES, *own))
+
+    def estimate(self, moving: Tensor, fixed: Tensor) -> tuple[Pose, tuple[Tensor, Tensor], Tensor]:
+        """The pose, (moving, fixed) key points and how surely both were seen; float32 also under autocast."""
+        with torch.autocast(moving.device.type, enabled=False):
+            (m, f), (sure_m, sure_f) = (x.chunk(2) for x in self.pose(torch.cat([moving, fixed]).float()))
+            sure = sure_m * sure_f + 1e-4
+            return fitted_pose(m, f, sure), (m, f), sure
+
+    def _frame(self, moving: Tensor, fixed: Tensor) -> "_Frame":
+        """The mean frame that pose and matching find."""
+        self.check_inputs(moving, fixed)
+        pose = self.estimate(moving, fixed)[0] if self.training else self._searched(moving, fixed)
+        here = identity(moving.shape[2:], moving.device).expand(len(moving), -1, -1, -1, -1)
+        u = pose.offset(here)
+        return _Frame(pose, self.match(warp(moving, u, padding="zeros"), warp(fixed, -u, padding="zeros")), here)
+
+    @torch.no_grad()
+    def _searched(self, moving: Tensor, fixed: Tensor) -> Pose:
+        """The poses of a batch, looked for from many sides; see :func:`found_pose`."""
+        with torch.autocast(moving.device.type, enabled=False):
+            found = [found_pose(self.pose, m[None], f[None]) for m, f in zip(moving, fixed)]
+        return Pose(*(torch.cat([getattr(pose, name) for pose in found]) for name in ("linear", "centre", "push")))
+
+    def _met(self, moving: Tensor, fixed: Tensor) -> tuple["_Frame", Tensor, Tensor]:
+        """The mean frame, and both scans in it."""
+        frame = self._frame(moving, fixed)
+        return frame, warp(moving, frame.out(None, 1), padding="zeros"), warp(fixed, frame.out(None, -1), padding="zeros")
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
+        frame, met_moving, met_fixed = self._met(moving, fixed)
+        found = self.inner(met_moving, met_fixed)
+        pair: FieldPair = measured_pair(*symmetrise_inverses(frame.through(found.pair.fixed_to_moving.float(), 1),
+                                                 frame.through(found.pair.moving_to_fixed.float(), -1)),
+                                        found.pair.inverse_method)
+        return NetworkOutput(pair, aux={**found.aux, "pose": frame.pose, "match": frame.halves})
+
+    def objective(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> dict[str, Tensor]:
+        if level is not None and level <= len(_STAGES):
+            to_moving, to_fixed = self.mappings(moving, fixed, level)[0]
+            return {"front_similarity": lncc(warp(moving, to_moving, padding="zeros"), warp(fixed, to_fixed, padding="zeros"), 9)}
+        _, met_moving, met_fixed = self._met(moving, fixed)
+        return self.inner.objective(met_moving, met_fixed, None if level is None else level - len(_STAGES))
+
+    def mappings(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> list[tuple[Tensor | None, Tensor | None]]:
+        if level == 1:
+            u = self.estimate(moving, fixed)[0].offset(identity(moving.shape[2:], moving.device))
+            return [(u, -u)]
+        if level == 2:
+            frame = self._frame(moving, fixed)
+            return [(frame.out(None, 1), frame.out(None, -1))]
+        frame, met_moving, met_fixed = self._met(moving, fixed)
+        inner = self.inner.mappings(met_moving, met_fixed, None if level is None else level - len(_STAGES))
+        return [(frame.out(to_moving, 1), frame.out(to_fixed, -1)) for to_moving, to_fixed in inner]
+
+    def supervised_terms_of(self, pair: Any, level: int) -> dict[str, Tensor] | None:
+        """The pose alone has terms of its own."""
+        return pose_terms(*self.estimate(pair.moving, pair.fixed), pair) if level == 1 else None
+
+    def parameter_groups(self, level: int) -> list[nn.Parameter]:
+        if level <= len(_STAGES):
+            return list((self.pose, self.match)[level - 1].parameters())
+        return self.inner.parameter_groups(level - len(_STAGES))
+
+
+class _Frame:
+    """The mean frame of a pair: how to leave it towards a scan, and how to come from one.
+
+    Args:
+        pose, halves: what was found, pose outside.
+        here: (N, 3, D, H, W) voxel positions of the grid.
+    """
+
+    def __init__(self, pose: Pose, halves: Halves, here: Tensor):
+        self.pose, self.halves, self.here = pose, halves, here
+        self._half = {1: up_blocks(halves.to_moving, CELL), -1: up_blocks(halves.to_fixed, CELL)}
+
+    def out(self, u: Tensor | None, side: int) -> Tensor:
+        """Displacement from the frame, along ``u`` first, to the moving (+1) or fixed (-1) scan."""
+        total = self._half[side] if u is None else compose(self._half[side], u.float())
+        return total + side * self.pose.offset(self.here + total)
+
+    def through(self, u: Tensor, side: int) -> Tensor:
+        """Fixed to moving (+1) or back (-1): into the frame, along ``u``, out on the other side."""
+        enter = self.pose.to_mean(self.here, -side) - self.here
+        enter = compose(up_blocks(self.halves.inverse(-side), CELL), enter)
+        total = compose(compose(self._half[side], u), enter)
+        return total + side * self.pose.offset(self.here + total)
+
+
+def symmetrise_inverses(u: Tensor, w: Tensor, rounds: int = 8) -> tuple[Tensor, Tensor]:
+    """Two directions made inverse to each other where both stay on the grid; what sampling left over is shared.
+
+    Unlike ``balanced_pair`` it judges by the mean over such places: behind a large pose much of a grid maps outside of it.
+    Exchanging ``u`` and ``w`` exchanges the results exactly. Not differentiable.
+    """
+    best, least = (u, w), float("inf")
+    with torch.no_grad():
+        for _ in range(rounds):
+            left, right = compose(w, u) * _inside(u), compose(u, w) * _inside(w)
+            error = sum(sorted(float(square_sum(x).mean()) for x in (left, right)))
+            if error >= least:
+                break
+            best, least = (u, w), error
+            u, w = u - left / 2, w - right / 2
+    return best
+
+
+def _inside(u: Tensor) -> Tensor:
+    """(N, 1, D, H, W) in {0, 1}: where a field ends on its own grid."""
+    target = identity(u.shape[2:], u.device) + u
+    last = torch.tensor([n - 1 for n in u.shape[2:]], device=u.device).view(1, 3, 1, 1, 1)
+    return ((target >= 0) & (target <= last)).all(1, keepdim=True).to(u.dtype)

@@ -1,0 +1,149 @@
+"""What the numbers of a run mean: thresholds, single checks and the verdict; no torch, so every view can say the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..console import number
+
+
+#: Folded voxels up to this share (%) are tolerable, none is good.
+FOLDED_TOLERABLE = 0.01
+
+
+#: Mean inverse consistency error in voxels: good below the first, unusable above the second.
+ICE_GOOD, ICE_BAD = 0.1, 0.5
+
+
+#: Local volume changes beyond these factors deserve a look.
+VOLUME_LOW, VOLUME_HIGH = 0.1, 10.0
+
+
+#: 95 % of the content have a calibrated 68 % radius of so many voxels of the working grid: good below, unusable above.
+UNCERTAIN_GOOD, UNCERTAIN_BAD = 1.5, 3.0
+
+
+#: A similarity that fell by less than this is unchanged: interpolation and rounding move it as much.
+SIMILARITY_TOLERANCE = 0.005
+
+
+#: Scans that are this alike (local correlation) as they are need not become more so.
+ALIKE = 0.9
+
+
+STAGES = ("before", "aligned", "after")
+
+
+VERDICTS = {"good": "No fault found", "look": "Usable, but look closer", "bad": "Do not use this without checking"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One statement; ``level`` is ``good``, ``look`` or ``bad``."""
+
+    level: str
+    text: str
+
+
+def verdict(found: list[Check]) -> tuple[str, str]:
+    """(level, words) of the worst check."""
+    level = next((level for level in ("bad", "look") if any(check.level == level for check in found)), "good")
+    return level, VERDICTS[level]
+
+
+def checks(metrics: dict) -> list[Check]:
+    """Judge the numbers of metrics.json one by one, thresholds stated; parts that are missing are not judged."""
+    found = []
+    alignment, similarity = metrics.get("alignment") or {}, metrics.get("similarity") or {}
+    if alignment.get("kind") not in (None, "none"):
+        name = f"The initial alignment ({alignment['kind']}) is"
+        if alignment.get("unsure"):
+            found.append(Check("bad", f"{name} unsure: another position fits nearly as well."))
+        else:
+            found.append(Check("good", f"{name} clear: no other position fits as well."))
+    if similarity:
+        found.append(_alike(similarity))
+    return found + _measured(metrics) + _sound(metrics.get("quality") or {}) + _certain(metrics.get("uncertainty") or {})
+
+
+def _alike(similarity: dict) -> Check:
+    """Whether the scans became more alike than they were, and not less than the alignment had made them."""
+    before, aligned, after = (similarity[stage] for stage in STAGES)
+    change = f"{similarity['name']} went {_way(similarity, '{}')} (a loss below {SIMILARITY_TOLERANCE:g} counts as none)"
+    if after < max(before, aligned) - SIMILARITY_TOLERANCE:
+        return Check("bad", f"The scans became LESS alike: {change}.")
+    if after > before + SIMILARITY_TOLERANCE:
+        return Check("good", f"The scans became more alike: {change}.")
+    if after >= ALIKE:
+        return Check("good", f"The scans were and are alike: {change}.")
+    return Check("look", f"The scans became NO more alike, and {number(after, 2)} is below {ALIKE:g}: {change}.")
+
+
+def uncertainty_statement(told: dict) -> str:
+    """What the uncertainty map of a run is worth, in one or two sentences; ``told`` is that part of metrics.json."""
+    if not told.get("calibrated"):
+        return "Uncertainty: relative only. The map shows where the result is less stable, not by how many mm it errs."
+    judged = told.get("judged") or {}
+    text = f"Uncertainty: calibrated on {told.get('on')}."
+    if judged:
+        text += (f" On other scans with known warps the 68 % radius held {number(judged.get('coverage_68'), 0)} % of the true errors; rank "
+                 f"correlation with them {number(judged.get('rank'), 2)}.")
+    return text + " Scans of two people, or organs that slide, err by more: at landmarks of breathing livers about twice as much."
+
+
+def _certain(told: dict) -> list[Check]:
+    """The uncertainty map, where there is one that can be judged."""
+    if told.get("disagreement"):
+        text = told["disagreement"]
+        return [Check("bad", f"{text[:1].upper()}{text[1:]}.")]
+    if not told.get("calibrated"):
+        return []
+    share = told["p95_mm"] / told["voxel_mm"]
+    level = "good" if share < UNCERTAIN_GOOD else "look" if share < UNCERTAIN_BAD else "bad"
+    return [Check(level, f"Calibrated uncertainty: 68 % of errors below {number(told['median_mm'], 2)} mm at the median place, below "
+                         f"{number(told['p95_mm'], 2)} mm in 95 % of the content (good below {UNCERTAIN_GOOD:g}, unusable above "
+                         f"{UNCERTAIN_BAD:g} voxels of the working grid).")]
+
+
+def _measured(metrics: dict) -> list[Check]:
+    """Labels and landmarks, which the method has not seen."""
+    found = []
+    labels, marks = metrics.get("labels"), metrics.get("landmarks")
+    if labels:
+        worse = labels["mean_after"] < max(labels["mean_aligned"], labels["mean_before"])
+        text = f"Mean Dice of {len(labels['per_label'])} labels went {_way(labels, 'mean_{}')}."
+        found.append(Check("bad" if worse else "good", text))
+    if marks:
+        worse = marks["mean_after_mm"] > min(marks["mean_aligned_mm"], marks["mean_before_mm"])
+        text = f"Mean error at {marks['count']} landmarks went {_way(marks, 'mean_{}_mm')} mm."
+        found.append(Check("bad" if worse else "good", text))
+    return found
+
+
+def _way(values: dict, key: str) -> str:
+    before, aligned, after = (number(values[key.format(stage)], 2) for stage in STAGES)
+    return f"from {before} as scanned over {aligned} aligned to {after}"
+
+
+def _sound(quality: dict) -> list[Check]:
+    """The transforms as maps: folding, inverse consistency, extreme volume change."""
+    found = []
+    share, mean = quality.get("folded_percent"), quality.get("ice_mean_voxel")
+    if share == 0:
+        found.append(Check("good", "No folding: every voxel has a Jacobian determinant above 0."))
+    elif share is not None:
+        text = f"{number(quality['folded_voxels'])} voxels ({number(share, 4)} %) are folded"
+        level = "look" if share <= FOLDED_TOLERABLE else "bad"
+        found.append(Check(level, f"{text}; up to {FOLDED_TOLERABLE} % is tolerable."))
+    if mean is not None:
+        level = "good" if mean < ICE_GOOD else "look" if mean < ICE_BAD else "bad"
+        text = (
+            f"Forward and inverse undo each other to {number(mean)} voxels on average (good below {ICE_GOOD}, unusable"
+        )
+        found.append(Check(level, f"{text} above {ICE_BAD}); 95 % of points to {number(quality['ice_p95_mm'])} mm."))
+    if "jacobian_min" in quality:
+        low, high = quality["jacobian_min"], quality["jacobian_max"]
+        if low < VOLUME_LOW or high > VOLUME_HIGH:
+            text = f"Some volume changes are extreme: factors {number(low, 2)} to {number(high, 2)}"
+            found.append(Check("look", f"{text} (usual: {VOLUME_LOW} to {VOLUME_HIGH:g})."))
+    return found

@@ -1,0 +1,1 @@
+"""Methods on a working grid: alignment, networks at use, the optimiser, refinement."""

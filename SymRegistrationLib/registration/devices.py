@@ -1,0 +1,75 @@
+"""Where to compute: processors, their names and their free memory.
+
+Level 1. Nothing here starts a GPU unless one is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import psutil
+import torch
+
+from ..job import InputError
+
+
+def resolve(name: str = "auto") -> torch.device:
+    """``auto`` (first CUDA GPU, else CPU), ``cpu``, ``cuda`` or ``cuda:N`` as a torch device.
+
+    Raises:
+        InputError: unknown name, no CUDA here, or no GPU of that number.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"device '{name}' is unknown.", "Choose auto, cpu, cuda or cuda:N.")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            have = f"This machine has {count} CUDA GPU(s)." if count else "This machine has no usable CUDA GPU."
+            raise InputError(f"device '{name}' is not available. {have}", "Choose --device auto or cpu.")
+        device = torch.device("cuda", device.index or 0)
+    return device
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a run may take now. On Linux a container's limit counts as well as the machine's memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(int(psutil.virtual_memory().available), _container_room())
+
+
+def _container_room() -> int:
+    """Bytes left under the cgroup's limit, or a very large number."""
+    try:
+        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+            top = limit.read().strip()
+            return sys.maxsize if top == "max" else max(0, int(top) - int(used.read()))
+    except (OSError, ValueError):
+        return sys.maxsize
+
+
+def peak_memory_gb() -> float:
+    """Largest resident size of this process so far, in 10^9 bytes."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 1e9
+    import resource  # not on Windows
+
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def listing() -> list[dict]:
+    """Every device with its name and memory in GB, CPU first, for the user interface."""
+    rows = [{"name": "cpu", "title": f"CPU, {os.cpu_count()} cores", "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+             "free_gb": round(free_memory(torch.device("cpu")) / 1e9, 1)}]
+    if torch.cuda.is_available():
+        for k in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(k)
+            rows.append({"name": f"cuda:{k}", "title": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)})
+    return rows

@@ -1,0 +1,193 @@
+"""The chosen method on its working grid(s): network or optimiser, then refinement; a perturbed copy of the same on request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+
+from ..fields import FieldPair, gaussian, resize, resize_field, warp
+from ..job import InputError, Options, Progress, silent
+from ..losses import ncc
+from . import devices, methods, optimisers, working_grid
+from .alignment import Alignment, split_midway
+from .presets import presets
+from .working_grid import Scan, WorkingPair
+
+#: Aligned pairs that correlate less than this over the volume are taken for two different contrasts.
+ONE_CONTRAST = 0.6
+#: Bytes per voxel of a network's working grid for the two images and their weights; the network plans its own lattice.
+FEEDING_BYTES = 40
+#: Share of the free memory that the optimiser's working grid may take when the user gave no bound.
+SHARE = 0.6
+
+
+class Perturbation(Protocol):
+    """A change of a run that should not matter, see :mod:`SymRegistrationLib.uncertainty.perturbations`."""
+
+    stiffness: float
+    seed: int
+
+    def intensities(self, space: WorkingPair) -> WorkingPair:
+        """The pair with brightness and noise changed."""
+
+    def geometry(self, space: WorkingPair) -> WorkingPair:
+        """The pair exchanged, mirrored, resampled."""
+
+    def undone(self, pair: FieldPair) -> FieldPair:
+        """A result of the changed geometry, in the original frame."""
+
+
+class Solver:
+    """One method on one pair of scans.
+
+    Args:
+        scans: fixed and moving, prepared.
+        pose: their initial alignment.
+        options: of the run.
+        notes: gets what was done other than asked, in words.
+
+    Attributes:
+        space: the working pair that results refer to; for a refined network that finds the pose itself only after :meth:`run`.
+        similarity: what the optimiser maximises, ``network`` where none runs.
+        learned: whether the method is a network.
+
+    Raises:
+        InputError: a working voxel whose grid does not fit the memory; scans that do not overlap.
+    """
+
+    def __init__(self, scans: Sequence[Scan], pose: Alignment, options: Options, notes: list[str]):
+        self.scans, self.pose, self.options, self.notes = scans, pose, options, notes
+        self.finest = float(min(scan.grid.spacing.min() for scan in scans))
+        self.preset = presets()[options.preset]
+        self.learned = methods.is_learned(options.method)
+        self.optimiser = optimisers.create(optimisers.REFINER if self.learned else options.method)
+        # A network that finds the pose itself must see all of both scans.
+        whole = self.learned and pose.kind in ("none", "centre")
+        self.similarity = "network"
+        refined = not self.learned or options.refine > 0
+        if options.spacing:
+            self._check_room(self._volume(pose, whole) / options.spacing**3, refined)
+        if self.learned:
+            from .. import networks
+            from . import inference  # learned methods are loaded only when asked for
+
+            spacing = options.spacing or max(self.finest, inference.working_spacing(options.method, options))
+            self.coarse = self._space(pose, spacing, networks.card(options.method).size_multiple, whole)
+        if not refined:
+            self.space = self.coarse
+        elif whole:
+            self.space = None  # it follows from what the network finds
+        else:
+            self._refine_on(pose)
+
+    def other(self, name: str) -> "Solver":
+        """The same scans in the same pose for another method, with its shipped weights and its own switches."""
+        options = replace(self.options, method=name, weights=None, method_options={}, ensemble="", average=False)
+        return Solver(self.scans, self.pose, options, self.notes)
+
+    def run(self, progress: Progress = silent, perturbation: Perturbation | None = None) -> FieldPair:
+        """The field pair on :attr:`space`; under a perturbation, brought back to the original frame."""
+        stiffness = 1.0 if perturbation is None else perturbation.stiffness
+        if not self.learned:
+            space = self.space
+            if perturbation is not None:
+                space = perturbation.geometry(perturbation.intensities(space))
+            pair = self.optimiser.run(space, self.preset, self.similarity, stiffness=stiffness, progress=progress)
+            return pair if perturbation is None else perturbation.undone(pair)
+        share = 0.5 if self.options.refine else 1.0
+        pair = self._predict(lambda stage, f, text: progress(stage, share * f, text), perturbation)
+        if not self.options.refine:
+            return pair
+        if self.space is None:
+            self._refine_on(self._found(pair))
+        space = self.space if perturbation is None else perturbation.intensities(self.space)
+        start = working_grid.to_working_grid(pair, self.coarse, space)
+        return self.optimiser.run(
+            space, self.preset, self.similarity, start, self.options.refine, stiffness,
+            lambda stage, f, text: progress(stage, share + (1 - share) * f, text),
+        )
+
+    def _volume(self, pose: Alignment, whole: bool = False) -> float:
+        halves = pose.mid_to_fixed, pose.mid_to_moving
+        return working_grid.working_grid(*self.scans, *halves, self.finest * 2, whole=whole).volume
+
+    def _space(self, pose: Alignment, spacing: float, multiple: int = 1, whole: bool = False) -> WorkingPair:
+        return working_grid.working_pair(*self.scans, pose.mid_to_fixed, pose.mid_to_moving, spacing, multiple, whole)
+
+    def _refine_on(self, pose: Alignment) -> None:
+        """Lay the optimiser's grid over what both scans show at this pose, and choose its similarity."""
+        budget = self._voxel_budget()
+        self.space = self._space(pose, self.options.spacing or max(self.finest, (self._volume(pose) / budget) ** (1 / 3)))
+        self.similarity = _similarity(self.options.metric, pose, self.notes)
+
+    def _found(self, pair: FieldPair) -> Alignment:
+        """The affine part of what a network found from the headers, and how alike it makes the scans."""
+        found = split_midway(*working_grid.fit_affine(pair, self.coarse), "affine")
+        alike = 1 - float(ncc(self.coarse.fixed, warp(self.coarse.moving, pair.fixed_to_moving)))
+        return replace(found, similarity=alike)
+
+    def _predict(self, progress: Progress, perturbation: Perturbation | None) -> FieldPair:
+        from . import inference
+
+        space, name = self.coarse, self.options.method
+        if perturbation is None:
+            pair = inference.run_network(space.moving, space.fixed, name, self.options, progress=progress)
+        else:
+            pair = predict_perturbed(perturbation.geometry(perturbation.intensities(space)), self.options, perturbation, progress)
+        for note in pair.details.get("notes", ()):
+            if note not in self.notes:
+                self.notes.append(note)
+        return pair if perturbation is None else perturbation.undone(pair)
+
+    def _room(self, share: float) -> float:
+        """Bytes that may be used: what the user allows, or ``share`` of what is free."""
+        return self.options.memory_gb * 1e9 if self.options.memory_gb else share * devices.free_memory(self.scans[0].image.device)
+
+    def _check_room(self, voxels: float, refined: bool) -> None:
+        """Refuse a working voxel that was asked for when its grid cannot fit the memory. Raises InputError."""
+        need = voxels * (self.optimiser.card.bytes_per_voxel if refined else FEEDING_BYTES)
+        room = self._room(1.0)
+        if need > room:
+            raise InputError(
+                f"--spacing {self.options.spacing:g} makes {voxels:.3g} voxels, which need about {need / 1e9:.3g} GB; "
+                f"{room / 1e9:.3g} GB may be used.", "Choose a larger --spacing, or leave it out.")
+
+    def _voxel_budget(self) -> float:
+        """Voxels of the working grid: what the preset wants, or what fits the memory, said aloud."""
+        room = self._room(SHARE)
+        fits = max(room / self.optimiser.card.bytes_per_voxel, 10_000)
+        if fits < self.preset.voxels:
+            self.notes.append(f"the working grid was coarsened to {fits:.3g} voxels to stay within {room / 1e9:.1f} GB of memory")
+        return min(self.preset.voxels, fits)
+
+
+def predict_perturbed(space: WorkingPair, options: Options, change: Perturbation, progress: Progress) -> FieldPair:
+    """A network under a perturbation: dropping where it has dropout, and seeing a coarser grid where it shall be stiffer."""
+    from . import inference
+
+    network = inference.load_network(options.method, options, devices.resolve(options.device))
+    shape = tuple(space.fixed.shape[2:])
+    images = [space.moving, space.fixed]
+    if change.stiffness > 1:
+        least = network.card.minimum_size // 2
+        coarse = [max(min(n, least), round((n - 1) / change.stiffness) + 1) for n in shape]
+        sigma = [0.5 * max(((n - 1) / max(m - 1, 1)) ** 2 - 1, 0) ** 0.5 for n, m in zip(shape, coarse)]
+        images = [resize(gaussian(image, sigma), coarse) for image in images]
+    with inference.dropout_at_work(network, change.seed):
+        pair = inference.run_network(*images, options.method, options, network, progress)
+    fields = (resize_field(u, shape) for u in (pair.fixed_to_moving, pair.moving_to_fixed))
+    return FieldPair(*fields, pair.inverse_method, pair.residual, pair.details)
+
+
+def _similarity(asked: str, pose: Alignment, notes: list[str]) -> str:
+    """The optimiser's similarity; ``auto`` decides by how well the aligned scans correlate as they are."""
+    if asked == "mi":
+        return "mind"  # mutual information steers the alignment; its local counterpart in the optimiser is MIND
+    if asked != "auto":
+        return asked
+    if pose.measure == "mi" or (pose.kind in ("rigid", "affine") and pose.similarity < ONE_CONTRAST):
+        notes.append("the scans look like different contrasts; the modality-independent metric 'mind' was used")
+        return "mind"
+    return "lncc"

@@ -1,0 +1,1 @@
+"""The page of pictures and numbers that a run leaves."""

@@ -1,0 +1,148 @@
+"""What the numbers of a run mean: the verdict with its thresholds, the table's explanations, the command again.
+
+Level 2, no pictures and no torch, so that other views (terminal, Slicer) can say the same.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+from ..console import duration, number, table
+from ..job import Job, Options
+from ..quality.checks import STAGES, uncertainty_statement
+
+_MEANINGS = {
+    "folded_voxels": (
+        "folded voxels",
+        "voxels with a Jacobian determinant of 0 or less: space is turned inside out there",
+        0,
+    ),
+    "folded_percent": ("folded, % of the volume", "0 is right for a diffeomorphism", 4),
+    "folded_percent_content": ("folded, % of the content", "the same where the scan shows something", 4),
+    "jacobian_min": ("Jacobian, smallest", "strongest local shrinkage (fixed to moving), as a volume factor", 3),
+    "jacobian_median": ("Jacobian, median", "typical volume factor, the alignment's scale included", 3),
+    "jacobian_max": ("Jacobian, largest", "strongest local growth (fixed to moving)", 3),
+    "sd_log_jacobian": ("SD of log Jacobian", "irregularity of the deformation; lower is smoother", 3),
+    "ice_mean_mm": (
+        "inverse consistency error, mean, mm",
+        "how far a point misses itself after forward and inverse",
+        4,
+    ),
+    "ice_p95_mm": ("inverse consistency error, 95 %, mm", "95 of 100 points stay below", 4),
+    "ice_max_mm": ("inverse consistency error, largest, mm", "the worst point in the scan's content", 3),
+    "ice_mean_voxel": ("inverse consistency error, mean, voxels", "the same in voxels of the fixed scan", 4),
+    "inverse_method": ("inverse obtained by", "how the second direction came to be", 0),
+    "residual_voxel": (
+        "largest residual on the working grid, voxels",
+        "worst mismatch of the two fields before they were carried to the scans",
+        3,
+    ),
+}
+
+
+def number_rows(metrics: dict) -> list[tuple[str, str, str]]:
+    """(name, value, plain meaning) of everything that was measured."""
+    rows = []
+    alignment, similarity = metrics.get("alignment") or {}, metrics.get("similarity") or {}
+    if similarity:
+        value = " / ".join(number(similarity[k]) for k in ("before", "aligned", "after"))
+        rows.append(
+            (
+                f"similarity ({similarity['name']}): as scanned / aligned / registered",
+                value,
+                "local correlation of the intensities, 0 to 1; higher is more alike",
+            )
+        )
+    quality = metrics.get("quality") or {}
+    rows += [
+        (name, number(quality[key], digits), meaning)
+        for key, (name, meaning, digits) in _MEANINGS.items()
+        if key in quality
+    ]
+    told = metrics.get("uncertainty")
+    if told:
+        value = " / ".join(number(told.get(f"{k}_mm"), 2) for k in ("median", "mean", "p95"))
+        rows.append(("uncertainty, median / mean / 95 %, mm", value, uncertainty_statement(told)))
+    if alignment:
+        rows.append(("initial alignment", str(alignment.get("kind")), "what brought the scans roughly together"))
+        rows.append(
+            (
+                "confidence of the alignment",
+                number(alignment.get("confidence"), 2),
+                "0 to 1: how far the best position is ahead of the next",
+            )
+        )
+    seconds = metrics.get("seconds") or {}
+    if seconds:
+        rows.append(
+            (
+                "time, s",
+                number(seconds.get("total"), 2),
+                ", ".join(f"{stage} {number(value, 2)}" for stage, value in seconds.items() if stage != "total"),
+            )
+        )
+    rows.append(("peak memory, GB", number(metrics.get("peak_memory_gb"), 2), "largest size of the process so far"))
+    for name in ("method", "preset", "metric", "device", "seed"):
+        if name in metrics:
+            rows.append((name, str(metrics[name]), "setting"))
+    return rows
+
+
+_FLAGS = {
+    "transform_format": "--transform-format",
+    "composite": "--composite",
+    "guide_with_points": "--guide-with-points",
+    "memory_gb": "--memory",
+}
+
+
+def command_of(job: dict) -> str:
+    """The ``symreg register`` command that asks for the same job; options at their default are left out."""
+    words = ["symreg", "register", job["fixed"], job["moving"], "-o", job["output"]]
+    options = {**(job.get("options") or {})}
+    switches = options.pop("method_options", None) or {}
+    defaults = {f.name: f.default for f in (*fields(Job), *fields(Options))}
+    for name, value in [*job.items(), *options.items()]:
+        if name in ("fixed", "moving", "output", "options") or value is None or value == defaults.get(name):
+            continue
+        if name == "report":
+            words.append("--no-report")
+            continue
+        flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
+        words += [flag] if value is True else [flag, str(value)]
+    for name, value in switches.items():
+        words += ["--option", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
+    return shlex.join(words)
+
+
+def summary(metrics: dict, output: str) -> str:
+    """The outcome of a run for people: what became better, what to check, where to look."""
+    quality, rows = metrics["quality"], []
+    parts = (
+        (f"similarity ({metrics['similarity']['name']})", metrics["similarity"], "{}", 3),
+        ("Dice", metrics.get("labels"), "mean_{}", 3),
+        ("landmark error, mm", metrics.get("landmarks"), "mean_{}_mm", 2),
+    )
+    for name, values, key, digits in parts:
+        if values:
+            rows.append((name, *(number(values[key.format(stage)], digits) for stage in STAGES)))
+    lines = [
+        table(("", *STAGES), rows),
+        "",
+        f"folded voxels              {number(quality['folded_voxels'])} ({number(quality['folded_percent'], 4)} %)",
+        f"inverse consistency error  {number(quality['ice_mean_mm'])} mm mean, "
+        f"{number(quality['ice_p95_mm'])} mm 95 %, {number(quality['ice_max_mm'])} mm largest",
+        f"time                       {duration(metrics['seconds']['total'])} with {metrics['method']} "
+        f"on {metrics['device']}",
+    ]
+    told = metrics.get("uncertainty")
+    if told:
+        what = "68 % radius, calibrated" if told["calibrated"] else "relative only"
+        lines.append(f"uncertainty                {number(told['mean_mm'], 2)} mm mean, {number(told['p95_mm'], 2)} mm 95 % ({what})")
+    if metrics["alignment"].get("unsure"):
+        lines.append("the initial alignment is UNSURE: look at the report before you use this")
+    report = Path(output) / "report.html"
+    lines += ["", f"results in {output}" + (f", look at {report}" if report.exists() else "")]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""From scans or label maps to weights and a model card."""

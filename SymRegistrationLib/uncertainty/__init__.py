@@ -1,0 +1,1 @@
+"""How far off a result may be: predictors, perturbed runs, the calibrated map."""

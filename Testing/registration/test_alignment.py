@@ -1,0 +1,111 @@
+"""The initial alignment finds the pose wherever the header says the head is (errors in mm over the head's own voxels)."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from conftest import moved, movement, turn
+from SymRegistrationLib.registration import alignment, working_grid
+from SymRegistrationLib.geometry.grid import Grid, transform_points
+from SymRegistrationLib.job import InputError
+from SymRegistrationLib.geometry.volumes import Volume
+
+
+def error(found: np.ndarray, true: np.ndarray, volume: Volume) -> float:
+    """Mean distance in mm over the content."""
+    points = working_grid.prepare(volume).inside
+    return float(np.linalg.norm(transform_points(found, points) - transform_points(true, points), axis=1).mean())
+
+
+def solve(fixed, moving, kind="affine", **more):
+    return alignment.align(working_grid.prepare(fixed), working_grid.prepare(moving), kind, **more)
+
+
+@pytest.mark.parametrize("axis", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, -2, 0.5)])
+@pytest.mark.parametrize("degrees, shift", [(30, (50, 0, 0)), (90, (0, -50, 0)), (90, (20, 20, -40))])
+def test_every_pose_ends_in_the_same_basin(head, axis, degrees, shift):
+    true = movement(head.grid.centre, turn(axis, degrees), shift)
+    found = solve(head, moved(head, true), "rigid")
+    assert error(found.matrix, true, head) < 0.5
+    assert not found.unsure
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.2])
+def test_scale(head, scale):
+    true = movement(head.grid.centre, turn((1, 1, 0), 25), (30, 0, 10), scale)
+    assert error(solve(head, moved(head, true)).matrix, true, head) < 0.5
+
+
+@pytest.mark.parametrize("order, flip", [((2, 0, 1), (1, -1, 1)), ((1, 2, 0), (-1, 1, 1))])
+def test_axis_order_and_flips_of_storage_do_not_matter(head, order, flip):
+    matrix = head.grid.matrix.copy()
+    steps = matrix[:3, list(order)] * np.array(flip)
+    array = head.array.transpose(order)
+    first = matrix[:3, 3] - sum(steps[:, k] * (array.shape[k] - 1) for k in range(3) if flip[k] < 0)
+    stored = np.eye(4)
+    stored[:3, :3], stored[:3, 3] = steps, first
+    array = array[tuple(slice(None, None, f) for f in flip)]
+    same = Volume(np.ascontiguousarray(array), Grid(array.shape, stored), "re-stored")
+    assert error(solve(head, same).matrix, np.eye(4), head) < 0.3
+
+
+@pytest.mark.parametrize("start, stop", [((18, 0, 0), (99, 99, 99)), ((0, 0, 0), (99, 50, 99))])
+def test_partial_overlap(head, start, stop):
+    stop = np.minimum(stop, head.array.shape)
+    part = head.array[tuple(slice(a, b) for a, b in zip(start, stop))].copy()
+    cut = Volume(part, head.grid.cropped(start, stop), "cut head")
+    true = movement(head.grid.centre, turn((1, 0.3, 0.2), 30), (20, 10, 0))
+    assert error(solve(head, moved(cut, true), "rigid").matrix, true, cut) < 1.5
+
+
+def test_another_contrast_is_found_by_mutual_information(head):
+    array = np.where(head.array > 20, head.array.max() - head.array, 0).astype(np.float32)
+    inverted = Volume(array, head.grid, "inverted")
+    true = movement(head.grid.centre, turn((0, 1, 1), 50), (10, 0, -30))
+    assert error(solve(head, moved(inverted, true), "rigid", measure="mi").matrix, true, head) < 2.0
+
+
+def test_exchange_of_scans_gives_the_inverse(head):
+    true = movement(head.grid.centre, turn((1, 2, 0), 40), (10, -20, 5), 1.05)
+    other = moved(head, true)
+    there, back = solve(head, other), solve(other, head)
+    assert error(back.matrix @ there.matrix, np.eye(4), head) < 0.05
+    np.testing.assert_allclose(there.mid_to_fixed, back.mid_to_moving, atol=0.05)
+
+
+def test_same_seed_same_matrix(head):
+    other = moved(head, movement(head.grid.centre, turn((1, 0, 0), 20)))
+    assert np.array_equal(solve(head, other).matrix, solve(head, other).matrix)
+
+
+def test_a_ball_has_no_pose_and_that_is_said():
+    grid = Grid.centred((40, 40, 40), 4.0, (0, 0, 0))
+    index = np.indices(grid.shape) - 19.5
+    ball = Volume((np.linalg.norm(index, axis=0) < 14).astype(np.float32), grid, "ball")
+    assert solve(ball, ball, "rigid").unsure
+
+
+def test_landmarks_and_files_start_it(head, tmp_path):
+    true = movement(head.grid.centre, turn((1, 0, 1), 70), (5, 50, 0))
+    points = np.random.default_rng(4).normal(head.grid.centre, 40, (6, 3))
+    np.testing.assert_allclose(alignment.from_landmarks(points, transform_points(true, points), affine=False), true, atol=1e-6)
+    np.testing.assert_allclose(alignment.from_landmarks(points, transform_points(true, points), affine=True), true, atol=1e-6)
+    guided = solve(head, moved(head, true), "rigid", landmarks=(points, transform_points(true, points)))
+    assert error(guided.matrix, true, head) < 0.5
+    affine = sitk.AffineTransform(3)
+    affine.SetMatrix(true[:3, :3].ravel().tolist()), affine.SetTranslation(true[:3, 3].tolist())
+    for name in ("start.tfm", "start.h5", "start.mat"):
+        sitk.WriteTransform(affine, str(tmp_path / name))
+        np.testing.assert_allclose(solve(head, head, str(tmp_path / name)).matrix, true, atol=1e-6)
+
+
+def test_bad_starts_are_refused(head, tmp_path):
+    (tmp_path / "words.tfm").write_text("not a transform")
+    with pytest.raises(InputError, match="could not be read"):
+        solve(head, head, str(tmp_path / "words.tfm"))
+    field = sitk.DisplacementFieldTransform(sitk.Image([4, 4, 4], sitk.sitkVectorFloat64, 3))
+    sitk.WriteTransform(field, str(tmp_path / "field.h5"))
+    with pytest.raises(InputError, match="not linear"):
+        solve(head, head, str(tmp_path / "field.h5"))
+    with pytest.raises(InputError, match="at least 3"):
+        alignment.from_landmarks(np.zeros((2, 3)), np.zeros((2, 3)), affine=False)
