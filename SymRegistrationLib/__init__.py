@@ -10,9 +10,15 @@ import importlib
 __version__ = "0.1.0"
 
 _DOORS = {
-    "Job": "job", "Options": "job", "InputError": "job", "RegistrationError": "job",
-    "Volume": "geometry.volumes", "read_volume": "geometry.volumes",
-    "register": "pipeline", "run": "jobs.register", "Result": "pipeline",
+    "Job": "job",
+    "Options": "job",
+    "InputError": "job",
+    "RegistrationError": "job",
+    "Volume": "geometry.volumes",
+    "read_volume": "geometry.volumes",
+    "register": "pipeline",
+    "run": "jobs.register",
+    "Result": "pipeline",
 }
 __all__ = [*_DOORS, "__version__"]
 

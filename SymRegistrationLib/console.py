@@ -11,7 +11,8 @@ import math
 import os
 import sys
 import time
-from typing import Any, Sequence, TextIO
+from collections.abc import Sequence
+from typing import Any, TextIO
 
 from .job import RegistrationError
 

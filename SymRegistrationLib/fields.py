@@ -9,9 +9,9 @@ float32 and float64, and are differentiable unless they say otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ class FieldPair:
     residual: float
     details: dict = field(default_factory=dict)
 
-    def swapped(self) -> "FieldPair":
+    def swapped(self) -> FieldPair:
         """The pair of the exchanged registration."""
         return FieldPair(self.moving_to_fixed, self.fixed_to_moving, self.inverse_method, self.residual, self.details)
 
@@ -50,6 +50,7 @@ class Inversion:
 
 
 # ---------------------------------------------------------------------------------------------- sampling
+
 
 def _check_field(u: Tensor, name: str = "field") -> None:
     if u.dim() != 5 or u.shape[1] != 3:
@@ -99,12 +100,15 @@ def sample(image: Tensor, grid: Tensor, mode: str = "bilinear", padding: str = "
     if chunks <= 1 or depth < chunks:
         return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=True)
     parts = grid.reshape(chunks, depth // chunks, *grid.shape[2:])
-    out = F.grid_sample(image.expand(chunks, *image.shape[1:]), parts, mode=mode, padding_mode=padding, align_corners=True)
+    out = F.grid_sample(
+        image.expand(chunks, *image.shape[1:]), parts, mode=mode, padding_mode=padding, align_corners=True
+    )
     return out.transpose(0, 1).reshape(1, image.shape[1], *grid.shape[1:4])
 
 
 def sample_at(image: Tensor, points: Tensor) -> Tensor:
-    """Values of (N, C, D, H, W) ``image`` at (N, P, 3) voxel positions in array-axis order, linear, border value outside.
+    """Values of (N, C, D, H, W) ``image`` at (N, P, 3) voxel positions in array-axis order, linear, border value
+    outside.
 
     Returns:
         (N, P, C); differentiable in both arguments.
@@ -162,9 +166,10 @@ def exponentiate(v: Tensor, steps: int = 7) -> Tensor:
 def logarithm(u: Tensor, iterations: int = 12, steps: int = 6, tolerance: float = 0.005) -> Tensor:
     """A stationary velocity v with exp(v) = id + u, as nearly as there is one; not differentiable.
 
-    Fixed-point steps ``v <- v + (exp(-v) o phi - id)`` (the first-order Baker-Campbell-Hausdorff update of Bossa et al.,
-    "Contributions to 3D diffeomorphic atlas estimation", MICCAI 2007). They only need compositions, so a field that folds or that
-    no stationary flow reaches gives its nearest velocity instead of failing; the best one seen is returned.
+    Fixed-point steps ``v <- v + (exp(-v) o phi - id)`` (the first-order Baker-Campbell-Hausdorff update of Bossa et
+    al., "Contributions to 3D diffeomorphic atlas estimation", MICCAI 2007). They only need compositions, so a field
+    that folds or that no stationary flow reaches gives its nearest velocity instead of failing; the best one seen is
+    returned.
 
     Args:
         u: (N, 3, D, H, W) voxels.
@@ -234,6 +239,7 @@ def square_sum(u: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------- resizing
 
+
 def resize(image: Tensor, shape: Sequence[int]) -> Tensor:
     """(N, C, *) -> (N, C, *shape), trilinear, corner voxels onto corner voxels."""
     if tuple(image.shape[2:]) == tuple(shape):
@@ -268,6 +274,7 @@ def voxel_to_normalised(u: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------- derivatives
+
 
 def gradient(image: Tensor, axis: int) -> Tensor:
     """Central difference along array axis 0, 1 or 2 (per voxel), one-sided at the borders; same shape."""
@@ -311,9 +318,11 @@ def sd_log_jacobian(determinant: Tensor, mask: Tensor | None = None) -> float:
 
 # ---------------------------------------------------------------------------------------------- filters
 
+
 @lru_cache(maxsize=64)
 def _band(kind: str, width: float, n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(n, n) matrix that filters one axis: ``box`` of ``width`` voxels (plain sum / width, zeros outside), or ``gauss``."""
+    """(n, n) matrix that filters one axis: ``box`` of ``width`` voxels (plain sum / width, zeros outside), or
+    ``gauss``."""
     distance = (torch.arange(n)[:, None] - torch.arange(n)[None, :]).abs().double()
     if kind == "box":
         matrix = (distance <= width // 2).double() / width
@@ -326,8 +335,9 @@ def _band(kind: str, width: float, n: int, device: torch.device, dtype: torch.dt
 def _filter(image: Tensor, kind: str, widths: Sequence[float]) -> Tensor:
     """Separable filter as three small matrix products: on CPU twice as fast as running sums, and exact in float32."""
     n, c, d, h, w = image.shape
-    bands = [_band(kind, float(s), size, image.device, image.dtype) if s > 0 else None
-             for s, size in zip(widths, (d, h, w))]
+    bands = [
+        _band(kind, float(s), size, image.device, image.dtype) if s > 0 else None for s, size in zip(widths, (d, h, w))
+    ]
     out = image
     if bands[2] is not None:
         out = torch.matmul(out, bands[2].T)

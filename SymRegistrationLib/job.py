@@ -11,12 +11,15 @@ import math
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 #: Time and detail, fastest first; what they mean lies beside the optimisers, as data.
-PRESETS = tuple(json.loads((Path(__file__).parent / "registration" / "presets.json").read_text(encoding="utf-8"))["presets"])
+PRESETS = tuple(
+    json.loads((Path(__file__).parent / "registration" / "presets.json").read_text(encoding="utf-8"))["presets"]
+)
 INITIALS = ("none", "centre", "rigid", "affine")
 METRICS = ("auto", "lncc", "mse", "ncc", "mind", "mi")
 FORMATS = ("h5", "nrrd", "nii.gz")
@@ -96,7 +99,8 @@ class Options:
         seed: of everything random.
         threads: CPU threads; ``None`` = all that torch finds.
         weights: a ``.safetensors`` file for the method; ``None`` = the shipped ones.
-        uncertainty: number of perturbed runs behind the uncertainty map, ``"fast"`` = from the one run alone, 0 = no map.
+        uncertainty: number of perturbed runs behind the uncertainty map, ``"fast"`` = from the one run alone, 0 = no
+            map.
         memory_gb: stay below this much working memory; ``None`` = what is free.
         method_options: switches of the method itself, checked by it.
         ensemble: names of further methods, separated by commas; each runs once, and where they differ is uncertain.
@@ -128,12 +132,17 @@ class Options:
             raise InputError(f"refine is {self.refine}.", "Give the number of optimiser levels, 0 for none.")
         runs = self.uncertainty
         if runs != "fast" and (isinstance(runs, str) or not 0 <= runs <= 1000 or runs == 1):
-            raise InputError(f"uncertainty is {runs}.", "A spread needs at least 2 runs and at most 1000; 0 turns the map off; "
-                             "'fast' makes it from the one run alone.")
+            raise InputError(
+                f"uncertainty is {runs}.",
+                "A spread needs at least 2 runs and at most 1000; 0 turns the map off; "
+                "'fast' makes it from the one run alone.",
+            )
         if self.method in self.others:
             raise InputError(f"the ensemble names {self.method}, which is the method itself.", "Name other methods.")
         if self.average and not self.extra_runs:
-            raise InputError("average has nothing to average.", "Add --uncertainty N with N of at least 2, or --ensemble.")
+            raise InputError(
+                "average has nothing to average.", "Add --uncertainty N with N of at least 2, or --ensemble."
+            )
         if self.spacing is not None and not 0 < self.spacing < math.inf:
             raise InputError(f"spacing is {self.spacing} mm.", "Give a positive voxel size.")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
@@ -197,7 +206,7 @@ class Job:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> "Job":
+    def from_json(cls, text: str) -> Job:
         """Read what :meth:`to_json` wrote.
 
         Raises:
@@ -206,7 +215,7 @@ class Job:
         return cls.from_dict(parsed_json(text, "the job"))
 
     @classmethod
-    def from_dict(cls, raw: Any) -> "Job":
+    def from_dict(cls, raw: Any) -> Job:
         """Build a job from plain data, checking names and types. Raises InputError."""
         data = _checked(cls, raw, "job")
         data["options"] = Options(**_checked(Options, data.get("options", {}), "options"))
@@ -218,15 +227,33 @@ def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise InputError(f"{name} is '{value}'.", f"Choose one of: {', '.join(allowed)}.")
 
 
-_PATHS = ("fixed", "moving", "output", "fixed_mask", "moving_mask", "fixed_labels", "moving_labels", "fixed_points",
-          "moving_points")
-_TYPES = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "dict[str, Any]": (dict,), "Options": (dict,)}
+_PATHS = (
+    "fixed",
+    "moving",
+    "output",
+    "fixed_mask",
+    "moving_mask",
+    "fixed_labels",
+    "moving_labels",
+    "fixed_points",
+    "moving_points",
+)
+_TYPES = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "dict[str, Any]": (dict,),
+    "Options": (dict,),
+}
 
 
 def _checked(cls: type, raw: Any, what: str) -> dict[str, Any]:
     """``raw`` as keyword arguments of the dataclass ``cls``, every name and type checked."""
     if not isinstance(raw, dict):
-        raise InputError(f"the {what} must be a JSON object, not {type(raw).__name__}.", "Write it as {\"name\": value, ...}.")
+        raise InputError(
+            f"the {what} must be a JSON object, not {type(raw).__name__}.", 'Write it as {"name": value, ...}.'
+        )
     known = {f.name: f for f in dataclasses.fields(cls)}
     for name in raw:
         if name not in known:
@@ -248,8 +275,14 @@ def _checked(cls: type, raw: Any, what: str) -> dict[str, Any]:
     return dict(raw)
 
 
-_WORDS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "dict[str, Any]": "an object",
-          "Options": "an object"}
+_WORDS = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "dict[str, Any]": "an object",
+    "Options": "an object",
+}
 
 
 def check_seed(seed: int) -> None:
@@ -274,8 +307,10 @@ def usable_path(path: str | os.PathLike, what: str) -> Path:
     try:
         text.encode()
     except UnicodeEncodeError:  # ITK would end the whole process
-        raise InputError(f"the path of {what}, {ascii(text)[:300]}, is not written in UTF-8.",
-                         "Rename the file or folder; names of old disks often are in Latin-1.") from None
+        raise InputError(
+            f"the path of {what}, {ascii(text)[:300]}, is not written in UTF-8.",
+            "Rename the file or folder; names of old disks often are in Latin-1.",
+        ) from None
     return Path(path)
 
 
@@ -287,9 +322,15 @@ def existing_file(path: str | os.PathLike, what: str) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{what} '{path}' does not exist.", "Check the path.") from None
     except OSError as error:
-        raise InputError(f"{what} '{str(path)[:300]}' cannot be opened ({error.strerror}).", "Check the path.") from None
+        raise InputError(
+            f"{what} '{str(path)[:300]}' cannot be opened ({error.strerror}).", "Check the path."
+        ) from None
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a pipe would wait for ever, a device never end
-        raise InputError(f"{what} '{path}' is neither a file nor a folder.", "Give a file on disk, not a pipe or a device.")
+        raise InputError(
+            f"{what} '{path}' is neither a file nor a folder.", "Give a file on disk, not a pipe or a device."
+        )
     if not os.access(path, os.R_OK):
-        raise InputError(f"{what} '{path}' may not be read.", "Ask for permission, or copy it to where you may read it.")
+        raise InputError(
+            f"{what} '{path}' may not be read.", "Ask for permission, or copy it to where you may read it."
+        )
     return path

@@ -24,7 +24,13 @@ def local_moments(a: Tensor, b: Tensor, window: int) -> tuple[Tensor, ...]:
     """Local means, variances and covariance over a cube: (mean_a, mean_b, var_a, var_b, cov), variances >= 0."""
     n = a.shape[1]
     mean_a, mean_b, aa, bb, ab = box_mean(torch.cat([a, b, a * a, b * b, a * b], 1), window).split(n, 1)
-    return mean_a, mean_b, (aa - mean_a * mean_a).clamp_min(0), (bb - mean_b * mean_b).clamp_min(0), ab - mean_a * mean_b
+    return (
+        mean_a,
+        mean_b,
+        (aa - mean_a * mean_a).clamp_min(0),
+        (bb - mean_b * mean_b).clamp_min(0),
+        ab - mean_a * mean_b,
+    )
 
 
 def lncc_map(a: Tensor, b: Tensor, window: int = 9, eps: float = 1e-5) -> Tensor:
@@ -62,7 +68,8 @@ def ncc(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor, window: int = 7, mask: Tensor | None = None) -> Tensor:
-    """1 - mean local structural similarity (AD-RegNet eq. 22), cube window, C1 = 0.01^2, C2 = 0.03^2 for [0, 1] data."""
+    """1 - mean local structural similarity (AD-RegNet eq. 22), cube window, C1 = 0.01^2, C2 = 0.03^2 for [0, 1]
+    data."""
     a, b = _full_precision(a, b)
     with _no_autocast(a):
         mean_a, mean_b, var_a, var_b, cov = local_moments(a, b, window)
@@ -153,4 +160,3 @@ def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
 
 #: The similarities a user can name.
 SIMILARITIES = {"lncc": lncc, "mse": mse, "ncc": ncc, "ssim": ssim, "mind": mind_ssd, "mi": mutual_information}
-

@@ -57,7 +57,8 @@ class Result:
         warped_fixed: (D, H, W) on the moving grid.
         jacobian: (D, H, W) on the fixed grid, determinant of the forward map.
         ice_mm: (D, H, W) on the fixed grid, inverse consistency error in mm.
-        uncertainty: (D, H, W) on the fixed grid, mm, or None: the radius that holds 68 % of the errors when it is calibrated.
+        uncertainty: (D, H, W) on the fixed grid, mm, or None: the radius that holds 68 % of the errors when it is
+            calibrated.
         maps: further (D, H, W) maps on the fixed grid by name, for ``--maps``.
         metrics: the numbers, see ``metrics.json`` in the README.
     """
@@ -116,8 +117,9 @@ class _Clock:
         self.progress(stage, self.base + SHARES[self.stage] * min(max(fraction, 0.0), 1.0), message)
 
 
-def register(fixed: Volume, moving: Volume, options: Options = Options(), extras: Extras = Extras(),
-             progress: Progress = silent) -> Result:
+def register(
+    fixed: Volume, moving: Volume, options: Options = Options(), extras: Extras = Extras(), progress: Progress = silent
+) -> Result:
     """Register two volumes symmetrically.
 
     Args:
@@ -140,17 +142,22 @@ def register(fixed: Volume, moving: Volume, options: Options = Options(), extras
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     clock.enter("prepare", "normalising intensities")
-    scans = [working_grid.prepare(volume, mask, device)
-             for volume, mask in ((fixed, extras.fixed_mask), (moving, extras.moving_mask))]
+    scans = [
+        working_grid.prepare(volume, mask, device)
+        for volume, mask in ((fixed, extras.fixed_mask), (moving, extras.moving_mask))
+    ]
     notes = [*fixed.notes, *moving.notes]
     if fixed.grid.same_as(moving.grid) and np.array_equal(fixed.array, moving.array):
         notes.append("fixed and moving are the same image; the result should be the identity")
     clock.enter("align", f"initial alignment: {options.initial}")
-    pose = alignment.align(*scans, options.initial, "mi" if options.metric in ("mi", "mind") else "auto", options.seed,
-                           _guides(extras))
+    pose = alignment.align(
+        *scans, options.initial, "mi" if options.metric in ("mi", "mind") else "auto", options.seed, _guides(extras)
+    )
     if pose.unsure:
-        notes.append(f"the initial alignment is unsure (confidence {pose.confidence:.2f}): another pose fits nearly as "
-                     "well; check the result, or give landmarks or a start transform")
+        notes.append(
+            f"the initial alignment is unsure (confidence {pose.confidence:.2f}): another pose fits nearly as "
+            "well; check the result, or give landmarks or a start transform"
+        )
     clock.enter("method", f"method: {options.method}")
     solver = Solver(scans, pose, options, notes)
     runs = options.extra_runs
@@ -172,10 +179,15 @@ def register(fixed: Volume, moving: Volume, options: Options = Options(), extras
     if doubt:
         clock.move("method", "uncertainty", doubt.seconds)
     progress("output", 1.0, "done")
-    result.metrics.update(method=options.method, preset=options.preset, metric=solver.similarity, device=str(device),
-                          seed=options.seed, peak_memory_gb=round(devices.peak_memory_gb(), 3),
-                          seconds={**{k: round(v, 3) for k, v in clock.seconds.items()},
-                                   "total": round(sum(clock.seconds.values()), 3)})
+    result.metrics.update(
+        method=options.method,
+        preset=options.preset,
+        metric=solver.similarity,
+        device=str(device),
+        seed=options.seed,
+        peak_memory_gb=round(devices.peak_memory_gb(), 3),
+        seconds={**{k: round(v, 3) for k, v in clock.seconds.items()}, "total": round(sum(clock.seconds.values()), 3)},
+    )
     return result
 
 
@@ -195,7 +207,9 @@ def _guides(extras: Extras) -> tuple[np.ndarray, np.ndarray] | None:
     if not extras.guide:
         return None
     if extras.fixed_points is None or extras.moving_points is None:
-        raise InputError("landmarks shall guide the alignment but none were given.", "Add --fixed-points and --moving-points.")
+        raise InputError(
+            "landmarks shall guide the alignment but none were given.", "Add --fixed-points and --moving-points."
+        )
     return extras.fixed_points.points, extras.moving_points.points
 
 
@@ -211,11 +225,20 @@ def _finish(fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver, doub
     jacobian = transforms.jacobian_on(here, fixed.grid)
     ice = transforms.inverse_consistency_on(here, physical.inverse, fixed.grid)
     metrics = {
-        "alignment": {"kind": pose.kind, "confidence": round(pose.confidence, 4), "unsure": pose.unsure,
-                      "similarity": _number(pose.similarity), "measure": pose.measure, "matrix": pose.matrix.tolist()},
-        "quality": {**quality.jacobian_summary(jacobian, content),
-                    **quality.ice_summary(ice, content, float(np.mean(fixed.grid.spacing))),
-                    "inverse_method": pair.inverse_method, "residual_voxel": pair.residual},
+        "alignment": {
+            "kind": pose.kind,
+            "confidence": round(pose.confidence, 4),
+            "unsure": pose.unsure,
+            "similarity": _number(pose.similarity),
+            "measure": pose.measure,
+            "matrix": pose.matrix.tolist(),
+        },
+        "quality": {
+            **quality.jacobian_summary(jacobian, content),
+            **quality.ice_summary(ice, content, float(np.mean(fixed.grid.spacing))),
+            "inverse_method": pair.inverse_method,
+            "residual_voxel": pair.residual,
+        },
         "similarity": _similarities(solver, pair),
         "uncertainty": None if doubt is None else doubt.summary,
         "notes": notes,
@@ -228,8 +251,20 @@ def _finish(fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver, doub
     if doubt is not None:
         notes += doubt.notes
         maps = doubt.maps if solver.options.maps else {}
-    return Result(fixed, moving, physical, pose, warped_moving, warped_fixed, aligned, jacobian, ice, metrics,
-                  None if doubt is None else doubt.mm, maps)
+    return Result(
+        fixed,
+        moving,
+        physical,
+        pose,
+        warped_moving,
+        warped_fixed,
+        aligned,
+        jacobian,
+        ice,
+        metrics,
+        None if doubt is None else doubt.mm,
+        maps,
+    )
 
 
 def _similarities(solver: Solver, pair: FieldPair) -> dict:
@@ -254,24 +289,35 @@ def _evaluated(extras: Extras, physical: TransformPair) -> dict:
 def _labels(extras: Extras, physical: TransformPair) -> dict | None:
     if extras.fixed_labels is None or extras.moving_labels is None:
         return None
-    tables = {name: quality.label_overlap(extras.fixed_labels, extras.moving_labels, through)
-              for name, through in (("before", np.eye(4)), ("aligned", physical.matrix), ("after", physical.forward))}
+    tables = {
+        name: quality.label_overlap(extras.fixed_labels, extras.moving_labels, through)
+        for name, through in (("before", np.eye(4)), ("aligned", physical.matrix), ("after", physical.forward))
+    }
     labels = sorted(set().union(*tables.values()))
-    return {**{f"mean_{name}": quality.mean(table) for name, table in tables.items()},
-            "per_label": {str(n): {name: table.get(n, 0.0) for name, table in tables.items()} for n in labels}}
+    return {
+        **{f"mean_{name}": quality.mean(table) for name, table in tables.items()},
+        "per_label": {str(n): {name: table.get(n, 0.0) for name, table in tables.items()} for n in labels},
+    }
 
 
 def _landmarks(extras: Extras, physical: TransformPair) -> dict | None:
     if extras.fixed_points is None or extras.moving_points is None:
         return None
     points = extras.fixed_points.points, extras.moving_points.points
-    before, aligned, after = (quality.target_registration_error(t, *points)
-                              for t in (np.eye(4), physical.matrix, physical.forward))
-    return {"count": len(after), "mean_before_mm": float(before.mean()), "mean_aligned_mm": float(aligned.mean()),
-            "mean_after_mm": float(after.mean()), "p95_after_mm": float(np.percentile(after, 95)),
-            "labels": list(extras.fixed_points.labels), "before_mm": before.tolist(), "after_mm": after.tolist()}
+    before, aligned, after = (
+        quality.target_registration_error(t, *points) for t in (np.eye(4), physical.matrix, physical.forward)
+    )
+    return {
+        "count": len(after),
+        "mean_before_mm": float(before.mean()),
+        "mean_aligned_mm": float(aligned.mean()),
+        "mean_after_mm": float(after.mean()),
+        "p95_after_mm": float(np.percentile(after, 95)),
+        "labels": list(extras.fixed_points.labels),
+        "before_mm": before.tolist(),
+        "after_mm": after.tolist(),
+    }
 
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 5)
-

@@ -1,13 +1,14 @@
 """Commands under faults: each in a forked child of one warm process, so that a hundred cost little.
 
-stdin: ``{"result_of": [words] or null, "cases": [{"words": [...], "fault": {...} or null, "cached": bool, "keep": [...]}, ...]}``.
+stdin: ``{"result_of": [words] or null, "cases": [{"words": [...], "fault": {...} or null, "cached": bool, "keep":
+[...]}, ...]}``.
 stdout: a JSON list of ``{"code", "signal", "stderr"}``. A ``cached`` case does not compute: it writes what the command
 ``result_of`` computed, so that only the writing is under test. ``keep``: [folder, copy], made when the child has ended.
 
 Faults: ``{"kind": "signal", "number", "at", "count"}`` sends a signal before the count-th ``replace`` (a file gets its
-final name), at the count-th ``half`` (a file is half written), ``append`` (a training step is over) or ``checkpoint`` (a
-checkpoint is half written); ``{"kind": "errno", "number", "at", "count"}`` fails there; ``fsize`` and ``memory`` limit
-the size of files and the memory that may be taken beyond the present; ``clock`` lets the time of day jump.
+final name), at the count-th ``half`` (a file is half written), ``append`` (a training step is over) or ``checkpoint``
+(a checkpoint is half written); ``{"kind": "errno", "number", "at", "count"}`` fails there; ``fsize`` and ``memory``
+limit the size of files and the memory that may be taken beyond the present; ``clock`` lets the time of day jump.
 """
 
 from __future__ import annotations
@@ -35,8 +36,16 @@ def main() -> None:
     # A shell that starts tests in the background has them ignore Ctrl-C; here it is what is under test.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     asked = json.load(sys.stdin)
-    for name in ("jobs.register", "jobs.apply", "jobs.evaluate", "report.page", "report.rows", "training.loop", "registration.inference",
-                 "registration.optimisers.syn"):
+    for name in (
+        "jobs.register",
+        "jobs.apply",
+        "jobs.evaluate",
+        "report.page",
+        "report.rows",
+        "training.loop",
+        "registration.inference",
+        "registration.optimisers.syn",
+    ):
         importlib.import_module(f"SymRegistrationLib.{name}")
     import torch
 
@@ -55,8 +64,8 @@ def main() -> None:
 
 def _computed(words: list[str]) -> Any:
     """What ``symreg register`` with these words computes; it also writes."""
-    from SymRegistrationLib.jobs import register as outputs
     from SymRegistrationLib.commands.cli import main as symreg
+    from SymRegistrationLib.jobs import register as outputs
 
     found = []
     register = outputs.register
@@ -92,13 +101,16 @@ def _child(case: dict, result: Any) -> dict:
         _, status = os.waitpid(child, 0)
         if "keep" in case and Path(case["keep"][0]).exists():
             shutil.copytree(*case["keep"])
-        return {"code": os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else None,
-                "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None, "stderr": said}
+        return {
+            "code": os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else None,
+            "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
+            "stderr": said,
+        }
 
 
 def _faulty(case: dict, result: Any) -> int:
-    from SymRegistrationLib.jobs import register as outputs
     from SymRegistrationLib.commands.cli import main as symreg
+    from SymRegistrationLib.jobs import register as outputs
 
     if result is not None:
         outputs.register = lambda *arguments, **named: result

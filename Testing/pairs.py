@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib import fields, losses
+from SymRegistrationLib.geometry.grid import Grid
 
 SEED = 20240917
 
@@ -26,7 +26,8 @@ def phantom(shape=(32, 32, 32), seed: int = SEED) -> torch.Tensor:
 
 
 def known_pair(shape=(32, 32, 32), size: float = 4.0, sigma: float = 6.0, seed: int = SEED):
-    """(moving, fixed, u): ``fixed = moving o (id + u)``, u smooth, its largest vector in the phantom ``size`` voxels long."""
+    """(moving, fixed, u): ``fixed = moving o (id + u)``, u smooth, its largest vector in the phantom ``size`` voxels
+    long."""
     generator = torch.Generator().manual_seed(seed + 1)
     u = fields.gaussian(torch.randn((1, 3, *shape), generator=generator), sigma)
     u = u * (size / fields.square_sum(u).sqrt()[_radius(shape) < 1].max())
@@ -71,7 +72,9 @@ def overfit(network, moving, fixed, steps: int, rate: float):
 def scan(shape=(32, 36, 30), shift=0.0, spacing=3.0):
     """A bright bent body with structure, and its grid."""
     grid = Grid.centred(shape, spacing, (5.0, -3.0, 10.0))
-    x, y, z = np.moveaxis(grid.points(np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)) - grid.centre, -1, 0)
+    x, y, z = np.moveaxis(
+        grid.points(np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)) - grid.centre, -1, 0
+    )
     x = x - shift - 2 * np.sin(y / 15) * (shift > 0)
     radius = np.sqrt((x / 30) ** 2 + (y / 38) ** 2 + (z / 33) ** 2)
     body = 600 / (1 + np.exp(12 * (radius - 1))) * (1 + 0.4 * np.sin(x / 7 + 1) * np.cos(y / 8) * np.sin(z / 9 + 0.5))

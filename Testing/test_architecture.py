@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "SymRegistrationLib"
 
-#: Every room with the rooms it may import from, at any depth and inside functions too. A room may always use its own files.
-#: This is the only floor plan; it is acyclic, which a test checks.
+#: Every room with the rooms it may import from, at any depth and inside functions too. A room may always use its own
+#: files. This is the only floor plan; it is acyclic, which a test checks.
 PLAN = {
     "__init__": {"job", "geometry", "pipeline"},
     "__main__": {"commands"},
@@ -26,15 +26,58 @@ PLAN = {
     "uncertainty": {"job", "fields", "losses", "geometry", "networks", "registration", "quality"},
     "pipeline": {"job", "fields", "geometry", "registration", "quality", "uncertainty"},
     "report": {"job", "console", "geometry", "quality"},
-    "training": {"job", "console", "files", "fields", "losses", "geometry", "networks", "registration", "quality", "report"},
+    "training": {
+        "job",
+        "console",
+        "files",
+        "fields",
+        "losses",
+        "geometry",
+        "networks",
+        "registration",
+        "quality",
+        "report",
+    },
     "jobs": {"job", "console", "files", "geometry", "networks", "registration", "quality", "pipeline", "report"},
-    "cohort": {"job", "console", "files", "geometry", "registration", "quality", "pipeline", "report", "training", "jobs"},
-    "commands": {"job", "console", "files", "geometry", "registration", "quality", "pipeline", "report",
-                 "training", "jobs", "cohort"},
+    "cohort": {
+        "job",
+        "console",
+        "files",
+        "geometry",
+        "registration",
+        "quality",
+        "pipeline",
+        "report",
+        "training",
+        "jobs",
+    },
+    "commands": {
+        "job",
+        "console",
+        "files",
+        "geometry",
+        "registration",
+        "quality",
+        "pipeline",
+        "report",
+        "training",
+        "jobs",
+        "cohort",
+    },
 }
 #: What the Slicer module may import: it starts without torch and SimpleITK, and so do these.
 FOR_SLICER = {"job", "geometry.grid", "cohort.table"}
-ALLOWED_OUTSIDE = {"torch", "numpy", "SimpleITK", "safetensors", "psutil", "nibabel", "tqdm", "tensorboard", "distributed"}
+ALLOWED_OUTSIDE = {
+    "torch",
+    "numpy",
+    "SimpleITK",
+    "safetensors",
+    "psutil",
+    "nibabel",
+    "tqdm",
+    "tensorboard",
+    "distributed",
+}
 FORBIDDEN = {"slicer", "qt", "ctk", "vtk", "PySide6", "vtkmodules", "slicer_core", "pickle"}
 
 
@@ -97,7 +140,11 @@ def test_rooms_import_only_what_the_plan_allows():
 
 def test_networks_do_not_import_each_other():
     for path in (LIBRARY / "networks").glob("*.py"):
-        siblings = [module for module, ours in imports(path) if ours and module.startswith("networks.") and path.stem != "__init__"]
+        siblings = [
+            module
+            for module, ours in imports(path)
+            if ours and module.startswith("networks.") and path.stem != "__init__"
+        ]
         assert all(module.split(".")[1].startswith("_") for module in siblings), path.name
 
 
@@ -112,8 +159,13 @@ def test_the_library_knows_no_slicer_and_few_packages():
 def test_the_slicer_module_uses_only_what_needs_no_torch():
     for path in (ROOT / "SymRegistration").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else \
-                [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            modules = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
             for module in modules:
                 top, _, rest = module.partition(".")
                 assert top not in ("torch", "SimpleITK"), f"{path.name} imports {module}"
@@ -122,9 +174,11 @@ def test_the_slicer_module_uses_only_what_needs_no_torch():
 
 def test_importing_the_library_and_asking_for_help_loads_no_torch():
     modules = "".join(f", SymRegistrationLib.{name}" for name in sorted(FOR_SLICER))
-    code = (f"import sys, SymRegistrationLib{modules}; from SymRegistrationLib.commands import cli\n"
-            "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
-            "heavy = {'torch', 'SimpleITK'} & set(sys.modules)\nassert not heavy, heavy")
+    code = (
+        f"import sys, SymRegistrationLib{modules}; from SymRegistrationLib.commands import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'SimpleITK'} & set(sys.modules)\nassert not heavy, heavy"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
@@ -147,7 +201,10 @@ def test_everything_public_says_what_it_is():
         if not ast.get_docstring(tree):
             wrong.append(path.name)
         for node in tree.body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") \
-                    and not ast.get_docstring(node):
+            if (
+                isinstance(node, (ast.FunctionDef, ast.ClassDef))
+                and not node.name.startswith("_")
+                and not ast.get_docstring(node)
+            ):
                 wrong.append(f"{path.name}: {node.name}")
     assert not wrong, "\n".join(wrong)

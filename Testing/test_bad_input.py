@@ -15,7 +15,8 @@ import pytest
 from SymRegistrationLib.commands.cli import main
 
 ROOT = Path(__file__).parents[1]
-#: What may be awaited of every scan, in every role. ``file => words of the refusal``; the file's name must be in it too.
+#: What may be awaited of every scan, in every role. ``file => words of the refusal``; the file's name must be in it
+#: too.
 SCANS = """
 sizeof.nii => no NIfTI file
 magic.nii => no NIfTI file
@@ -131,22 +132,34 @@ def _cases():
         pair = ("{bad}/" + name, "{moving}") if k % 2 else ("{fixed}", "{bad}/" + name)
         yield f"register {pair[0]} {pair[1]} -o {{out}} --preset fast", said
     for prefix, text in (
-        ("apply {bad}/", """
+        (
+            "apply {bad}/",
+            """
             {none} --reference {fixed} --transform {good}/forward.h5 -o {tmp}/x.nii.gz => does not exist
             {cut} --reference {fixed} --transform {good}/forward.h5 -o {tmp}/x.nii.gz => damaged
             {huge} --reference {fixed} --transform {good}/forward.h5 -o {tmp}/x.nii.gz => declares
             {complex} --labels --reference {fixed} --transform {good}/forward.h5 -o {tmp}/x.nii.gz => complex
             {halves} --labels --reference {fixed} --transform {good}/forward.h5 -o {tmp}/x.nii.gz => not whole numbers
             {biglabels} --labels --reference {fixed} --transform {good}/forward.h5 -o {tmp}/x.nii.gz => too large
-            """.replace("{none}", "none.nii").replace("{cut}", "cut.nii.gz").replace("{huge}", "huge.mha").replace(
-                "{complex}", "complex.nii").replace("{halves}", "halves.nii.gz").replace("{biglabels}", "big_labels.nii.gz")),
-        ("apply {moving} --transform {good}/forward.h5 -o {tmp}/x.nii.gz --reference {bad}/", """
+            """.replace("{none}", "none.nii")
+            .replace("{cut}", "cut.nii.gz")
+            .replace("{huge}", "huge.mha")
+            .replace("{complex}", "complex.nii")
+            .replace("{halves}", "halves.nii.gz")
+            .replace("{biglabels}", "big_labels.nii.gz"),
+        ),
+        (
+            "apply {moving} --transform {good}/forward.h5 -o {tmp}/x.nii.gz --reference {bad}/",
+            """
             none.nii => does not exist
             zero_spacing.nii => voxel size
             flat.nii => 2-D
             pipe.nii => neither a file nor a folder
-            """),
-        ("apply {good}/moving.csv --transform {good}/forward.h5 --points -o {tmp}/", """
+            """,
+        ),
+        (
+            "apply {good}/moving.csv --transform {good}/forward.h5 --points -o {tmp}/",
+            """
             x.txt => no known ending
             x => no known ending
             nofolder/x.csv => does not exist
@@ -154,8 +167,11 @@ def _cases():
             x.csv --inverse {bad}/cut.h5 => could not be read
             x.csv --from sideways => invalid choice
             x.csv --interpolation linear => not for points
-            """),
-        ("apply {moving} --transform {good}/forward.h5 ", """
+            """,
+        ),
+        (
+            "apply {moving} --transform {good}/forward.h5 ",
+            """
             -o {tmp}/x.nii.gz => no reference image
             --reference {fixed} => required: -o
             --reference {fixed} -o {tmp}/x.jpg => no known ending
@@ -164,9 +180,14 @@ def _cases():
             --reference {fixed} -o {tmp}/x.nii.gz --interpolation cubic => not for image
             --reference {fixed} -o {tmp}/x.nii.gz --labels --interpolation linear => not for labels
             --reference {fixed} -o {tmp}/x.nii.gz --labels --points => not allowed with
-            """),
-        (IMAGE, TRANSFORMS), (SCORE, TRANSFORMS), (POINTS, TRANSFORMS + "zero.tfm => has no inverse\n"),
-        ("evaluate ", """
+            """,
+        ),
+        (IMAGE, TRANSFORMS),
+        (SCORE, TRANSFORMS),
+        (POINTS, TRANSFORMS + "zero.tfm => has no inverse\n"),
+        (
+            "evaluate ",
+            """
             --fixed {bad}/cut.nii --transform {good}/forward.h5 => cut off
             --transform {good}/affine.tfm => Add --fixed
             --fixed {fixed} => nothing to evaluate
@@ -181,8 +202,11 @@ def _cases():
             --transform {good}/forward.h5 --inverse {bad}/text.h5 => could not be read
             --transform {good}/forward.h5 -o {tmp} => cannot be written
             --transform {good}/forward.h5 -o {tmp}/no/x.json => does not exist
-            """),
-        (PAIR_OF_POINTS, """
+            """,
+        ),
+        (
+            PAIR_OF_POINTS,
+            """
             empty.csv => holds no points
             header.csv => holds no points
             columns.csv => no coordinate columns
@@ -210,8 +234,11 @@ def _cases():
             quote.csv => not a table
             folder => could not be read as text
             pipe.nii => neither a file nor a folder
-            """),
-        (REGISTER, """
+            """,
+        ),
+        (
+            REGISTER,
+            """
             --initial {bad}/empty.h5 => could not be read
             --initial {bad}/cut.h5 => could not be read
             --initial {good}/forward.h5 => is not linear
@@ -263,8 +290,11 @@ def _cases():
             --porridge => unrecognized arguments
             extra => unrecognized arguments
             --job {bad}/job_cut.json => Give one of them
-            """),
-        ("", """
+            """,
+        ),
+        (
+            "",
+            """
             register {fixed} => missing: MOVING
             register => missing: FIXED
             register {fixed} {moving} => missing: -o DIR
@@ -276,8 +306,11 @@ def _cases():
             porridge => invalid choice
             apply => required
             methods extra => unrecognized arguments
-            """),
-        (JOB, """
+            """,
+        ),
+        (
+            JOB,
+            """
             unknown.json => unknown field 'speed'
             missing.json => has no 'moving'
             type.json => 'fixed' in the job must be text
@@ -306,9 +339,12 @@ def _cases():
             binary.json => is not JSON
             number.json => is not JSON
             gone.json => does not exist
-            """),
+            """,
+        ),
         ("register --job ", "{bad}/folder => is a folder\n{bad}/pipe.nii => neither a file"),
-        (NETWORK, """
+        (
+            NETWORK,
+            """
             empty.safetensors => not a complete safetensors file
             text.safetensors => not a complete safetensors file
             trap.safetensors => not a complete safetensors file
@@ -336,14 +372,20 @@ def _cases():
             shape.safetensors => should be
             gone.safetensors => does not exist
             folder.safetensors => no weights file
-            """),
-        (REGISTER + "--method hsyn --weights {net} ", """
+            """,
+        ),
+        (
+            REGISTER + "--method hsyn --weights {net} ",
+            """
             --option porridge=3 => porridge
             --option size=[1] => size is [1]
             --option size=published => of size small, not published
             --option finest=7 => finest is 7
-            """),
-        ("train -o {out} ", """
+            """,
+        ),
+        (
+            "train -o {out} ",
+            """
             --iterations 3 => required: --method
             --method magic => no method 'magic'
             --method syn => no method 'syn'
@@ -382,8 +424,11 @@ def _cases():
             --method hsyn --start {bad}/gone.safetensors => does not exist
             --method hsyn --labels {bad}/gone => does not exist
             --method hsyn --labels {bad}/folder => holds no label map
-            """),
-        (TRAIN + "--data ", """
+            """,
+        ),
+        (
+            TRAIN + "--data ",
+            """
             {bad}/gone => does not exist
             {bad}/folder => holds no scan
             {bad}/pipe.nii => neither a file nor a folder
@@ -401,9 +446,12 @@ def _cases():
             {bad}/t_wide.csv => is not a table
             {scans} --validation 2 => validation is 2
             {scans} --validation nobody => names 'nobody'
-            """),
+            """,
+        ),
         ("train --method hsyn --iterations 3 -o ", "{fixed} => cannot be written\n{fixed}/below => cannot be written"),
-        ("batch -o {out} {bad}/", """
+        (
+            "batch -o {out} {bad}/",
+            """
             gone.csv => does not exist
             pipe.nii => neither a file nor a folder
             b_empty.csv => is empty
@@ -434,8 +482,11 @@ def _cases():
             b_wide.csv => not CSV
             b_binary.csv => b_binary.csv
             folder => holds no scan
-            """),
-        ("batch {scans} -o {out} ", """
+            """,
+        ),
+        (
+            "batch {scans} -o {out} ",
+            """
             --workers 0 => --workers is '0'
             --workers many => --workers is 'many'
             --timeout 0 => --timeout is 0
@@ -446,28 +497,40 @@ def _cases():
             --pairs some => invalid choice
             --seed -1 => seed is -1
             --spacing inf => spacing is inf
-            """),
-        ("batch {good}/pairs.csv -o {out} ", """
+            """,
+        ),
+        (
+            "batch {good}/pairs.csv -o {out} ",
+            """
             --scheduler nowhere => nowhere
             --pairs all => is for folders
             --suffix T1w => is for folders
             --save-table {tmp}/x.csv => is for folders
             --device toaster => device 'toaster'
             --method hsyn --weights {bad}/cut.safetensors => not a complete safetensors file
-            """),
+            """,
+        ),
         ("batch {good}/pairs.csv -o ", "{fixed} => fixed.nii.gz\n{fixed}/below => fixed.nii.gz"),
-        ("group {scans} -o {out} ", """
+        (
+            "group {scans} -o {out} ",
+            """
             --method syn => required: --to
             --to {bad}/gone.nii => does not exist
             --to {bad}/cut.nii.gz => cut off
             --to {fixed} --intensities loud => invalid choice
-            """),
-        ("group --to {fixed} -o {out} ", """
+            """,
+        ),
+        (
+            "group --to {fixed} -o {out} ",
+            """
             {bad}/gone => does not exist
             {bad}/folder => holds no scan
             {bad}/b_unknown.csv => unknown column
-            """),
-        ("propagate {fixed} -o {out} ", """
+            """,
+        ),
+        (
+            "propagate {fixed} -o {out} ",
+            """
             --fusion magic => invalid choice
             --atlas {moving} => expected 2 arguments
             --atlas {moving} {bad}/gone.nii => does not exist
@@ -475,8 +538,12 @@ def _cases():
             --atlases {bad}/b_empty.csv => is empty
             --atlases {bad}/b_unknown.csv => column
             --seed 0 => atlas
-            """),
-        (DEMO, "extra => unrecognized arguments\n--preset slow => invalid choice\n--seed -1 => seed is -1\n--seed x => invalid int"),
+            """,
+        ),
+        (
+            DEMO,
+            "extra => unrecognized arguments\n--preset slow => invalid choice\n--seed -1 => seed is -1\n--seed x => invalid int",
+        ),
         ("demo -o ", "{fixed} => is a file\n{fixed}/below => cannot be written"),
     ):
         yield from _lines(prefix, text)
@@ -537,26 +604,62 @@ def test_the_corpus_is_as_large_as_it_claims():
     assert len(CASES) > 250 and len({words for words, _ in CASES}) == len(CASES)
 
 
-# ---------------------------------------------------------------------------------------------- what is not asked for by words
+# ---------------------------------------------------------------------------------------------- what is not asked for
+# by words
 
 
 def test_a_huge_size_is_refused_before_anything_is_allocated(names):
     """In a process that may take half a gigabyte more than it has after its imports."""
     files = ["huge.nii", "huge.nii.gz", "huge.nrrd", "huge.mha", "huge.mhd", "huge.mgh", "huge.mgz"]
-    runs = [["register", str(names["bad"] / name), str(names["moving"]), "-o", str(names["bad"] / "out")] for name in files]
-    runs += [["apply", str(names["moving"]), "--transform", str(names["bad"] / name), "--reference", str(names["fixed"]),
-              "-o", str(names["bad"] / "x.nii.gz")] for name in ("huge_field.nii", "huge_field.nrrd")]
-    runs += [["register", str(names["fixed"]), str(names["moving"]), "-o", str(names["bad"] / "out"), "--method", "hsyn",
-              "--weights", str(names["bad"] / "long_header.safetensors")]]
-    code = ("import json, resource, sys\nimport psutil\nfrom SymRegistrationLib.jobs import register, apply\nfrom SymRegistrationLib import networks\nfrom SymRegistrationLib.registration import inference\n"
-            "from SymRegistrationLib.commands.cli import main\nnetworks.names()\n"
-            "resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2**29,) * 2)\n"
-            "sys.exit(max(abs(main(words) - 2) for words in json.load(sys.stdin)))")
-    done = subprocess.run([sys.executable, "-c", code], input=json.dumps(runs), cwd=ROOT, capture_output=True, text=True,
-                          check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    runs = [
+        ["register", str(names["bad"] / name), str(names["moving"]), "-o", str(names["bad"] / "out")] for name in files
+    ]
+    runs += [
+        [
+            "apply",
+            str(names["moving"]),
+            "--transform",
+            str(names["bad"] / name),
+            "--reference",
+            str(names["fixed"]),
+            "-o",
+            str(names["bad"] / "x.nii.gz"),
+        ]
+        for name in ("huge_field.nii", "huge_field.nrrd")
+    ]
+    runs += [
+        [
+            "register",
+            str(names["fixed"]),
+            str(names["moving"]),
+            "-o",
+            str(names["bad"] / "out"),
+            "--method",
+            "hsyn",
+            "--weights",
+            str(names["bad"] / "long_header.safetensors"),
+        ]
+    ]
+    code = (
+        "import json, resource, sys\nimport psutil\nfrom SymRegistrationLib.jobs import register, apply\nfrom SymRegistrationLib import networks\nfrom SymRegistrationLib.registration import inference\n"
+        "from SymRegistrationLib.commands.cli import main\nnetworks.names()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2**29,) * 2)\n"
+        "sys.exit(max(abs(main(words) - 2) for words in json.load(sys.stdin)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(runs),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     lines = done.stderr.splitlines()
     assert done.returncode == 0 and len(lines) == len(runs), done.stderr
-    assert all("memory" not in line and "declares" in line or "cut off" in line or "not a complete" in line for line in lines)
+    assert all(
+        "memory" not in line and "declares" in line or "cut off" in line or "not a complete" in line for line in lines
+    )
 
 
 def test_a_file_that_may_not_be_read_is_named(names, tmp_path, capfd, monkeypatch):
@@ -572,7 +675,16 @@ def test_names_with_spaces_and_letters_of_all_kinds_are_no_bad_input(names, tmp_
     folder.mkdir()
     scan = folder / "a b'c\"d é.nii.gz"
     scan.write_bytes(names["fixed"].read_bytes())
-    words = ["apply", str(scan), "--transform", str(names["good"] / "forward.h5"), "--reference", str(scan), "-o", str(folder / "é x.nii.gz")]
+    words = [
+        "apply",
+        str(scan),
+        "--transform",
+        str(names["good"] / "forward.h5"),
+        "--reference",
+        str(scan),
+        "-o",
+        str(folder / "é x.nii.gz"),
+    ]
     assert main(words) == 0 and (folder / "é x.nii.gz").stat().st_size > 500, capfd.readouterr().err
 
 
@@ -580,33 +692,60 @@ def test_names_with_spaces_and_letters_of_all_kinds_are_no_bad_input(names, tmp_
 
 _JOB = {"fixed": "a", "moving": "b", "output": "c"}
 LINES = [
-    (b"", "not JSON"), (b"null", "not a JSON object"), (b"3", "not a JSON object"), (b'"register"', "not a JSON object"),
-    (b"[]", "not a JSON object"), (b"{", "not JSON"), (b"{}}", "not JSON"), (b"[" * 100_000, "not JSON"),
-    (b'{"a":' * 50_000, "not JSON"), (b"\xff\xfe\x00", "not JSON"), (b"\0", "longer than"), (b"GET / HTTP/1.1", "not JSON"),
-    (b'{"id": 1e999, "command": "nothing"}', "unknown command"), (b"{}", "unknown command None"),
-    ({"command": None}, "unknown command None"), ({"command": "REGISTER"}, "unknown command"), ({"command": ["ping"]}, "unknown command"),
-    ({"command": "__init__"}, "unknown command"), ({"command": "error"}, "unknown command"), ({"command": "ping", "job": {}}, "unknown field"),
-    ({"command": "methods", "outputs": []}, "unknown field"), ({"command": "shutdown", "now": True}, "unknown field"),
-    ({"command": "register"}, "must be a JSON object"), ({"command": "register", "job": None}, "must be a JSON object"),
-    ({"command": "register", "job": [1]}, "must be a JSON object"), ({"command": "register", "job": {}}, "has no 'fixed'"),
-    ({"command": "register", "job": {**_JOB, "output": 3}}, "must be text"), ({"command": "register", "job": {**_JOB, "x": 3}}, "unknown field"),
+    (b"", "not JSON"),
+    (b"null", "not a JSON object"),
+    (b"3", "not a JSON object"),
+    (b'"register"', "not a JSON object"),
+    (b"[]", "not a JSON object"),
+    (b"{", "not JSON"),
+    (b"{}}", "not JSON"),
+    (b"[" * 100_000, "not JSON"),
+    (b'{"a":' * 50_000, "not JSON"),
+    (b"\xff\xfe\x00", "not JSON"),
+    (b"\0", "longer than"),
+    (b"GET / HTTP/1.1", "not JSON"),
+    (b'{"id": 1e999, "command": "nothing"}', "unknown command"),
+    (b"{}", "unknown command None"),
+    ({"command": None}, "unknown command None"),
+    ({"command": "REGISTER"}, "unknown command"),
+    ({"command": ["ping"]}, "unknown command"),
+    ({"command": "__init__"}, "unknown command"),
+    ({"command": "error"}, "unknown command"),
+    ({"command": "ping", "job": {}}, "unknown field"),
+    ({"command": "methods", "outputs": []}, "unknown field"),
+    ({"command": "shutdown", "now": True}, "unknown field"),
+    ({"command": "register"}, "must be a JSON object"),
+    ({"command": "register", "job": None}, "must be a JSON object"),
+    ({"command": "register", "job": [1]}, "must be a JSON object"),
+    ({"command": "register", "job": {}}, "has no 'fixed'"),
+    ({"command": "register", "job": {**_JOB, "output": 3}}, "must be text"),
+    ({"command": "register", "job": {**_JOB, "x": 3}}, "unknown field"),
     ({"command": "register", "job": {**_JOB, "options": {"seed": 1.5}}}, "a whole number"),
     ({"command": "register", "job": {**_JOB, "options": {"memory_gb": "all"}}}, "a number"),
     ({"command": "register", "job": {**_JOB, "fixed": "a\0b"}}, "the path of fixed"),
     ({"command": "register", "job": {**_JOB, "fixed": "x" * 70_000}}, "cannot be opened"),
     ({"command": "register", "job": {**_JOB, "output": "x" * 70_000}}, "cannot be written"),
     ({"command": "register", "job": {**_JOB, "output": " "}}, "the path of output"),
-    ({"command": "register", "job": _JOB, "outputs": "forward"}, "'outputs'"), ({"command": "register", "job": _JOB, "outputs": [3]}, "'outputs'"),
+    ({"command": "register", "job": _JOB, "outputs": "forward"}, "'outputs'"),
+    ({"command": "register", "job": _JOB, "outputs": [3]}, "'outputs'"),
     ({"command": "register", "job": _JOB, "outputs": [["forward"]]}, "'outputs'"),
-    ({"command": "register", "job": _JOB, "outputs": ["../forward"]}, "'outputs'"), ({"command": "register", "job": _JOB}, "does not exist"),
-    ({"command": "apply"}, "apply request"), ({"command": "apply", "arguments": []}, "apply request"),
+    ({"command": "register", "job": _JOB, "outputs": ["../forward"]}, "'outputs'"),
+    ({"command": "register", "job": _JOB}, "does not exist"),
+    ({"command": "apply"}, "apply request"),
+    ({"command": "apply", "arguments": []}, "apply request"),
     ({"command": "apply", "arguments": {"input": "a"}}, "apply request"),
     ({"command": "apply", "arguments": {"input": 1, "transform": "b", "output": "c.csv"}}, "must be text"),
     ({"command": "apply", "arguments": {"input": "a", "transform": "b", "output": "c.csv", "kind": "soup"}}, "kind is"),
-    ({"command": "apply", "arguments": {"input": "a\0", "transform": "b", "output": "c.csv", "kind": "points"}}, "the path of points"),
-    ({"command": "evaluate"}, "evaluate request"), ({"command": "evaluate", "arguments": {}}, "nothing to evaluate"),
-    ({"command": "evaluate", "arguments": {"transform": {}}}, "must be text"), ({"command": "evaluate", "arguments": {"taste": "good"}}, "evaluate request"),
-    ({"command": "report"}, "report request"), ({"command": "report", "arguments": {"path": "a", "b": 1}}, "report request"),
+    (
+        {"command": "apply", "arguments": {"input": "a\0", "transform": "b", "output": "c.csv", "kind": "points"}},
+        "the path of points",
+    ),
+    ({"command": "evaluate"}, "evaluate request"),
+    ({"command": "evaluate", "arguments": {}}, "nothing to evaluate"),
+    ({"command": "evaluate", "arguments": {"transform": {}}}, "must be text"),
+    ({"command": "evaluate", "arguments": {"taste": "good"}}, "evaluate request"),
+    ({"command": "report"}, "report request"),
+    ({"command": "report", "arguments": {"path": "a", "b": 1}}, "report request"),
     ({"command": "report", "arguments": {"path": "x.html"}}, "no registration to report on"),
 ]
 

@@ -21,21 +21,34 @@ import pytest
 import SimpleITK as sitk
 from safetensors.numpy import load_file
 
-from SymRegistrationLib.jobs.register import PARTIAL, sweep
 from SymRegistrationLib.geometry.transforms import read_transform
 from SymRegistrationLib.geometry.volumes import read_volume
+from SymRegistrationLib.jobs.register import PARTIAL, sweep
 
 ROOT = Path(__file__).parents[1]
-FILES = {"forward.h5", "inverse.h5", "warped_moving.nii.gz", "warped_fixed.nii.gz", "jacobian.nii.gz", "inverse_consistency.nii.gz",
-         "metrics.json"}
+FILES = {
+    "forward.h5",
+    "inverse.h5",
+    "warped_moving.nii.gz",
+    "warped_fixed.nii.gz",
+    "jacobian.nii.gz",
+    "inverse_consistency.nii.gz",
+    "metrics.json",
+}
 KILL, TERM, INT = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGINT)
 
 
 def drive(cases: list[dict], result_of: list[str] | None = None) -> list[dict]:
     """Every case in a child of one process; see fault_driver."""
-    done = subprocess.run([sys.executable, str(ROOT / "Testing" / "fault_driver.py")], cwd=ROOT, text=True, capture_output=True,
-                          input=json.dumps({"result_of": result_of, "cases": cases}), check=False,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "Testing" / "fault_driver.py")],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        input=json.dumps({"result_of": result_of, "cases": cases}),
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -47,8 +60,20 @@ def scans(tmp_path_factory):
 
 
 def register(scans, out, *more: str) -> list[str]:
-    return ["register", str(scans["fixed"]), str(scans["moving"]), "-o", str(out), "--preset", "fast", "--threads", "1", "-q",
-            "--no-report", *more]
+    return [
+        "register",
+        str(scans["fixed"]),
+        str(scans["moving"]),
+        "-o",
+        str(out),
+        "--preset",
+        "fast",
+        "--threads",
+        "1",
+        "-q",
+        "--no-report",
+        *more,
+    ]
 
 
 def content(folder: Path) -> dict:
@@ -84,7 +109,9 @@ def one_line(stderr: str) -> str:
 
 HALVES = [{"kind": "signal", "number": KILL, "at": "half", "count": k} for k in (1, 2, 4, 6)]
 RENAMES = [{"kind": "signal", "number": KILL, "at": "replace", "count": k} for k in (1, 2, 4, 7)]
-STOPS = [{"kind": "signal", "number": number, "at": "replace", "count": k} for number, k in ((TERM, 1), (INT, 3), (TERM, 7))]
+STOPS = [
+    {"kind": "signal", "number": number, "at": "replace", "count": k} for number, k in ((TERM, 1), (INT, 3), (TERM, 7))
+]
 HALF_STOPS = [{"kind": "signal", "number": number, "at": "half", "count": k} for number, k in ((TERM, 1), (INT, 5))]
 CLOSED = [{"kind": "errno", "number": errno.EACCES, "at": "replace", "count": k} for k in (1, 4)]
 FULL = [{"kind": "fsize", "bytes": n} for n in (500, 4_000, 60_000, 105_000)]
@@ -99,22 +126,34 @@ def struck(scans, tmp_path_factory):
     cases, again = [], []
     for k, fault in enumerate(FAULTS):
         words = register(scans, folder / str(k))
-        cases.append({"words": words, "fault": fault, "cached": True, "keep": [str(folder / str(k)), str(folder / f"{k}.kept")]})
+        cases.append(
+            {"words": words, "fault": fault, "cached": True, "keep": [str(folder / str(k)), str(folder / f"{k}.kept")]}
+        )
         again.append({"words": words, "cached": True})
     answers = drive([*cases, *again], register(scans, folder / "whole"))
-    answers, again = answers[:len(cases)], answers[len(cases):]
+    answers, again = answers[: len(cases)], answers[len(cases) :]
     places = [folder / f"{k}.kept" for k in range(len(cases))]
     states = [sorted(path.name for path in place.iterdir()) if place.exists() else None for place in places]
     kept = [content(place) if state else {} for place, state in zip(places, states)]
-    return folder, content(folder / "whole"), {json.dumps(fault): (folder / str(k), answers[k], states[k], kept[k], again[k])
-                                              for k, fault in enumerate(FAULTS)}
+    return (
+        folder,
+        content(folder / "whole"),
+        {
+            json.dumps(fault): (folder / str(k), answers[k], states[k], kept[k], again[k])
+            for k, fault in enumerate(FAULTS)
+        },
+    )
 
 
 def after(struck, fault):
     return struck[1], *struck[2][json.dumps(fault)]
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=[f"{f['kind']}-{f.get('at', '')}-{f.get('number', f.get('bytes'))}-{f.get('count', '')}" for f in FAULTS])
+@pytest.mark.parametrize(
+    "fault",
+    FAULTS,
+    ids=[f"{f['kind']}-{f.get('at', '')}-{f.get('number', f.get('bytes'))}-{f.get('count', '')}" for f in FAULTS],
+)
 def test_after_any_fault_of_writing_nothing_is_half_and_a_rerun_is_the_undisturbed_run(struck, fault):
     whole, folder, answer, state, kept, again = after(struck, fault)
     for name, value in kept.items():  # what bears a final name is what belongs there
@@ -158,7 +197,10 @@ def test_faults_while_an_earlier_result_is_replaced(scans, tmp_path):
     """Never a mixture that says that it is whole: metrics.json goes first and comes last."""
     faults = [RENAMES[2], CLOSED[1], FULL[2], HALVES[0]]
     cases = [{"words": register(scans, tmp_path / str(k)), "fault": None, "cached": True} for k in range(4)]
-    cases += [{"words": register(scans, tmp_path / str(k), "--seed", "5"), "fault": fault, "cached": True} for k, fault in enumerate(faults)]
+    cases += [
+        {"words": register(scans, tmp_path / str(k), "--seed", "5"), "fault": fault, "cached": True}
+        for k, fault in enumerate(faults)
+    ]
     (tmp_path / "3").mkdir()
     (tmp_path / "3" / "mine.txt").write_text("not of symreg")
     answers = drive(cases, register(scans, tmp_path / "whole"))
@@ -172,7 +214,9 @@ def test_faults_while_an_earlier_result_is_replaced(scans, tmp_path):
 
 def test_a_folder_in_the_place_of_a_result(scans, tmp_path):
     (tmp_path / "out" / "jacobian.nii.gz").mkdir(parents=True)
-    answer, = drive([{"words": register(scans, tmp_path / "out"), "cached": True}], register(scans, tmp_path / "whole"))
+    (answer,) = drive(
+        [{"words": register(scans, tmp_path / "out"), "cached": True}], register(scans, tmp_path / "whole")
+    )
     assert answer["code"] == 1 and "there is a folder of that name" in one_line(answer["stderr"])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["jacobian.nii.gz"]
 
@@ -188,11 +232,18 @@ def test_what_killed_runs_left_is_swept_but_not_what_others_write(tmp_path):
 
 
 def test_no_memory_is_told_and_a_jumping_clock_changes_nothing(scans, tmp_path):
-    cases = [{"words": register(scans, tmp_path / "none", "--spacing", "0.7"), "fault": {"kind": "memory", "bytes": 48 << 20}},
-             {"words": register(scans, tmp_path / "plain")},
-             {"words": register(scans, tmp_path / "jumping"), "fault": {"kind": "clock"}}]
+    cases = [
+        {
+            "words": register(scans, tmp_path / "none", "--spacing", "0.7"),
+            "fault": {"kind": "memory", "bytes": 48 << 20},
+        },
+        {"words": register(scans, tmp_path / "plain")},
+        {"words": register(scans, tmp_path / "jumping"), "fault": {"kind": "clock"}},
+    ]
     memory, plain, jumping = drive(cases)
-    assert memory["code"] == 1 and "not enough memory" in one_line(memory["stderr"]) and not (tmp_path / "none").exists()
+    assert (
+        memory["code"] == 1 and "not enough memory" in one_line(memory["stderr"]) and not (tmp_path / "none").exists()
+    )
     assert plain["code"] == jumping["code"] == 0, jumping
     assert_same(content(tmp_path / "plain"), content(tmp_path / "jumping"))
     seconds = json.loads((tmp_path / "jumping" / "metrics.json").read_text())["seconds"]
@@ -204,21 +255,42 @@ def test_no_memory_is_told_and_a_jumping_clock_changes_nothing(scans, tmp_path):
 
 def test_single_files_are_whole_or_not_there(scans, tmp_path):
     good = scans["good"]
-    image = ["apply", str(scans["bad"] / "halves.nii.gz"), "--transform", str(good / "forward.h5"), "--reference", str(scans["fixed"]), "-q"]
+    image = [
+        "apply",
+        str(scans["bad"] / "halves.nii.gz"),
+        "--transform",
+        str(good / "forward.h5"),
+        "--reference",
+        str(scans["fixed"]),
+        "-q",
+    ]
     points = ["apply", str(good / "moving.csv"), "--points", "--transform", str(good / "forward.h5"), "-q"]
     score = ["evaluate", "--transform", str(good / "forward.h5"), "-q"]
     cases = []
-    for name, words, size in (("a.nii.gz", image, 700), ("b.nii", image, 9_000), ("c.nrrd", image, 700), ("d.csv", points, 60), ("e.json", score, 60)):
+    for name, words, size in (
+        ("a.nii.gz", image, 700),
+        ("b.nii", image, 9_000),
+        ("c.nrrd", image, 700),
+        ("d.csv", points, 60),
+        ("e.json", score, 60),
+    ):
         (tmp_path / name).write_text("what was there")
         cases.append({"words": [*words, "-o", str(tmp_path / name)], "fault": {"kind": "fsize", "bytes": size}})
-    cases.append({"words": [*image, "-o", str(tmp_path / "f.nii.gz")], "fault": {"kind": "signal", "number": KILL, "at": "half", "count": 1}})
+    cases.append(
+        {
+            "words": [*image, "-o", str(tmp_path / "f.nii.gz")],
+            "fault": {"kind": "signal", "number": KILL, "at": "half", "count": 1},
+        }
+    )
     cases.append({"words": [*image, "-o", str(tmp_path / "f.nii.gz")]})
     answers = drive(cases)
     for case, answer in zip(cases, answers[:5]):
         assert answer["code"] == 1 and "cannot be written" in one_line(answer["stderr"]), (case, answer)
     assert answers[5]["signal"] == KILL and answers[6]["code"] == 0
     assert {path.name for path in tmp_path.iterdir()} == {"a.nii.gz", "b.nii", "c.nrrd", "d.csv", "e.json", "f.nii.gz"}
-    assert all((tmp_path / name).read_text() == "what was there" for name in ("a.nii.gz", "b.nii", "c.nrrd", "d.csv", "e.json"))
+    assert all(
+        (tmp_path / name).read_text() == "what was there" for name in ("a.nii.gz", "b.nii", "c.nrrd", "d.csv", "e.json")
+    )
     assert read_volume(tmp_path / "f.nii.gz").array.max() > 400
 
 
@@ -226,22 +298,53 @@ def test_single_files_are_whole_or_not_there(scans, tmp_path):
 
 
 def train(out: Path) -> list[str]:
-    return ["train", "--method", "hsyn", "-o", str(out), "--shape", "32,32,32", "--spacing", "4", "--device", "cpu", "-q",
-            "--validation-pairs", "1", "--iterations", "6", "--stages", "1,1,0", "--validate-every", "6", "--patience", "0"]
+    return [
+        "train",
+        "--method",
+        "hsyn",
+        "-o",
+        str(out),
+        "--shape",
+        "32,32,32",
+        "--spacing",
+        "4",
+        "--device",
+        "cpu",
+        "-q",
+        "--validation-pairs",
+        "1",
+        "--iterations",
+        "6",
+        "--stages",
+        "1,1,0",
+        "--validate-every",
+        "6",
+        "--patience",
+        "0",
+    ]
 
 
 def test_training_stopped_killed_or_out_of_disk_ends_as_the_undisturbed_run(tmp_path):
     """Ctrl-C and SIGTERM lose nothing: the state of the step under way is saved, and it is said how to go on."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    faults = [{"kind": "signal", "number": TERM, "at": "append", "count": 1}, {"kind": "signal", "number": INT, "at": "append", "count": 2},
-              {"kind": "signal", "number": KILL, "at": "checkpoint", "count": 1}, {"kind": "fsize", "bytes": 300_000}, None]
+    faults = [
+        {"kind": "signal", "number": TERM, "at": "append", "count": 1},
+        {"kind": "signal", "number": INT, "at": "append", "count": 2},
+        {"kind": "signal", "number": KILL, "at": "checkpoint", "count": 1},
+        {"kind": "fsize", "bytes": 300_000},
+        None,
+    ]
     cases = [{"words": train(whole)}, *({"words": train(stopped), "fault": fault} for fault in faults)]
     # Stopped before the plan is written whole: the rerun plans again.
-    cases += [{"words": train(tmp_path / "early"), "fault": {"kind": "signal", "number": KILL, "at": "replace", "count": 1}}]
+    cases += [
+        {"words": train(tmp_path / "early"), "fault": {"kind": "signal", "number": KILL, "at": "replace", "count": 1}}
+    ]
     plain, term, ctrl_c, kill, full, last, early = drive(cases)
     assert plain["code"] == 0, plain
     assert term["code"] == 143 and re.fullmatch(
-        r"symreg: error: stopped after step 1; the state is saved\. Give the same command again to go on\.", one_line(term["stderr"]))
+        r"symreg: error: stopped after step 1; the state is saved\. Give the same command again to go on\.",
+        one_line(term["stderr"]),
+    )
     assert ctrl_c["code"] == 130 and re.search("stopped after step 3; the state is saved", one_line(ctrl_c["stderr"]))
     assert kill["signal"] == KILL
     assert full["code"] == 1 and "checkpoint.safetensors' cannot be written" in one_line(full["stderr"])
@@ -259,8 +362,13 @@ def test_training_stopped_killed_or_out_of_disk_ends_as_the_undisturbed_run(tmp_
 
 
 def test_a_worker_that_hangs_can_be_ended_and_leaves_nothing_under_a_final_name(scans, tmp_path):
-    process = subprocess.Popen([sys.executable, "-m", "SymRegistrationLib", "worker", "--own-group"], cwd=ROOT, stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "SymRegistrationLib", "worker", "--own-group"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         assert json.loads(process.stdout.readline())["event"] == "ready"
         job = {"fixed": str(scans["fixed"]), "moving": str(scans["moving"]), "output": str(tmp_path / "out")}

@@ -136,7 +136,7 @@ def test_batches_and_gradients():
     u = torch.cat([smooth(2), smooth(3, seed=9)]).requires_grad_()
     image = torch.rand(2, 2, *SHAPE)
     together = fields.warp(image, u)
-    alone = torch.cat([fields.warp(image[k: k + 1], u[k: k + 1]) for k in range(2)])
+    alone = torch.cat([fields.warp(image[k : k + 1], u[k : k + 1]) for k in range(2)])
     torch.testing.assert_close(together, alone, atol=2e-6, rtol=0)
     together.sum().backward()
     assert float(u.grad.abs().sum()) > 0

@@ -58,7 +58,8 @@ def test_masked_similarity_sees_only_the_mask(images):
     other[..., 8:] = 0.77
     for name in ("mse", "ncc"):
         assert float(losses.SIMILARITIES[name](a, b, mask=mask)) == pytest.approx(
-            float(losses.SIMILARITIES[name](a, other, mask=mask)), abs=1e-6)
+            float(losses.SIMILARITIES[name](a, other, mask=mask)), abs=1e-6
+        )
 
 
 def test_mind_and_mutual_information_ignore_contrast(images):
@@ -81,8 +82,10 @@ def test_analytic_gradient(name, images):
         losses.mutual_information(a, b).backward()
         direction = fields.gaussian(torch.randn_like(a.detach()), 1.0)
         step = 1e-8
-        finite = (losses.mutual_information(a.detach() + step * direction, b.detach())
-                  - losses.mutual_information(a.detach() - step * direction, b.detach())) / (2 * step)
+        finite = (
+            losses.mutual_information(a.detach() + step * direction, b.detach())
+            - losses.mutual_information(a.detach() - step * direction, b.detach())
+        ) / (2 * step)
         assert float((a.grad * direction).sum()) == pytest.approx(float(finite), rel=0.05)
         return
     a, b = (x[..., :6, :6, :6].double().clone().requires_grad_() for x in images)
@@ -90,7 +93,9 @@ def test_analytic_gradient(name, images):
 
 
 def test_diffusion_of_a_ramp():
-    u = 0.5 * fields.identity((6, 7, 8))  # each channel rises 0.5 a voxel along its own axis: mean square 0.25 / 3 per axis
+    u = 0.5 * fields.identity(
+        (6, 7, 8)
+    )  # each channel rises 0.5 a voxel along its own axis: mean square 0.25 / 3 per axis
     assert float(losses.diffusion(u)) == pytest.approx(0.25 / 3, rel=1e-5)
 
 

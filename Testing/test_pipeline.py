@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from conftest import moved, movement, turn
-from SymRegistrationLib.geometry.lattice import affine_displacement
+
 from SymRegistrationLib import fields, pipeline
-from SymRegistrationLib.jobs import register
 from SymRegistrationLib.geometry import transforms
 from SymRegistrationLib.geometry.grid import Grid, transform_points
-from SymRegistrationLib.job import InputError, Job, Options
+from SymRegistrationLib.geometry.lattice import affine_displacement
 from SymRegistrationLib.geometry.points import PointSet
-from SymRegistrationLib.registration.working_grid import prepare
 from SymRegistrationLib.geometry.transforms import DenseTransform
 from SymRegistrationLib.geometry.volumes import Volume, write_volume
+from SymRegistrationLib.job import InputError, Job, Options
+from SymRegistrationLib.jobs import register
+from SymRegistrationLib.registration.working_grid import prepare
 
 SEED = 5
 POSE = (turn((1, 0.5, -1), 60), (25, -30, 20), 1.07)
@@ -30,11 +30,14 @@ FAST = Options(preset="fast")
 
 @pytest.fixture(scope="module")
 def known(head):
-    """(fixed, moving, truth): moving = the head; fixed = the head through warp and pose on an oblique anisotropic grid."""
+    """(fixed, moving, truth): moving = the head; fixed = the head through warp and pose on an oblique anisotropic
+    grid."""
     print("seed", SEED)
     pose = movement(head.grid.centre, *POSE)
     matrix = np.eye(4)
-    matrix[:3, :3] = np.linalg.inv(pose)[:3, :3] @ turn((0, 1, 0), 25) @ np.array([[0, 0, -3.0], [0, 2.6, 0], [4.2, 0, 0]])
+    matrix[:3, :3] = (
+        np.linalg.inv(pose)[:3, :3] @ turn((0, 1, 0), 25) @ np.array([[0, 0, -3.0], [0, 2.6, 0], [4.2, 0, 0]])
+    )
     matrix[:3, :3] *= np.array([4.2, 2.6, 3.0]) / np.linalg.norm(matrix[:3, :3], axis=0)
     shape = np.array((56, 84, 74))
     centre = transform_points(np.linalg.inv(pose), prepare(head).centroid)
@@ -125,7 +128,10 @@ def test_landmarks_and_labels_are_measured(known):
     labels = Volume((moving.array > 60).astype(np.int32) + (moving.array > 110), moving.grid, "labels")
     extras = pipeline.Extras(
         fixed_labels=Volume(transforms.resample_through(labels, truth, fixed.grid, "nearest"), fixed.grid, "labels"),
-        moving_labels=labels, fixed_points=PointSet(points, names), moving_points=PointSet(truth.map_points(points), names))
+        moving_labels=labels,
+        fixed_points=PointSet(points, names),
+        moving_points=PointSet(truth.map_points(points), names),
+    )
     metrics = pipeline.register(fixed, moving, FAST, extras).metrics
     assert metrics["landmarks"]["mean_after_mm"] < 2 < metrics["landmarks"]["mean_before_mm"]
     assert metrics["labels"]["mean_before"] < metrics["labels"]["mean_aligned"] < metrics["labels"]["mean_after"]
@@ -197,11 +203,15 @@ def test_files_hold_what_memory_held(files, result, tmp_path):
 def test_a_killed_run_leaves_nothing_that_looks_finished(files, tmp_path):
     out = tmp_path / "out"
     text = job(files, out).to_json()
-    code = ("import sys; from SymRegistrationLib.jobs import register; from SymRegistrationLib.job import Job; import pathlib;"
-            "old = outputs.write_volume\n"
-            "def slow(*a):\n    old(*a); print('writing', flush=True); import time; time.sleep(60)\n"
-            "outputs.write_volume = slow; outputs.run(Job.from_json(sys.argv[1]))")
-    process = subprocess.Popen([sys.executable, "-c", code, text], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
+    code = (
+        "import sys; from SymRegistrationLib.jobs import register as outputs; from SymRegistrationLib.job import Job;"
+        "old = outputs.write_volume\n"
+        "def slow(*a):\n    old(*a); print('writing', flush=True); import time; time.sleep(60)\n"
+        "outputs.write_volume = slow; outputs.run(Job.from_json(sys.argv[1]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, text], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
+    )
     assert process.stdout.readline().strip() == b"writing"
     process.kill()
     process.wait()

@@ -17,20 +17,26 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from SymRegistrationLib.geometry.lattice import affine_displacement
-from SymRegistrationLib.registration import alignment, working_grid
 from SymRegistrationLib import fields
-from SymRegistrationLib.quality import metrics
-from SymRegistrationLib.geometry import resampling, transforms
 from SymRegistrationLib.fields import FieldPair
-from SymRegistrationLib.geometry.grid import Grid, transform_points, canonical_axes, index_map
-from SymRegistrationLib.job import Job, Options
+from SymRegistrationLib.geometry import resampling, transforms
+from SymRegistrationLib.geometry.grid import Grid, canonical_axes, index_map, transform_points
+from SymRegistrationLib.geometry.lattice import affine_displacement
 from SymRegistrationLib.geometry.points import PointSet, paired, read_points, write_points
 from SymRegistrationLib.geometry.transforms import DenseTransform
 from SymRegistrationLib.geometry.volumes import Volume, grid_of, read_volume, to_itk, write_volume
+from SymRegistrationLib.job import Job, Options
+from SymRegistrationLib.quality import metrics
+from SymRegistrationLib.registration import alignment, working_grid
 
-FAST = settings(derandomize=True, database=None, deadline=None, max_examples=30, print_blob=True,
-                suppress_health_check=list(HealthCheck))
+FAST = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=30,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
 SLOW = settings(FAST, max_examples=12)
 sizes = st.tuples(*[st.integers(3, 11)] * 3)
 finite = st.floats(-1, 1, allow_nan=False)
@@ -47,7 +53,9 @@ def grids(draw, least: int = 3, most: int = 11, fine: float = 0.3, coarse: float
     """Oblique, flipped, axes in any order, anisotropic, far from the origin."""
     shape = tuple(draw(st.integers(least, most)) for _ in range(3))
     spacing = np.array([draw(st.floats(fine, coarse)) for _ in range(3)])
-    axes = draw(st.one_of(st.builds(turned, seeds), st.permutations(range(3)).map(lambda order: np.eye(3)[:, list(order)])))
+    axes = draw(
+        st.one_of(st.builds(turned, seeds), st.permutations(range(3)).map(lambda order: np.eye(3)[:, list(order)]))
+    )
     signs = np.array([draw(st.sampled_from((-1, 1))) for _ in range(3)])
     matrix = np.eye(4)
     matrix[:3, :3] = axes * signs * spacing
@@ -110,7 +118,9 @@ def test_cropping_padding_and_resampling_stay_in_place(grid, start, more, millim
     inside = grid.indices(wide.corners())
     reach = (np.abs(inside - (np.asarray(grid.shape) - 1) / 2) - (np.asarray(grid.shape) - 1) / 2) * grid.spacing
     assert reach.min() >= millimetres - 1e-6
-    np.testing.assert_allclose(wide.indices(grid.points((0, 0, 0))), np.round(wide.indices(grid.points((0, 0, 0)))), atol=1e-7)
+    np.testing.assert_allclose(
+        wide.indices(grid.points((0, 0, 0))), np.round(wide.indices(grid.points((0, 0, 0)))), atol=1e-7
+    )
     other = grid.resampled(millimetres)
     assert other.volume == pytest.approx(grid.volume) and np.allclose(other.centre, grid.centre, atol=1e-6)
 
@@ -132,8 +142,11 @@ def test_index_map_is_the_way_through_space(source, target, seed):
     between = np.eye(4)
     between[:3, :3] = turned(seed) * 1.3
     index = np.random.default_rng(seed).uniform(0, 9, (9, 3))
-    np.testing.assert_allclose(transform_points(index_map(source, between, target), index),
-                               target.indices(transform_points(between, source.points(index))), atol=1e-6)
+    np.testing.assert_allclose(
+        transform_points(index_map(source, between, target), index),
+        target.indices(transform_points(between, source.points(index))),
+        atol=1e-6,
+    )
 
 
 # ---------------------------------------------------------------------------------------------- fields
@@ -230,10 +243,14 @@ def test_units_and_exchange_are_their_own_inverse(shape, seed):
 @given(sizes, seeds, st.integers(0, 2), st.floats(0.5, 3))
 def test_filters_know_no_direction_and_keep_constants(shape, seed, axis, sigma):
     image = torch.rand((1, 1, *shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    torch.testing.assert_close(fields.gaussian(image.flip(axis + 2), sigma).flip(axis + 2), fields.gaussian(image, sigma))
+    torch.testing.assert_close(
+        fields.gaussian(image.flip(axis + 2), sigma).flip(axis + 2), fields.gaussian(image, sigma)
+    )
     torch.testing.assert_close(fields.gaussian(torch.ones_like(image), sigma), torch.ones_like(image))
     order = (0, 1, *((2, 3, 4)[axis:] + (2, 3, 4)[:axis]))
-    torch.testing.assert_close(fields.gaussian(image.permute(order), sigma), fields.gaussian(image, sigma).permute(order))
+    torch.testing.assert_close(
+        fields.gaussian(image.permute(order), sigma), fields.gaussian(image, sigma).permute(order)
+    )
 
 
 @FAST
@@ -241,7 +258,7 @@ def test_filters_know_no_direction_and_keep_constants(shape, seed, axis, sigma):
 def test_the_gradient_of_a_ramp_is_one_along_its_axis_only(shape, seed, axis):
     ramp = fields.identity(shape, dtype=torch.float64)
     for component in range(3):
-        slope = fields.gradient(ramp[:, component: component + 1], axis)
+        slope = fields.gradient(ramp[:, component : component + 1], axis)
         torch.testing.assert_close(slope, torch.full_like(slope, float(component == axis)))
 
 
@@ -310,8 +327,11 @@ def test_the_jacobian_in_millimetres_does_not_see_the_grid(grid, numbers):
     np.testing.assert_allclose(transforms.jacobian_on(transform, grid), np.linalg.det(matrix), atol=2e-3)
     whole = np.eye(4)
     whole[:3, :3] = matrix
-    np.testing.assert_allclose(np.moveaxis(affine_displacement(whole, grid).numpy(), 0, -1),
-                               grid.points(lattice(grid.shape)) @ (matrix - np.eye(3)).T, atol=2e-3)
+    np.testing.assert_allclose(
+        np.moveaxis(affine_displacement(whole, grid).numpy(), 0, -1),
+        grid.points(lattice(grid.shape)) @ (matrix - np.eye(3)).T,
+        atol=2e-3,
+    )
 
 
 @SLOW
@@ -347,10 +367,22 @@ def test_two_halves_of_an_alignment_make_it_whole_and_exchange(seed, degrees, sh
 @SLOW
 @given(grids(12, 16, 1.0, 3.0), grids(12, 16, 1.0, 3.0), seeds)
 def test_the_working_grid_does_not_know_which_scan_is_fixed(fixed, moving, seed):
-    moving = Grid(moving.shape, np.block([[moving.matrix[:3, :3], (fixed.centre - moving.matrix[:3, :3] @ (
-        (np.asarray(moving.shape) - 1) / 2))[:, None]], [np.zeros((1, 3)), 1]]))  # on the same place
-    scans = [working_grid.prepare(Volume(np.random.default_rng(seed + k).uniform(1, 9, g.shape).astype(np.float32), g))
-             for k, g in enumerate((fixed, moving))]
+    moving = Grid(
+        moving.shape,
+        np.block(
+            [
+                [
+                    moving.matrix[:3, :3],
+                    (fixed.centre - moving.matrix[:3, :3] @ ((np.asarray(moving.shape) - 1) / 2))[:, None],
+                ],
+                [np.zeros((1, 3)), 1],
+            ]
+        ),
+    )  # on the same place
+    scans = [
+        working_grid.prepare(Volume(np.random.default_rng(seed + k).uniform(1, 9, g.shape).astype(np.float32), g))
+        for k, g in enumerate((fixed, moving))
+    ]
     spacing = 0.7 * float(min(fixed.spacing.min(), moving.spacing.min()))
     one = working_grid.working_pair(*scans, np.eye(4), np.eye(4), spacing)
     two = working_grid.working_pair(*scans[::-1], np.eye(4), np.eye(4), spacing)
@@ -381,8 +413,10 @@ names = st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zl", "Zp")), ma
 
 
 @FAST
-@given(st.lists(st.tuples(names, st.tuples(*[st.floats(-5000, 5000)] * 3)), min_size=1, max_size=8),
-       st.sampled_from((".csv", ".fcsv", ".mrk.json")))
+@given(
+    st.lists(st.tuples(names, st.tuples(*[st.floats(-5000, 5000)] * 3)), min_size=1, max_size=8),
+    st.sampled_from((".csv", ".fcsv", ".mrk.json")),
+)
 def test_landmarks_survive_a_file_whatever_they_are_called(tmp_path_factory, rows, ending):
     path = tmp_path_factory.mktemp("points") / f"x{ending}"
     points = PointSet(np.array([p for _, p in rows]), tuple(name for name, _ in rows))
@@ -405,13 +439,21 @@ def test_named_landmarks_are_paired_in_any_order(count, seed):
     assert one.labels == other.labels
 
 
-paths = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), min_size=1, max_size=20).filter(str.strip)
+paths = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), min_size=1, max_size=20).filter(
+    str.strip
+)
 
 
 @FAST
 @given(paths, paths, paths, st.integers(0, 2**63 - 1), st.one_of(st.none(), st.floats(0.01, 1e6)), st.booleans())
 def test_a_job_is_the_same_after_json(fixed, moving, output, seed, spacing, composite):
-    job = Job(fixed, moving, output, composite=composite, options=Options(seed=seed, spacing=spacing, method_options={"a": [1, None]}))
+    job = Job(
+        fixed,
+        moving,
+        output,
+        composite=composite,
+        options=Options(seed=seed, spacing=spacing, method_options={"a": [1, None]}),
+    )
     assert Job.from_json(job.to_json()) == job
     assert Job.from_dict(json.loads(json.dumps(dataclasses.asdict(job)))) == job
 
@@ -424,4 +466,6 @@ def test_the_written_composite_is_affine_then_grid(tmp_path: Path):
     transforms.write_transform(tmp_path / "c.h5", dense(grid, 3, 2.0), matrix)
     read = sitk.CompositeTransform(transforms.read_transform(tmp_path / "c.h5"))
     assert [read.GetNthTransform(k).GetName() for k in range(read.GetNumberOfTransforms())] == [
-        "AffineTransform", "DisplacementFieldTransform"]
+        "AffineTransform",
+        "DisplacementFieldTransform",
+    ]

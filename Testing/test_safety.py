@@ -15,9 +15,9 @@ import bad_inputs
 import numpy as np
 import pytest
 
-from SymRegistrationLib.registration import weights
 from SymRegistrationLib.commands.cli import main
 from SymRegistrationLib.job import InputError
+from SymRegistrationLib.registration import weights
 
 try:
     import tomllib
@@ -28,10 +28,33 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = sorted((ROOT / "SymRegistrationLib").rglob("*.py"))
 #: What would run code that comes with data, or hand it to a shell.
 RUNS_DATA = {"eval", "exec", "compile", "__import__", "execfile"}
-RUNS_DATA_OF = {"torch": {"load", "hub", "jit"}, "pickle": None, "marshal": None, "shelve": None, "dill": None, "joblib": None,
-                "yaml": None, "os": {"system", "popen"}, "subprocess": {"getoutput", "getstatusoutput"},
-                "zipfile": None, "tarfile": None}
-TALKS = {"socket", "http", "urllib", "requests", "ftplib", "smtplib", "ssl", "asyncio", "xmlrpc", "telnetlib", "httpx", "aiohttp"}
+RUNS_DATA_OF = {
+    "torch": {"load", "hub", "jit"},
+    "pickle": None,
+    "marshal": None,
+    "shelve": None,
+    "dill": None,
+    "joblib": None,
+    "yaml": None,
+    "os": {"system", "popen"},
+    "subprocess": {"getoutput", "getstatusoutput"},
+    "zipfile": None,
+    "tarfile": None,
+}
+TALKS = {
+    "socket",
+    "http",
+    "urllib",
+    "requests",
+    "ftplib",
+    "smtplib",
+    "ssl",
+    "asyncio",
+    "xmlrpc",
+    "telnetlib",
+    "httpx",
+    "aiohttp",
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +62,8 @@ def names(tmp_path_factory):
     return bad_inputs.make(tmp_path_factory.mktemp("corpus"))
 
 
-# ---------------------------------------------------------------------------------------------- nothing is run from data
+# ---------------------------------------------------------------------------------------------- nothing is run from
+# data
 
 
 def _calls(tree: ast.AST):
@@ -68,8 +92,11 @@ def test_no_module_of_the_library_imports_a_pickle_an_archive_or_a_network():
     wrong = []
     for path in LIBRARY:
         for node in ast.walk(ast.parse(path.read_text())):
-            found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
-                [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else [])
+            found = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else ([node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else [])
+            )
             for name in found:
                 root = name.split(".")[0]
                 if root in TALKS and name != "urllib.parse" or RUNS_DATA_OF.get(root, ()) is None:
@@ -100,18 +127,46 @@ def test_weights_are_taken_only_with_the_hash_of_their_card(names, tmp_path):
 
 def test_the_main_job_needs_no_network(names, tmp_path):
     """Every way to a socket is shut in Python, and below it in the kernel where that is allowed."""
-    code = ("import os, socket, sys\n"
-            "def shut(*arguments, **named):\n    sys.stderr.write('a socket was asked for')\n    os._exit(77)\n"
-            "socket.socket = type('Shut', (socket.socket,), {'__init__': shut})\n"
-            "for name in ('create_connection', 'getaddrinfo', 'gethostbyname', 'socketpair', 'create_server'):\n"
-            "    setattr(socket, name, shut)\n"
-            "from SymRegistrationLib.commands.cli import main\nsys.exit(main(sys.argv[1:]))")
-    words = ["register", str(names["fixed"]), str(names["moving"]), "-o", str(tmp_path / "out"), "--preset", "fast", "-q",
-             "--threads", "1", "--method", "hsyn", "--weights", str(names["net"]), "--refine", "1"]
+    code = (
+        "import os, socket, sys\n"
+        "def shut(*arguments, **named):\n    sys.stderr.write('a socket was asked for')\n    os._exit(77)\n"
+        "socket.socket = type('Shut', (socket.socket,), {'__init__': shut})\n"
+        "for name in ('create_connection', 'getaddrinfo', 'gethostbyname', 'socketpair', 'create_server'):\n"
+        "    setattr(socket, name, shut)\n"
+        "from SymRegistrationLib.commands.cli import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    words = [
+        "register",
+        str(names["fixed"]),
+        str(names["moving"]),
+        "-o",
+        str(tmp_path / "out"),
+        "--preset",
+        "fast",
+        "-q",
+        "--threads",
+        "1",
+        "--method",
+        "hsyn",
+        "--weights",
+        str(names["net"]),
+        "--refine",
+        "1",
+    ]
     command = [sys.executable, "-c", code, *words]
-    alone = subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode == 0 if _has_unshare() else False
-    done = subprocess.run(["unshare", "-rn", *command] if alone else command, cwd=ROOT, capture_output=True, text=True, check=False,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "https_proxy": "http://127.0.0.1:9"})
+    alone = (
+        subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode == 0
+        if _has_unshare()
+        else False
+    )
+    done = subprocess.run(
+        ["unshare", "-rn", *command] if alone else command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "https_proxy": "http://127.0.0.1:9"},
+    )
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     # Neither does the report call anybody when it is looked at.
@@ -124,7 +179,8 @@ def _has_unshare() -> bool:
     return which("unshare") is not None
 
 
-# ---------------------------------------------------------------------------------------------- nothing is written elsewhere
+# ---------------------------------------------------------------------------------------------- nothing is written
+# elsewhere
 
 
 def test_temporary_folders_are_private(names, tmp_path, monkeypatch):
@@ -151,7 +207,10 @@ def test_names_in_tables_jobs_and_metrics_do_not_lead_out(names, tmp_path, monke
     # A metrics.json that points elsewhere decides about reading at most, never about writing.
     for name in ("forward.h5", "inverse.h5"):
         (place / name).write_bytes((names["good"] / name).read_bytes())
-    metrics = {"files": {"forward": "forward.h5", "inverse": "../beside/inverse.h5"}, "job": {"fixed": "a", "moving": "b"}}
+    metrics = {
+        "files": {"forward": "forward.h5", "inverse": "../beside/inverse.h5"},
+        "job": {"fixed": "a", "moving": "b"},
+    }
     (place / "metrics.json").write_text(json.dumps(metrics))
     words = ["apply", str(names["good"] / "moving.csv"), "--points", "--transform", str(place / "forward.h5"), "-q"]
     assert main([*words, "-o", str(place / "p.csv")]) == 0
@@ -167,7 +226,23 @@ def test_a_report_shows_names_as_text(names, tmp_path):
     """A file name can hold anything; in the page it stays a name."""
     evil = tmp_path / "<img src=x onerror=alert(1)>&.nii.gz"
     evil.write_bytes(names["fixed"].read_bytes())
-    assert main(["register", str(evil), str(names["moving"]), "-o", str(tmp_path / "out"), "--preset", "fast", "--threads", "1", "-q"]) == 0
+    assert (
+        main(
+            [
+                "register",
+                str(evil),
+                str(names["moving"]),
+                "-o",
+                str(tmp_path / "out"),
+                "--preset",
+                "fast",
+                "--threads",
+                "1",
+                "-q",
+            ]
+        )
+        == 0
+    )
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<img src=x" not in page and "onerror=alert" not in re.sub(r"&lt;img src=x onerror=alert\(1\)&gt;", "", page)
 
@@ -177,7 +252,9 @@ def test_a_report_shows_names_as_text(names, tmp_path):
 
 def _listed() -> dict[str, str]:
     """Package -> licence, as Resources/licences.md says."""
-    rows = re.findall(r"^\| ([\w.-]+) \| ([^|]+) \|", (ROOT / "Resources" / "licences.md").read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([\w.-]+) \| ([^|]+) \|", (ROOT / "Resources" / "licences.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     return {name.lower(): licence.strip() for name, licence in rows if name != "package"}
 
 
@@ -198,6 +275,14 @@ def test_the_licences_are_those_that_the_packages_declare():
             facts = metadata.metadata(name)
         except metadata.PackageNotFoundError:
             continue
-        declared = " ".join([facts.get("License-Expression") or "", (facts.get("License") or "")[:300], *facts.get_all("Classifier", [])])
+        declared = " ".join(
+            [
+                facts.get("License-Expression") or "",
+                (facts.get("License") or "")[:300],
+                *facts.get_all("Classifier", []),
+            ]
+        )
         words = {word.lower() for word in re.findall(r"BSD|MIT|Apache|LGPL|GPL|MPL", licence)}
-        assert words and any(word in declared.lower() for word in words), f"{name}: listed {licence}, declares {declared[:200]}"
+        assert words and any(word in declared.lower() for word in words), (
+            f"{name}: listed {licence}, declares {declared[:200]}"
+        )

@@ -1,4 +1,5 @@
-"""The worker client: requests, and every way in which a process can fail, told in words that a clinician understands."""
+"""The worker client: requests, and every way in which a process can fail, told in words that a clinician
+understands."""
 
 import json
 import os
@@ -38,7 +39,12 @@ class FakeProcess:
         self.onOutput(b"".join(json.dumps(event).encode() + b"\n" for event in events))
 
 
-READY = {"event": "ready", "protocol": 1, "version": None, "devices": [{"name": "cpu", "title": "CPU", "memory_gb": 8.0}]}
+READY = {
+    "event": "ready",
+    "protocol": 1,
+    "version": None,
+    "devices": [{"name": "cpu", "title": "CPU", "memory_gb": 8.0}],
+}
 
 
 @pytest.fixture
@@ -58,8 +64,13 @@ def fake(app):
     client = WorkerClient(make, lambda: ("python", [], {}), patience=Patience(start=0.4, silence=0.4, tick=0.02))
 
     def ask(command="ping"):
-        client.request(command, {}, lambda result: answers.append(result), lambda error: answers.append(error),
-                       lambda event: answers.append(event["fraction"]))
+        client.request(
+            command,
+            {},
+            lambda result: answers.append(result),
+            lambda error: answers.append(error),
+            lambda event: answers.append(event["fraction"]),
+        )
 
     return client, processes, answers, ask
 
@@ -81,12 +92,19 @@ def test_requests_wait_until_the_worker_is_ready_then_answers_find_their_way(fak
 def test_an_error_event_ends_only_its_request(fake):
     client, processes, answers, ask = fake
     ask()
-    processes[0].say(READY, {"id": "1", "event": "error", "message": "the scan is empty.", "hint": "Take another.", "exit_code": 2})
+    processes[0].say(
+        READY, {"id": "1", "event": "error", "message": "the scan is empty.", "hint": "Take another.", "exit_code": 2}
+    )
     assert str(answers[0]) == "The scan is empty. Take another." and not answers[0].environment and client.running
 
 
-@pytest.mark.parametrize("ready, said", [({**READY, "version": "9.9.9"}, "version 9.9.9, this module is version"),
-                                         ({**READY, "protocol": 2, "version": "0.2"}, "version 0.2")])
+@pytest.mark.parametrize(
+    "ready, said",
+    [
+        ({**READY, "version": "9.9.9"}, "version 9.9.9, this module is version"),
+        ({**READY, "protocol": 2, "version": "0.2"}, "version 0.2"),
+    ],
+)
 def test_another_version_is_told(fake, ready, said):
     client, processes, answers, ask = fake
     ask()
@@ -95,13 +113,17 @@ def test_another_version_is_told(fake, ready, said):
     assert processes[0].killed and not client.running
 
 
-@pytest.mark.parametrize("code, crashed, output, said, environment", [
-    (9, True, b"", "most often the computer ran out of memory", False),
-    (137, False, b"", "most often the computer ran out of memory", False),
-    (11, True, b"", "crashed (code 11)", False),
-    (1, False, b"terminate called after throwing an instance of 'std::bad_alloc'\n", "ran out of memory", False),
-    (1, False, b"RuntimeError: CUDA out of memory. Tried to allocate 20 GiB\n", "ran out of memory", False),
-    (3, False, b"strange\n", "ended unexpectedly (exit code 3)", False)])
+@pytest.mark.parametrize(
+    "code, crashed, output, said, environment",
+    [
+        (9, True, b"", "most often the computer ran out of memory", False),
+        (137, False, b"", "most often the computer ran out of memory", False),
+        (11, True, b"", "crashed (code 11)", False),
+        (1, False, b"terminate called after throwing an instance of 'std::bad_alloc'\n", "ran out of memory", False),
+        (1, False, b"RuntimeError: CUDA out of memory. Tried to allocate 20 GiB\n", "ran out of memory", False),
+        (3, False, b"strange\n", "ended unexpectedly (exit code 3)", False),
+    ],
+)
 def test_a_process_that_ends_says_why(fake, code, crashed, output, said, environment):
     _client, processes, answers, ask = fake
     ask()
@@ -120,7 +142,15 @@ def test_missing_libraries_can_be_repaired(fake):
     processes[0].onExit(1, False)
     assert answers[0].environment and "No module named 'torch'" in str(answers[0])
     ask()
-    processes[1].say({"id": None, "event": "error", "message": "the libraries could not be loaded.", "hint": "Install.", "exit_code": 1})
+    processes[1].say(
+        {
+            "id": None,
+            "event": "error",
+            "message": "the libraries could not be loaded.",
+            "hint": "Install.",
+            "exit_code": 1,
+        }
+    )
     processes[1].onExit(1, False)
     assert answers[1].environment and str(answers[1]) == "The libraries could not be loaded. Install."
 
@@ -197,7 +227,11 @@ def test_kill_ends_children_and_grandchildren(app, monkeypatch, withPsutil):
     from SymRegistrationGui.processes import QtWorkerProcess
 
     process, lines = QtWorkerProcess(), []
-    process.onOutput, process.onErrorOutput, process.onExit = lines.append, print, lambda *arguments: lines.append(b"EXIT")
+    process.onOutput, process.onErrorOutput, process.onExit = (
+        lines.append,
+        print,
+        lambda *arguments: lines.append(b"EXIT"),
+    )
     assert process.start(sys.executable, ["-c", FAMILY], dict(os.environ))
     app.wait(lambda: lines, 20, "the family")
     pids = json.loads(lines[0])["pids"]
@@ -205,7 +239,11 @@ def test_kill_ends_children_and_grandchildren(app, monkeypatch, withPsutil):
         monkeypatch.setitem(sys.modules, "psutil", None)
     process.kill()
     monkeypatch.undo()
-    app.wait(lambda: not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids), 10, "their end")
+    app.wait(
+        lambda: not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids),
+        10,
+        "their end",
+    )
     assert len(pids) == 3 and b"EXIT" not in lines
 
 

@@ -1,4 +1,5 @@
-"""Installing: nothing before Register, one question, the right helpers, repair of half installations, help when offline."""
+"""Installing: nothing before Register, one question, the right helpers, repair of half installations, help when
+offline."""
 
 import importlib.metadata
 import json
@@ -29,7 +30,9 @@ class Machine:
         monkeypatch.setattr(install, "_state", lambda name: self.here.get(name, "missing"))
         self.stop = self._stop
         monkeypatch.setattr(slicer.util, "pip_install", self._pip, raising=False)
-        monkeypatch.setattr(slicer.util, "pip_uninstall", lambda name: self.calls.append(("uninstall", name)), raising=False)
+        monkeypatch.setattr(
+            slicer.util, "pip_uninstall", lambda name: self.calls.append(("uninstall", name)), raising=False
+        )
 
     def _stop(self):
         self.stopped += 1
@@ -131,7 +134,13 @@ def test_offline_help_says_what_to_copy_where(app, monkeypatch):
     machine.pytorchExtension(error=OSError("Temporary failure in name resolution"))
     with pytest.raises(install.InstallError, match="name resolution") as caught:
         install.ensure(machine)
-    for words in ("pip download", '"torch>=2.2"', f"Python {sys.version_info.major}.{sys.version_info.minor}", "--no-index", "--find-links"):
+    for words in (
+        "pip download",
+        '"torch>=2.2"',
+        f"Python {sys.version_info.major}.{sys.version_info.minor}",
+        "--no-index",
+        "--find-links",
+    ):
         assert words in caught.value.hint
     machine.pytorchExtension(result=None)
     with pytest.raises(install.InstallError, match="was not installed"):
@@ -181,7 +190,12 @@ def test_methods_shown_before_torch_are_those_of_the_registry(app):
     for entry in catalogue():
         method = shown.pop(entry["name"])
         assert method["publication"] == entry["publication"] and entry["title"]
-        assert method["weights_here"] == bool(entry["weights"]) and methods.usable(method), "shipped weights are not found"
+        assert method["weights_here"] == bool(entry["weights"]) and methods.usable(method), (
+            "shipped weights are not found"
+        )
         assert method["needs_weights"] == (entry["name"] != "syn") and len(method["description"]) > 60
-        assert method["title"].split()[0].lower().replace("-", "") in entry["title"].lower().replace("-", "") + entry["name"]
+        assert (
+            method["title"].split()[0].lower().replace("-", "")
+            in entry["title"].lower().replace("-", "") + entry["name"]
+        )
     assert set(shown) <= set(), f"listed, but not in the registry: {sorted(shown)}"

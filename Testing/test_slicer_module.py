@@ -48,7 +48,10 @@ def test_two_volumes_and_one_click(module):
     assert ui.statusLabel.text == ""
     seen = []
     progress = module.panel._progress
-    module.panel._progress = lambda *event: (progress(*event), seen.append((event, ui.progressBar.value, ui.statusLabel.text)))
+    module.panel._progress = lambda *event: (
+        progress(*event),
+        seen.append((event, ui.progressBar.value, ui.statusLabel.text)),
+    )
     module.click("registerButton")
     assert ui.cancelButton.enabled and not ui.registerButton.enabled and not ui.methodCollapsibleButton.enabled
     assert not ui.progressBar.isHidden()
@@ -59,8 +62,9 @@ def test_two_volumes_and_one_click(module):
     assert values == sorted(values) and values[-1] == 1000
     assert ui.statusLabel.text.startswith("Done in ") and ui.progressBar.isHidden() and ui.registerButton.enabled
     run = module.panel.results.run
-    assert {part for part in ("forward", "inverse", "warped_moving", "jacobian", "inverse_consistency") if run.node(part)} == \
-        {"forward", "inverse", "warped_moving", "jacobian", "inverse_consistency"}
+    assert {
+        part for part in ("forward", "inverse", "warped_moving", "jacobian", "inverse_consistency") if run.node(part)
+    } == {"forward", "inverse", "warped_moving", "jacobian", "inverse_consistency"}
     metrics = run.metrics
     assert metrics["similarity"]["after"] > metrics["similarity"]["before"]
     assert ui.resultsTable.item(0, 0).text() == "Similarity (0 to 1)"
@@ -79,11 +83,15 @@ def test_the_result_brings_the_scans_together(module):
     ras = np.array([(5, -8, 12), (15, 0, 20), (-8, -20, 5), (12, 8, 0), (0, -15, 28.0)])
     forward, inverse = (run.node(part).GetTransformFromParent() for part in ("forward", "inverse"))
     moved = np.array([forward.TransformPoint(p) for p in ras])
-    assert np.linalg.norm(moved - scenes.shift(ras), axis=1).max() < 1.5, "fixed points go to their partners on the moving scan"
+    assert np.linalg.norm(moved - scenes.shift(ras), axis=1).max() < 1.5, (
+        "fixed points go to their partners on the moving scan"
+    )
     back = np.array([inverse.TransformPoint(p) for p in moved])
     assert np.linalg.norm(back - ras, axis=1).max() < 0.3, "inverse takes them back"
-    before, after = (np.corrcoef(slicer.util.arrayFromVolume(fixed).ravel(), other.ravel())[0, 1] for other in (
-        slicer.util.arrayFromVolume(run.node("warped_moving")), slicer.util.arrayFromVolume(fixed)))
+    before, after = (
+        np.corrcoef(slicer.util.arrayFromVolume(fixed).ravel(), other.ravel())[0, 1]
+        for other in (slicer.util.arrayFromVolume(run.node("warped_moving")), slicer.util.arrayFromVolume(fixed))
+    )
     assert before > 0.97 and after == pytest.approx(1)
 
 
@@ -97,7 +105,9 @@ def test_cancel_in_the_middle_leaves_the_scene_as_it_was(module):
     pid = module.engine.client._process._process.processId()
     module.click("cancelButton")
     assert not module.engine.busy and not module.engine.client.running
-    module.app.wait(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", 5, "the worker's end")
+    module.app.wait(
+        lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", 5, "the worker's end"
+    )
     assert scenes.names(module.scene) == before and scenes.folders() == []
     assert module.ui.statusLabel.text == "Canceled." and module.app.shown == []
     module.state.preset, module.state.initial = "fast", "centre"
@@ -125,8 +135,11 @@ def test_same_volume_twice_and_missing_choices(module):
     assert not module.ui.registerButton.enabled and "HSyN needs trained weights" in module.ui.registerButton.toolTip
     from SymRegistrationGui.exporting import Request
 
-    for request, said in ((Request(fixed, fixed), "as fixed and as moving"), (Request(None, moving), "No fixed volume"),
-                          (Request(fixed, None), "No moving volume")):
+    for request, said in (
+        (Request(fixed, fixed), "as fixed and as moving"),
+        (Request(None, moving), "No fixed volume"),
+        (Request(fixed, None), "No moving volume"),
+    ):
         with pytest.raises(Exception, match=said):
             module.engine.register(request)
 
@@ -273,7 +286,12 @@ def test_widgets_follow_the_state_and_the_state_follows_widgets(module):
     module.click("swapButton")
     assert (state.fixedVolume, state.movingVolume, state.fixedMask, state.movingMask) == (moving, fixed, mask, None)
     assert ui.fixedSelector.currentNode() is moving
-    for combo, name in (("presetComboBox", "preset"), ("metricComboBox", "metric"), ("initialComboBox", "initial"), ("methodComboBox", "method")):
+    for combo, name in (
+        ("presetComboBox", "preset"),
+        ("metricComboBox", "metric"),
+        ("initialComboBox", "initial"),
+        ("methodComboBox", "method"),
+    ):
         box = getattr(ui, combo)
         box.currentIndex = box.count - 1
         assert getattr(state, name) == box.itemData(box.currentIndex)
@@ -296,8 +314,12 @@ def test_widgets_follow_the_state_and_the_state_follows_widgets(module):
 def test_detect_lists_devices_with_memory(module):
     module.click("devicesButton")
     module.app.wait(lambda: module.ui.deviceComboBox.count >= 2 and not module.engine.client.busy, 60, "the devices")
-    module.engine.client.onDevices([{"name": "cpu", "title": "CPU, 8 cores", "memory_gb": 31.9},
-                                    {"name": "cuda:0", "title": "NVIDIA H200", "memory_gb": 150.1}])
+    module.engine.client.onDevices(
+        [
+            {"name": "cpu", "title": "CPU, 8 cores", "memory_gb": 31.9},
+            {"name": "cuda:0", "title": "NVIDIA H200", "memory_gb": 150.1},
+        ]
+    )
     texts = [module.ui.deviceComboBox.itemText(k) for k in range(module.ui.deviceComboBox.count)]
     assert texts == ["Automatic", "CPU, 8 cores, 32 GB", "NVIDIA H200, 150 GB"]
     module.ui.deviceComboBox.currentIndex = 2
@@ -340,7 +362,9 @@ def test_sample_data_is_registered_and_makes_nodes(module):
         assert sources["SymRegistrationTumorPair"](None) == ["MRBrainTumor1", "MRBrainTumor2"]
     finally:
         del sys.modules["SampleData"]
-    assert [node.GetClassName() for node in nodes] == ["vtkMRMLScalarVolumeNode"] * 2 + ["vtkMRMLMarkupsFiducialNode"] * 2
+    assert [node.GetClassName() for node in nodes] == ["vtkMRMLScalarVolumeNode"] * 2 + [
+        "vtkMRMLMarkupsFiducialNode"
+    ] * 2
     from SymRegistrationGui import sampledata
 
     fixed, moving = (scenes.positions(node) for node in nodes[2:])
@@ -351,8 +375,13 @@ def test_sample_data_is_registered_and_makes_nodes(module):
 def test_scripts_get_nodes_back(module):
     fixed, moving = scenes.pair(module.scene)
     mask = scenes.segmentation(module.scene, fixed, [np.ones((34, 36, 32), bool)])
-    nodes = module.widget.logic.register(fixed, moving, method="syn", preset="fast", initial="centre", inputs={"fixedMask": mask})
-    assert set(nodes) == {"forward", "inverse", "warped_moving", "jacobian", "table"} and nodes["table"].GetNumberOfRows() > 4
+    nodes = module.widget.logic.register(
+        fixed, moving, method="syn", preset="fast", initial="centre", inputs={"fixedMask": mask}
+    )
+    assert (
+        set(nodes) == {"forward", "inverse", "warped_moving", "jacobian", "table"}
+        and nodes["table"].GetNumberOfRows() > 4
+    )
     done = []
     task = module.widget.logic.register(fixed, moving, wait=False, onDone=done.append, preset="fast", initial="centre")
     assert not task.finished
@@ -375,8 +404,16 @@ def test_selectors_offer_what_fits_and_nothing_else(module):
             assert listed == list(getattr(module.ui, element.get("name")).nodeTypes), element.get("name")
             checked += 1
     assert checked == 18
-    connected = set(re.findall(r"<receiver>(\w+)</receiver>", (slicer_harness.MODULE / "Resources/UI/SymRegistration.ui").read_text()))
-    assert connected == {name for name, widget in vars(module.ui).items() if hasattr(widget, "setMRMLScene") and name != "SymRegistration"}
+    connected = set(
+        re.findall(
+            r"<receiver>(\w+)</receiver>", (slicer_harness.MODULE / "Resources/UI/SymRegistration.ui").read_text()
+        )
+    )
+    assert connected == {
+        name
+        for name, widget in vars(module.ui).items()
+        if hasattr(widget, "setMRMLScene") and name != "SymRegistration"
+    }
     scenes.pair(module.scene)
     segmentation = module.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Organs")
     labels = scenes.volume(module.scene, np.ones((4, 4, 4), np.uint8), np.eye(4), "Labels", "vtkMRMLLabelMapVolumeNode")
@@ -401,5 +438,12 @@ def test_icons_follow_the_style(module):
         parent = types.SimpleNamespace(path=made.__file__)
         made.SymRegistration(parent)
         image = parent.icon.pixmap(64, 64).toImage()
-        colors.append({image.pixelColor(x, y).name() for x in range(64) for y in range(64) if image.pixelColor(x, y).alpha() == 255})
+        colors.append(
+            {
+                image.pixelColor(x, y).name()
+                for x in range(64)
+                for y in range(64)
+                if image.pixelColor(x, y).alpha() == 255
+            }
+        )
     assert "#1f77b4" in colors[0] and "#6db7ee" in colors[1] and "#6db7ee" not in colors[0]

@@ -45,7 +45,9 @@ def test_exported_voxels_lie_where_mrml_says(app, tmp_path, dtype):
     assert np.array_equal(sitk.GetArrayFromImage(image), array) and sitk.GetArrayFromImage(image).dtype == dtype
     for k, j, i in rng.integers(0, SHAPE, (20, 3)).tolist():
         ras = (matrix @ (i, j, k, 1))[:3]
-        assert np.allclose(image.TransformIndexToPhysicalPoint((i, j, k)), (-ras[0], -ras[1], ras[2]), atol=1e-9), f"seed {SEED}"
+        assert np.allclose(image.TransformIndexToPhysicalPoint((i, j, k)), (-ras[0], -ras[1], ras[2]), atol=1e-9), (
+            f"seed {SEED}"
+        )
 
 
 def test_the_file_is_the_one_that_slicer_itself_would_write(app, tmp_path):
@@ -102,7 +104,9 @@ def test_non_linear_parents_are_applied_to_a_copy(app, tmp_path):
     assert scenes.names(app.scene) == before, "the copy stayed in the scene"
     assert np.array_equal(slicer.util.arrayFromVolume(node), blob), "the scan itself was changed"
     values = sitk.GetArrayFromImage(image).astype(float)
-    points = np.array([image.TransformIndexToPhysicalPoint(tuple(p)) for p in np.argwhere(values > 20)[:, ::-1].tolist()])
+    points = np.array(
+        [image.TransformIndexToPhysicalPoint(tuple(p)) for p in np.argwhere(values > 20)[:, ::-1].tolist()]
+    )
     center = (points * values[values > 20][:, None]).sum(0) / values[values > 20].sum() * (-1, -1, 1)
     # FromParent (6, -4, 2) takes world points to the volume: the blob shows up at the opposite side
     expected = (matrix @ (20, 18, 22, 1))[:3] - (6, -4, 2)
@@ -226,7 +230,11 @@ def test_what_cannot_be_used_is_refused_by_name(app):
     hollow = app.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Hollow")
     flat = scenes.volume(app.scene, np.zeros((1, 8, 8), np.int16), np.eye(4), "Flat")
     singular = scenes.volume(app.scene, np.zeros((8, 8, 8), np.int16), np.diag([1.0, 0.0, 1.0, 1.0]), "Singular")
-    for node, said in ((hollow, "'Hollow' has no voxels"), (flat, "'Flat' is a single slice"), (singular, "'Singular' has a singular")):
+    for node, said in (
+        (hollow, "'Hollow' has no voxels"),
+        (flat, "'Flat' is a single slice"),
+        (singular, "'Singular' has a singular"),
+    ):
         with pytest.raises(InputError, match=said):
             nodes.worldVolume(node)
     fixed, _moving = scenes.pair(app.scene)
@@ -245,6 +253,7 @@ def test_what_cannot_be_used_is_refused_by_name(app):
 
 
 # ------------------------------------------------------------------------------------------------ files
+
 
 def test_compressed_and_damaged_files(app, tmp_path):
     from SymRegistrationGui.exchange import readVolume

@@ -19,8 +19,11 @@ def installed(tmp_path_factory):
     cmake = shutil.which("cmake", path=str(Path(sys.executable).parent)) or "cmake"
     build, target = tmp_path_factory.mktemp("build"), tmp_path_factory.mktemp("install")
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    for command in ([cmake, "-S", ROOT, "-B", build, f"-DSlicer_DIR={ROOT / 'Testing/slicer_config'}", *generator],
-                    [cmake, "--build", build], [cmake, "--install", build, "--prefix", target]):
+    for command in (
+        [cmake, "-S", ROOT, "-B", build, f"-DSlicer_DIR={ROOT / 'Testing/slicer_config'}", *generator],
+        [cmake, "--build", build],
+        [cmake, "--install", build, "--prefix", target],
+    ):
         done = subprocess.run([str(part) for part in command], capture_output=True, check=False, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     tests = (build / "SymRegistration/CTestTestfile.cmake").read_text()
@@ -34,8 +37,11 @@ def _sources():
     files = {path: path.relative_to(module) for path in module.rglob("*") if path.is_file()}
     files |= {path: path.relative_to(ROOT) for path in library.rglob("*") if path.is_file()}
     left_out = {"CMakeLists.txt", "README.md"}
-    return {str(place) for path, place in files.items()
-            if path.name not in left_out and "__pycache__" not in path.parts and not path.name.startswith(".")}
+    return {
+        str(place)
+        for path, place in files.items()
+        if path.name not in left_out and "__pycache__" not in path.parts and not path.name.startswith(".")
+    }
 
 
 def test_everything_is_shipped_and_nothing_else(installed):
@@ -63,8 +69,17 @@ def test_catalog_entry_agrees_with_cmake(installed):
     text = (ROOT / "Resources/SymRegistration.json").read_text(encoding="utf-8")
     entry = json.loads(text)
     assert "\r" not in text
-    assert set(entry) <= {"$schema", "category", "scm_url", "scm_revision", "scm_type", "build_dependencies", "build_subdirectory",
-                          "enabled", "tier"}
+    assert set(entry) <= {
+        "$schema",
+        "category",
+        "scm_url",
+        "scm_revision",
+        "scm_type",
+        "build_dependencies",
+        "build_subdirectory",
+        "enabled",
+        "tier",
+    }
     assert entry["category"] == "Registration"
     assert entry["build_dependencies"] == fields["DEPENDS"].split(";") == ["PyTorch"]
     assert fields["PROJECT"] == "SymRegistration" and not fields["PROJECT"].startswith("Slicer")
@@ -75,7 +90,9 @@ def test_catalog_entry_agrees_with_cmake(installed):
 def test_icon_and_screenshots_are_the_files_that_the_urls_name(installed):
     _, fields, _ = installed
     base = "https://raw.githubusercontent.com/SymRegistration/SlicerSymRegistration/main/"
-    literal = re.findall(r'set\(EXTENSION_(?:ICONURL|SCREENSHOTURLS) "([^"$]+)"\)', (ROOT / "CMakeLists.txt").read_text())
+    literal = re.findall(
+        r'set\(EXTENSION_(?:ICONURL|SCREENSHOTURLS) "([^"$]+)"\)', (ROOT / "CMakeLists.txt").read_text()
+    )
     urls = " ".join(literal).split()
     assert set(urls) == {fields["ICONURL"], *fields["SCREENSHOTURLS"].split()}
     for url in urls:
@@ -90,14 +107,25 @@ def test_icons_exist_for_light_and_dark():
 
 
 def test_the_module_imports_only_the_torch_free_bottom_of_the_library():
-    allowed = {"SymRegistrationLib", "SymRegistrationLib.job", "SymRegistrationLib.geometry.grid", "SymRegistrationLib.cohort.table"}
+    allowed = {
+        "SymRegistrationLib",
+        "SymRegistrationLib.job",
+        "SymRegistrationLib.geometry.grid",
+        "SymRegistrationLib.cohort.table",
+    }
     for path in (ROOT / "SymRegistration").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
-                [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
             for name in names:
-                assert name not in ("torch", "SimpleITK") and (not name.startswith("SymRegistrationLib") or name in allowed), \
-                    f"{path.name} imports {name}"
+                assert name not in ("torch", "SimpleITK") and (
+                    not name.startswith("SymRegistrationLib") or name in allowed
+                ), f"{path.name} imports {name}"
 
 
 def test_only_nodes_knows_ras():
@@ -123,5 +151,5 @@ def test_every_data_file_of_the_library_is_installed():
     listed = {path for pattern in patterns for path in folder.glob(pattern)}
     present = {path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")}
     assert present and present <= listed
-    packed = re.search(r'SymRegistrationLib = \[(.*)\]', (ROOT / "pyproject.toml").read_text(encoding="utf-8")).group(1)
+    packed = re.search(r"SymRegistrationLib = \[(.*)\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8")).group(1)
     assert set(patterns) <= set(re.findall(r'"(.*?)"', packed))

@@ -1,6 +1,5 @@
 """What a registration leaves in the scene, and what can be done with it; with the real worker and the real pipeline."""
 
-
 import numpy as np
 import pytest
 import slicer
@@ -23,9 +22,14 @@ def test_nodes_know_of_each_other(done):
     assert forward.GetNodeReference(roles.GetFixedNodeReferenceRole()) is fixed
     assert forward.GetNodeReference(roles.GetMovingNodeReferenceRole()) is moving
     assert inverse.GetNodeReference(roles.GetFixedNodeReferenceRole()) is moving
-    assert forward.GetNodeReference("SymRegistration.inverseOf") is inverse and inverse.GetNodeReference("SymRegistration.inverseOf") is forward
+    assert (
+        forward.GetNodeReference("SymRegistration.inverseOf") is inverse
+        and inverse.GetNodeReference("SymRegistration.inverseOf") is forward
+    )
     for node in (forward, inverse):
-        assert node.GetTransformFromParentAs("vtkOrientedGridTransform", False, False) is not None, "stored as FromParent"
+        assert node.GetTransformFromParentAs("vtkOrientedGridTransform", False, False) is not None, (
+            "stored as FromParent"
+        )
         assert node.GetDisplayNode() is not None and not node.GetDisplayNode().GetVisibility()
         assert node.GetParentTransformNode() is None
     tree = hierarchy(module.scene)
@@ -39,7 +43,9 @@ def test_nodes_know_of_each_other(done):
     matrices = [vtk.vtkMatrix4x4() for _ in range(2)]
     warped.GetIJKToRASMatrix(matrices[0])
     fixed.GetIJKToRASMatrix(matrices[1])
-    assert np.allclose([matrices[0].GetElement(r, c) - matrices[1].GetElement(r, c) for r in range(4) for c in range(4)], 0, atol=1e-6)
+    assert np.allclose(
+        [matrices[0].GetElement(r, c) - matrices[1].GetElement(r, c) for r in range(4) for c in range(4)], 0, atol=1e-6
+    )
 
 
 def test_a_second_run_updates_the_chosen_outputs(done):
@@ -83,7 +89,10 @@ def test_outputs_that_are_inputs_or_chosen_twice_are_refused(module):
     from SymRegistrationGui.exporting import Request
 
     fixed, moving = scenes.pair(module.scene)
-    for outputs, said in (({"warped_moving": moving}, "is an input and cannot be an output"), ({"jacobian": fixed}, "is an input")):
+    for outputs, said in (
+        ({"warped_moving": moving}, "is an input and cannot be an output"),
+        ({"jacobian": fixed}, "is an input"),
+    ):
         with pytest.raises(Exception, match=said):
             module.engine.register(Request(fixed, moving, outputs=outputs))
     twice = scenes.volume(module.scene, np.zeros((4, 4, 4), np.int16), np.eye(4))
@@ -123,6 +132,7 @@ def test_saving_and_loading_the_scene_keeps_everything(done, tmp_path):
 
 # ------------------------------------------------------------------------------------------------ looking
 
+
 def shown(module):
     """(background, foreground, opacity) of the first slice view."""
     composite = module.panel.results.views.composites()[0]
@@ -143,19 +153,32 @@ def test_compare_views(done):
     module.click("checkerboardButton")
     module.app.wait(lambda: shown(module)[0] is run.node("comparison"), 5)
     board = slicer.util.arrayFromVolume(run.node("comparison")).copy()
-    ranges = [(n.GetDisplayNode().GetLevel() - n.GetDisplayNode().GetWindow() / 2, n.GetDisplayNode().GetWindow()) for n in (fixed, warped)]
-    one, two = (np.clip((slicer.util.arrayFromVolume(n) - low) / window, 0, 1) * 255 for n, (low, window) in zip((fixed, warped), ranges))
+    ranges = [
+        (n.GetDisplayNode().GetLevel() - n.GetDisplayNode().GetWindow() / 2, n.GetDisplayNode().GetWindow())
+        for n in (fixed, warped)
+    ]
+    one, two = (
+        np.clip((slicer.util.arrayFromVolume(n) - low) / window, 0, 1) * 255
+        for n, (low, window) in zip((fixed, warped), ranges)
+    )
     from_fixed, from_warped = np.abs(board - one) <= 1, np.abs(board - two) <= 1
     assert (from_fixed | from_warped).all() and 0.3 < from_fixed[(np.abs(one - two) > 5)].mean() < 0.7
     module.ui.viewSlider.value = 95
-    module.app.wait(lambda: not views._steps.busy and not np.array_equal(slicer.util.arrayFromVolume(run.node("comparison")), board), 5)
+    module.app.wait(
+        lambda: (
+            not views._steps.busy and not np.array_equal(slicer.util.arrayFromVolume(run.node("comparison")), board)
+        ),
+        5,
+    )
     assert module.ui.sliderLabel.text == "Tiles:"
     module.click("differenceButton")
     module.app.wait(lambda: shown(module)[1] is run.node("comparison"), 5)
     difference = slicer.util.arrayFromVolume(run.node("comparison"))
     assert np.abs(difference).mean() < 3 and difference.min() >= -100 and difference.max() <= 100
     module.click("blendButton")
-    slicer.util.arrayFromVolume(fixed)[:] = slicer.util.arrayFromVolume(warped) * 2 + 100  # another scanner, the same anatomy
+    slicer.util.arrayFromVolume(fixed)[:] = (
+        slicer.util.arrayFromVolume(warped) * 2 + 100
+    )  # another scanner, the same anatomy
     fixed.GetDisplayNode().SetWindowLevelMinMax(100, 2000)
     warped.GetDisplayNode().SetWindowLevelMinMax(0, 950)
     module.click("differenceButton")
@@ -184,7 +207,11 @@ def test_maps_have_colors_and_a_legend(done):
     legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node)
     assert legend is not None and legend.GetVisibility()
     module.click("consistencyButton")
-    assert shown(module)[1] is run.node("inverse_consistency") and not legend.GetVisibility() and "mm" in module.ui.legendLabel.text
+    assert (
+        shown(module)[1] is run.node("inverse_consistency")
+        and not legend.GetVisibility()
+        and "mm" in module.ui.legendLabel.text
+    )
     assert not module.ui.uncertaintyButton.enabled, "no uncertainty was asked for"
     module.click("consistencyButton")
     assert module.ui.legendLabel.isHidden()
@@ -198,7 +225,10 @@ def test_grid_and_arrows(done):
     assert display.GetVisualizationMode() == slicer.vtkMRMLTransformDisplayNode.VIS_MODE_GRID
     assert display.GetRegionNode() is run.node("fixed")
     module.click("glyphsButton")
-    assert display.GetVisualizationMode() == slicer.vtkMRMLTransformDisplayNode.VIS_MODE_GLYPH and not module.ui.gridButton.checked
+    assert (
+        display.GetVisualizationMode() == slicer.vtkMRMLTransformDisplayNode.VIS_MODE_GLYPH
+        and not module.ui.gridButton.checked
+    )
     module.click("glyphsButton")
     assert not display.GetVisibility()
 
@@ -219,7 +249,9 @@ def test_uncertainty_is_made_on_demand_and_shown_in_mm(module):
     run = module.register()
     node = run.node("uncertainty")
     values = slicer.util.arrayFromVolume(node)
-    assert values.min() >= 0 and values.max() > 0 and run.node("jacobian") is None and not module.ui.jacobianButton.enabled
+    assert (
+        values.min() >= 0 and values.max() > 0 and run.node("jacobian") is None and not module.ui.jacobianButton.enabled
+    )
     module.click("uncertaintyButton")
     assert shown(module)[1] is node and "mm" in module.ui.legendLabel.text
     top = node.GetDisplayNode().GetWindowLevelMax()

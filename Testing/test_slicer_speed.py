@@ -46,7 +46,8 @@ ATTEMPTS = 3
 
 
 class Heartbeat:
-    """Longest time between two beats of a 2 ms timer on the application's thread, as :func:`slicer_scenes.ownTime` counts.
+    """Longest time between two beats of a 2 ms timer on the application's thread, as :func:`slicer_scenes.ownTime`
+    counts.
 
     Attributes:
         longest: in units of what is allowed, FELT or FELT_BUSY.
@@ -95,12 +96,18 @@ def large(scene):
     """Two 256^3 scans of 16-bit voxels."""
     rng = np.random.default_rng(3)
     array = rng.integers(0, 1000, (256, 256, 256)).astype(np.int16)
-    return [scenes.volume(scene, array, scenes.geometry((256, 256, 256), (1, 1, 1), np.eye(3)), name) for name in ("Large fixed", "Large moving")]
+    return [
+        scenes.volume(scene, array, scenes.geometry((256, 256, 256), (1, 1, 1), np.eye(3)), name)
+        for name in ("Large fixed", "Large moving")
+    ]
 
 
 def test_the_heartbeat_feels_work_and_waiting():
     app = slicer_harness.start()
-    for block in (lambda until: time.sleep(0.2), lambda until: [None for _ in iter(lambda: time.thread_time() < until, False)]):
+    for block in (
+        lambda until: time.sleep(0.2),
+        lambda until: [None for _ in iter(lambda: time.thread_time() < until, False)],
+    ):
         beat = Heartbeat()
         for _event in range(20):
             app.processEvents()
@@ -128,10 +135,12 @@ def test_256_cubed_click_to_nodes_within_the_method_and_1_5_seconds_and_never_bl
         wall, work = time.perf_counter(), _work(worker)
         run = instant.register()
         wall, work, block = time.perf_counter() - wall - 0.4, _work(worker) - work, beat.stop()
-        # On a quiet machine the clock counts. On a busy one it says how busy; there the work of both processes counts, and
-        # takes up to twice as long.
+        # On a quiet machine the clock counts. On a busy one it says how busy; there the work of both processes counts,
+        # and takes up to twice as long.
         extra = work / 2 if beat.busy else wall
-        print(f"beyond the method {wall:.2f} s, {work:.2f} s of work; longest block {1000 * beat.longest:.0f} ms; busy {beat.busy}")
+        print(
+            f"beyond the method {wall:.2f} s, {work:.2f} s of work; longest block {1000 * beat.longest:.0f} ms; busy {beat.busy}"
+        )
         best = min(best[0], extra), min(best[1], block)
         assert run.node("jacobian").GetImageData().GetDimensions() == (256, 256, 256) and instant.app.shown == []
     assert best[0] < 1.5 and best[1] < 1
@@ -175,8 +184,12 @@ def test_the_library_is_not_imported_by_the_application():
     """torch in the application's own process would cost seconds and memory; everything heavy is in the worker."""
     import subprocess
 
-    code = ("import sys; sys.path.insert(0, 'Testing'); import slicer_harness; app = slicer_harness.start();"
-            "p, m = slicer_harness.loadModule(app); w = m.SymRegistrationWidget(); w.cleanup();"
-            "print([n for n in ('torch', 'SimpleITK', 'psutil') if n in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", code], cwd=slicer_harness.REPOSITORY, capture_output=True, check=False, text=True)
+    code = (
+        "import sys; sys.path.insert(0, 'Testing'); import slicer_harness; app = slicer_harness.start();"
+        "p, m = slicer_harness.loadModule(app); w = m.SymRegistrationWidget(); w.cleanup();"
+        "print([n for n in ('torch', 'SimpleITK', 'psutil') if n in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=slicer_harness.REPOSITORY, capture_output=True, check=False, text=True
+    )
     assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr

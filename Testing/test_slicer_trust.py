@@ -37,7 +37,10 @@ def test_a_fast_map_says_what_it_is_worth_and_leads_to_its_places(module):
     table = module.ui.resultsTable
     texts = [table.item(row, 0).text() for row in range(table.rowCount)]
     assert "Folded place 1: 4 voxels" in texts and any(text.startswith("Radius that holds 68 %") for text in texts)
-    slices = [slicer.mrmlScene.GetNthNodeByClass(k, "vtkMRMLSliceNode") for k in range(slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSliceNode"))]
+    slices = [
+        slicer.mrmlScene.GetNthNodeByClass(k, "vtkMRMLSliceNode")
+        for k in range(slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSliceNode"))
+    ]
     module.panel.results.onCell(texts.index("Folded place 1: 4 voxels"), 0)
     ras = np.array([-lps[0], -lps[1], lps[2]])
     for node in slices:
@@ -49,7 +52,10 @@ def test_a_fast_map_says_what_it_is_worth_and_leads_to_its_places(module):
 
     spots = scenes.fiducials(module.scene, [ras, ras + 500], "Spots")
     carried = module.engine.wait(module.engine.apply(runs.Run(run.table), [spots], fromMoving=False))[0]
-    assert carried.GetNthControlPointDescription(0) == "68 %: within 1.25 mm" and carried.GetNthControlPointDescription(1) == ""
+    assert (
+        carried.GetNthControlPointDescription(0) == "68 %: within 1.25 mm"
+        and carried.GetNthControlPointDescription(1) == ""
+    )
 
 
 def runs_grid(node):

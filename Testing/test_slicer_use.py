@@ -16,13 +16,17 @@ slicer_harness.pythonqtStyle(__name__)
 
 # ------------------------------------------------------------------------------------------------ carrying along
 
+
 @pytest.mark.parametrize("under", ["plain", "parents", "bent parent"])
 def test_markup_volume_and_command_line_agree(module, tmp_path, under):
-    """A landmark on the moving scan, the scan hardened with the forward transform, and `symreg apply`: within 0.1 mm."""
+    """A landmark on the moving scan, the scan hardened with the forward transform, and `symreg apply`: within 0.1
+    mm."""
     fixed, moving = scenes.pair(module.scene, spacing=2.0, oblique=True)
     k, j, i = (int(n) for n in np.array(slicer.util.arrayFromVolume(moving).shape) // 2)
     spots = [(k - 3, j + 2, i - 4), (k + 5, j - 6, i + 3), (k, j + 7, i + 6)]
-    ball = scenes.volume(module.scene, np.zeros_like(slicer.util.arrayFromVolume(moving), np.float32), np.eye(4), "Ball")
+    ball = scenes.volume(
+        module.scene, np.zeros_like(slicer.util.arrayFromVolume(moving), np.float32), np.eye(4), "Ball"
+    )
     matrix = vtk.vtkMatrix4x4()
     moving.GetIJKToRASMatrix(matrix)
     ball.SetIJKToRASMatrix(matrix)
@@ -56,7 +60,23 @@ def test_markup_volume_and_command_line_agree(module, tmp_path, under):
     for part, path in paths.items():
         complete(exporting.exportField(run.node(part), path))
     points = complete(exporting.exportPoints(markup, moving, folder, "points"))
-    assert cli.main(["apply", points, "--points", "--transform", paths["forward"], "--inverse", paths["inverse"], "-q", "-o", str(tmp_path / "o.csv")]) == 0
+    assert (
+        cli.main(
+            [
+                "apply",
+                points,
+                "--points",
+                "--transform",
+                paths["forward"],
+                "--inverse",
+                paths["inverse"],
+                "-q",
+                "-o",
+                str(tmp_path / "o.csv"),
+            ]
+        )
+        == 0
+    )
     folder.remove()
     lines = (tmp_path / "o.csv").read_text().splitlines()[1:]
     byCommand = np.array([[float(v) for v in line.split(",")[1:4]] for line in lines]) * (-1, -1, 1)
@@ -96,8 +116,8 @@ def bent(scene, matrix):
 def peak(node, near, nodes):
     """Where a blob is after the node's transform, in world: the place whose pulled-back position is the blob's center.
 
-    The blob's center in the volume is found by its moments; the world place is found by inverting FromParent with Newton's
-    method, in double precision, independently of VTK's inverse.
+    The blob's center in the volume is found by its moments; the world place is found by inverting FromParent with
+    Newton's method, in double precision, independently of VTK's inverse.
     """
     array = slicer.util.arrayFromVolume(node).astype(float)
     index = np.array(np.unravel_index(array.argmax(), array.shape))
@@ -141,7 +161,10 @@ def test_models_segmentations_and_volumes_are_carried_along(done):
     module.click("applyButton")
     module.app.wait(lambda: not module.engine.busy, 60)
     assert module.app.shown == []
-    found = {name: module.scene.GetFirstNodeByName(f"{name} on Fixed scan") for name in ("Lesion model", "Lesion", "Second contrast")}
+    found = {
+        name: module.scene.GetFirstNodeByName(f"{name} on Fixed scan")
+        for name in ("Lesion model", "Lesion", "Second contrast")
+    }
     points = slicer.util.arrayFromModelPoints(found["Lesion model"])
     push = run.node("inverse").GetTransformFromParent()
     expected = np.array([push.TransformPoint(p) for p in slicer.util.arrayFromModelPoints(model)])
@@ -156,7 +179,9 @@ def test_models_segmentations_and_volumes_are_carried_along(done):
     places = grid.points(np.argwhere(np.ones(grid.shape)))[::7]
     there = movingGrid.indices([np.array(forward.TransformPoint(p * (-1, -1, 1))) * (-1, -1, 1) for p in places])
     well = ((there > 1) & (there < np.array(movingGrid.shape) - 2)).all(1)
-    assert np.abs(again - warped).ravel()[::7][well].max() <= 1 and well.mean() > 0.3, "the same scan carried along is the warped scan"
+    assert np.abs(again - warped).ravel()[::7][well].max() <= 1 and well.mean() > 0.3, (
+        "the same scan carried along is the warped scan"
+    )
     carried, grid = nodes.worldLabels(found["Lesion"], fixed)
     assert found["Lesion"].GetSegmentation().GetNthSegment(0).GetName() == "part 1"
     expected = warped > 500
@@ -176,10 +201,13 @@ def test_from_fixed_to_moving(done):
     node = scenes.fiducials(module.scene, ras, "On fixed")
     made = module.engine.wait(module.engine.apply(run, [node], fromMoving=False))
     expected = [run.node("forward").GetTransformFromParent().TransformPoint(p) for p in ras]
-    assert np.allclose(scenes.positions(made[0]), expected, atol=1e-4) and made[0].GetName() == "On fixed on Moving scan"
+    assert (
+        np.allclose(scenes.positions(made[0]), expected, atol=1e-4) and made[0].GetName() == "On fixed on Moving scan"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ evaluating, reporting
+
 
 def test_evaluation_with_segmentations_and_landmarks(done):
     module, run = done
@@ -187,15 +215,22 @@ def test_evaluation_with_segmentations_and_landmarks(done):
     ras = np.array([(5, -8, 12), (12, 0, 4), (-6, -20, 18.0)])
     module.state.fixedLandmarks = scenes.fiducials(module.scene, ras, "F")
     module.state.movingLandmarks = scenes.fiducials(module.scene, scenes.shift(ras), "M")
-    module.state.fixedLabels = scenes.segmentation(module.scene, fixed, [slicer.util.arrayFromVolume(fixed) > 480], "FL")
-    module.state.movingLabels = scenes.segmentation(module.scene, moving, [slicer.util.arrayFromVolume(moving) > 480], "ML")
+    module.state.fixedLabels = scenes.segmentation(
+        module.scene, fixed, [slicer.util.arrayFromVolume(fixed) > 480], "FL"
+    )
+    module.state.movingLabels = scenes.segmentation(
+        module.scene, moving, [slicer.util.arrayFromVolume(moving) > 480], "ML"
+    )
     module.click("evaluateButton")
     module.app.wait(lambda: not module.engine.busy, 60)
     assert module.app.shown == []
     metrics = run.metrics
     assert metrics["labels"]["mean_after"] > max(0.75, metrics["labels"]["mean_before"])
     before = np.linalg.norm(scenes.shift(ras) - ras, axis=1).mean()
-    assert metrics["landmarks"]["mean_before_mm"] == pytest.approx(before, abs=0.01) and metrics["landmarks"]["mean_after_mm"] < 1.5
+    assert (
+        metrics["landmarks"]["mean_before_mm"] == pytest.approx(before, abs=0.01)
+        and metrics["landmarks"]["mean_after_mm"] < 1.5
+    )
     texts = [module.ui.resultsTable.item(row, 0).text() for row in range(module.ui.resultsTable.rowCount)]
     assert "Overlap of labels, mean Dice" in texts and "Landmark error, mean of 3, mm" in texts
     assert run.table.GetNumberOfRows() == len(texts)
@@ -209,7 +244,9 @@ def test_report_export(done, tmp_path, monkeypatch):
         path = str(tmp_path / f"report.{ending}")
         monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *arguments, p=path: (p, ""))
         module.click("exportButton")
-    assert "<html" in (tmp_path / "report.html").read_text() and "data:image/png" in (tmp_path / "report.html").read_text()
+    assert (
+        "<html" in (tmp_path / "report.html").read_text() and "data:image/png" in (tmp_path / "report.html").read_text()
+    )
     assert json.loads((tmp_path / "report.json").read_text())["quality"] == run.metrics["quality"]
     assert (tmp_path / "report.csv").read_text().startswith('"Measure","Before","Aligned","After"\n"Similarity')
     monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *arguments: ("/nowhere/report.csv", ""))
@@ -223,9 +260,10 @@ def test_report_export(done, tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------ the same as elsewhere
 
+
 def test_transforms_are_those_of_the_command_line_and_the_library_bit_by_bit(module, tmp_path):
-    from SymRegistrationLib.commands import cli
     from SymRegistrationLib import pipeline, read_volume
+    from SymRegistrationLib.commands import cli
     from SymRegistrationLib.job import Options
 
     fixed, moving = scenes.pair(module.scene, oblique=True)
@@ -235,7 +273,25 @@ def test_transforms_are_those_of_the_command_line_and_the_library_bit_by_bit(mod
         assert storage.WriteData(node)
     nodes = module.widget.logic.register(fixed, moving, preset="fast", initial="centre", threads=1)
     paths = [str(tmp_path / name) for name in ("fixed.nrrd", "moving.nrrd")]
-    assert cli.main(["register", *paths, "-o", str(tmp_path / "out"), "--preset", "fast", "--initial", "centre", "--threads", "1", "-q", "--no-report"]) == 0
+    assert (
+        cli.main(
+            [
+                "register",
+                *paths,
+                "-o",
+                str(tmp_path / "out"),
+                "--preset",
+                "fast",
+                "--initial",
+                "centre",
+                "--threads",
+                "1",
+                "-q",
+                "--no-report",
+            ]
+        )
+        == 0
+    )
     result = pipeline.register(*map(read_volume, paths), Options(preset="fast", initial="centre", threads=1))
     flip = np.array([-1, -1, 1], np.float32)
     for part in ("forward", "inverse"):
@@ -243,7 +299,9 @@ def test_transforms_are_those_of_the_command_line_and_the_library_bit_by_bit(mod
         transform = sitk.DisplacementFieldTransform(sitk.ReadTransform(str(tmp_path / f"out/{part}.h5")))
         byCommand = sitk.GetArrayFromImage(transform.GetDisplacementField()).astype(np.float32)
         assert np.array_equal(byCommand, getattr(result, part).displacement)
-        assert np.array_equal(inSlicer, byCommand), f"{part}: largest difference {np.abs(inSlicer - byCommand).max()} mm"
+        assert np.array_equal(inSlicer, byCommand), (
+            f"{part}: largest difference {np.abs(inSlicer - byCommand).max()} mm"
+        )
 
 
 def test_landmarks_region_mask_and_start_reach_the_job(module, tmp_path):
@@ -263,15 +321,25 @@ def test_landmarks_region_mask_and_start_reach_the_job(module, tmp_path):
     matrix = np.eye(4)
     matrix[:3, 3] = (-4, 3, -2)
     start = scenes.linearTransform(module.scene, matrix, "start")
-    request = exporting.Request(fixed, moving, fixedMask=mask, roi=roi, initialTransform=start, guideWithPoints=True,
-                                fixedPoints=scenes.fiducials(module.scene, ras), movingPoints=scenes.fiducials(module.scene, scenes.shift(ras)))
+    request = exporting.Request(
+        fixed,
+        moving,
+        fixedMask=mask,
+        roi=roi,
+        initialTransform=start,
+        guideWithPoints=True,
+        fixedPoints=scenes.fiducials(module.scene, ras),
+        movingPoints=scenes.fiducials(module.scene, scenes.shift(ras)),
+    )
     folder = PrivateFolder()
     job = complete(exporting.exportJob(request, folder))
     box = sitk.GetArrayFromImage(sitk.ReadImage(job.fixed_mask))
     assert box.sum() == pytest.approx((30 / 3) ** 3, rel=0.3) and box.max() == 1 and job.guide_with_points
     assert np.allclose(read_points(job.moving_points).points, scenes.shift(ras) * (-1, -1, 1))
     transform = read_transform(job.options.initial)
-    assert np.allclose(transform.TransformPoint((0, 0, 0)), (-4, 3, 2)), "fixed -> moving, LPS: the inverse of what moves the scan"
+    assert np.allclose(transform.TransformPoint((0, 0, 0)), (-4, 3, 2)), (
+        "fixed -> moving, LPS: the inverse of what moves the scan"
+    )
     moving.SetAndObserveTransformNodeID(start.GetID())
     again = complete(exporting.exportJob(request, folder))
     assert again.options.initial == "none", "a start that already lies above the moving scan is not applied twice"

@@ -11,9 +11,9 @@ import os
 import re
 from pathlib import Path
 
-from .table import UNSET, Cells, stem
-from ..training.dataset import Case, find
 from ..job import InputError, Job
+from ..training.dataset import Case, find
+from .table import UNSET, Cells, stem
 
 PAIRINGS = ("sessions", "all")
 
@@ -24,8 +24,8 @@ def folder_cells(folder: str | Path, to: Job, pairing: str | None = None, suffix
     Args:
         folder: BIDS (``sub-01/ses-02/anat/sub-01_ses-02_T1w.nii.gz``) or any folder of scans.
         to: its ``fixed``, unless ``UNSET``, is what every other scan goes onto; the table then has no column ``fixed``.
-        pairing: else: ``sessions``: every later session onto the first one of its subject; ``all``: every scan onto every
-            other one. ``None`` takes ``sessions`` where there are any.
+        pairing: else: ``sessions``: every later session onto the first one of its subject; ``all``: every scan onto
+            every other one. ``None`` takes ``sessions`` where there are any.
         suffix: which scans, by the last word of BIDS names (``T1w``); ``None`` takes T1w, or the only one there is.
 
     Raises:
@@ -41,12 +41,16 @@ def folder_cells(folder: str | Path, to: Job, pairing: str | None = None, suffix
             raise InputError(f"'{folder}' holds no scan but '{to.fixed}' itself.", "Give another folder, or a table.")
         return _cells(folder, lines)
     if pairing is None and not any("_ses-" in f"_{case.subject}" for case in cases):
-        raise InputError(f"'{folder}' does not say which scan goes onto which.",
-                         "Give --to TEMPLATE for all onto one, --pairs all for all onto all, or a table.")
+        raise InputError(
+            f"'{folder}' does not say which scan goes onto which.",
+            "Give --to TEMPLATE for all onto one, --pairs all for all onto all, or a table.",
+        )
     pairs = itertools.permutations(cases, 2) if pairing == "all" else _sessions(cases)
     lines = [{**_side(fixed, "fixed", folder), **_side(moving, "moving", folder)} for moving, fixed in pairs]
     if not lines:
-        raise InputError(f"'{folder}' holds no pair.", "A pair needs two sessions of one subject; give --to or --pairs all.")
+        raise InputError(
+            f"'{folder}' holds no pair.", "A pair needs two sessions of one subject; give --to or --pairs all."
+        )
     for line in lines:
         for kind in ("labels", "points"):  # measured only where both scans have them
             if not (line[f"fixed_{kind}"] and line[f"moving_{kind}"]):
@@ -79,10 +83,14 @@ def _wanted(folder: Path, cases: list[Case], suffix: str | None) -> list[Case]:
     if suffix is None:
         suffix = "T1w" if "T1w" in there else there[0] if len(there) == 1 else None
     if suffix is None:
-        raise InputError(f"'{folder}' holds scans of several kinds: {', '.join(filter(None, there))}.", "Choose one with --suffix.")
+        raise InputError(
+            f"'{folder}' holds scans of several kinds: {', '.join(filter(None, there))}.", "Choose one with --suffix."
+        )
     found = [case for case in cases if _suffix(case) == suffix]
     if not found:
-        raise InputError(f"'{folder}' holds no scan '{suffix}'.", f"There are: {', '.join(filter(None, there)) or 'none'}.")
+        raise InputError(
+            f"'{folder}' holds no scan '{suffix}'.", f"There are: {', '.join(filter(None, there)) or 'none'}."
+        )
     return found
 
 

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..job import INITIALS, InputError, Job, existing_file
 from ..geometry.points import paired, read_points
 from ..geometry.volumes import read_shape
+from ..job import INITIALS, InputError, Job, existing_file
 from ..registration.catalogue import needs_weights
 from ..registration.presets import presets
 
-#: Working memory of one worker, 10^9 bytes: torch and the libraries; a network's, rounded up; per voxel of both scans. The
-#: optimiser's comes from the preset.
+#: Working memory of one worker, 10^9 bytes: torch and the libraries; a network's, rounded up; per voxel of both scans.
+#: The optimiser's comes from the preset.
 BASE_GB = 0.7
 NETWORK_GB = 4.0
 BYTES_PER_VOXEL = 60
@@ -54,7 +54,10 @@ class Checker:
                 if path := getattr(job, f"{side}_{kind}"):
                     self._once(read_shape, path, f"{side} {kind}")
         if job.fixed_points:
-            points = [self._once(read_points, getattr(job, f"{side}_points"), f"{side} landmarks") for side in ("fixed", "moving")]
+            points = [
+                self._once(read_points, getattr(job, f"{side}_points"), f"{side} landmarks")
+                for side in ("fixed", "moving")
+            ]
             paired(*points)
         options = job.options
         if options.weights:

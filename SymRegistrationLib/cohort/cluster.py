@@ -13,9 +13,9 @@ from queue import Empty, LifoQueue
 from typing import Any
 
 from .. import __version__
+from ..job import InputError, RegistrationError
 from .pair import PairRequest
 from .workers import ATTEMPTS, Event, WorkerLost, WorkerProcess, WorkersBroken
-from ..job import InputError, RegistrationError
 
 #: Children of this (Dask worker) process that wait for a pair.
 _IDLE: LifoQueue[WorkerProcess] = LifoQueue()
@@ -34,30 +34,39 @@ def connected(address: str) -> Iterator[Any]:
     try:
         from distributed import Client
     except ImportError:
-        raise InputError("--scheduler needs dask.distributed.",
-                         "pip install 'symregistration[cluster]', here and on the workers.") from None
+        raise InputError(
+            "--scheduler needs dask.distributed.", "pip install 'symregistration[cluster]', here and on the workers."
+        ) from None
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
-        raise InputError(f"no Dask scheduler answers at '{address}' ({str(error)[:120] or type(error).__name__}).",
-                         "Give what dask-scheduler prints, such as tcp://node7:8786.") from None
+        raise InputError(
+            f"no Dask scheduler answers at '{address}' ({str(error)[:120] or type(error).__name__}).",
+            "Give what dask-scheduler prints, such as tcp://node7:8786.",
+        ) from None
     try:
         yield client
     except OSError as error:
-        raise RegistrationError(f"the connection to the cluster at '{address}' was lost ({error}).",
-                                "Finished pairs are kept; start the same batch again.") from None
+        raise RegistrationError(
+            f"the connection to the cluster at '{address}' was lost ({error}).",
+            "Finished pairs are kept; start the same batch again.",
+        ) from None
     finally:
         with contextlib.suppress(OSError, TimeoutError, RuntimeError):
             client.close(timeout=5)
 
 
-def run_on_cluster(client: Any, requests: Sequence[PairRequest], worker_timeout_s: float, tell: Callable[[Event], None]) -> None:
+def run_on_cluster(
+    client: Any, requests: Sequence[PairRequest], worker_timeout_s: float, tell: Callable[[Event], None]
+) -> None:
     """Do every request through a client from :func:`connected`; ``tell`` is called in this thread."""
     from distributed import as_completed
 
     started = time.monotonic()
-    futures = {client.submit(pair_on_worker, request.to_dict(), worker_timeout_s, __version__, pure=False): index
-               for index, request in enumerate(requests)}
+    futures = {
+        client.submit(pair_on_worker, request.to_dict(), worker_timeout_s, __version__, pure=False): index
+        for index, request in enumerate(requests)
+    }
     for future in as_completed(list(futures), loop=client.loop):
         tell(_event(future, futures[future], time.monotonic() - started))
         future.release()
@@ -84,7 +93,11 @@ def pair_on_worker(raw: dict[str, Any], worker_timeout_s: float, version: str) -
         ``metrics`` or ``error`` (a sentence), ``seconds`` and ``attempts``.
     """
     if version != __version__:
-        return {"error": f"the Dask worker has SymRegistration {__version__}, the batch {version}.", "seconds": 0.0, "attempts": 1}
+        return {
+            "error": f"the Dask worker has SymRegistration {__version__}, the batch {version}.",
+            "seconds": 0.0,
+            "attempts": 1,
+        }
     reason = ""
     for attempt in range(1, ATTEMPTS + 1):
         started = time.monotonic()

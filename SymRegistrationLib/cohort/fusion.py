@@ -1,7 +1,7 @@
 """Several label maps of one scan made into one.
 
-Level 4. Values of labels are kept whatever they are; inside, labels are numbered 0, 1, 2, ..., because the table of STAPLE
-grows with the square of the largest value.
+Level 4. Values of labels are kept whatever they are; inside, labels are numbered 0, 1, 2, ..., because the table of
+STAPLE grows with the square of the largest value.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def fuse(maps: Sequence[np.ndarray], fusion: str = "majority") -> tuple[np.ndarr
 
     Args:
         maps: (D, H, W) int32 each, the most trusted first; ``ABSENT`` where a map says nothing.
-        fusion: ``majority``: most votes, a draw goes to the most trusted atlas among the drawn; ``staple``: each atlas is
-            weighted by how it performs, estimated from all (Warfield, Zou, Wells, IEEE TMI 23, 2004; several labels: Rohlfing,
-            Russakoff, Maurer, MICCAI 2003), undecided voxels by majority.
+        fusion: ``majority``: most votes, a draw goes to the most trusted atlas among the drawn; ``staple``: each atlas
+            is weighted by how it performs, estimated from all (Warfield, Zou, Wells, IEEE TMI 23, 2004; several labels:
+            Rohlfing, Russakoff, Maurer, MICCAI 2003), undecided voxels by majority.
 
     Returns:
-        (D, H, W) int32 labels, 0 where no atlas reaches; (D, H, W) float32, the share of the atlases reaching there that
-        say the same.
+        (D, H, W) int32 labels, 0 where no atlas reaches; (D, H, W) float32, the share of the atlases reaching there
+        that say the same.
     """
     values = np.unique(np.concatenate([np.unique(one) for one in maps]))
     values = values[values != ABSENT]
@@ -68,7 +68,8 @@ def majority(stack: np.ndarray) -> np.ndarray:
 
 
 def _staple(stack: np.ndarray, fallback: np.ndarray, background: int) -> np.ndarray:
-    """STAPLE within the box where some map holds more than background; ``fallback`` elsewhere and where it is undecided."""
+    """STAPLE within the box where some map holds more than background; ``fallback`` elsewhere and where it is
+    undecided."""
     shown = ((stack >= 0) & (stack != background)).any(axis=0)
     if not shown.any():
         return fallback
@@ -78,7 +79,9 @@ def _staple(stack: np.ndarray, fallback: np.ndarray, background: int) -> np.ndar
     try:
         found = sitk.GetArrayFromImage(sitk.MultiLabelSTAPLE(parts, undecided)).astype(np.int32)
     except RuntimeError as error:
-        raise RegistrationError(f"STAPLE failed ({str(error).strip().splitlines()[-1][:160]}).", "Use --fusion majority.") from None
+        raise RegistrationError(
+            f"STAPLE failed ({str(error).strip().splitlines()[-1][:160]}).", "Use --fusion majority."
+        ) from None
     fused = fallback.copy()
     fused[box] = np.where((found == undecided) | (fallback[box] < 0), fallback[box], found)
     return fused

@@ -1,7 +1,7 @@
 """One pair of a batch: registered, pictured, and recorded so that a later run can prove that it is finished.
 
-Level 4. The record is written last, in one step, when everything it lists lies on the disk; it holds the SHA-256 of every
-input, of the job, and of every output. It is what a resumed batch believes, never the mere presence of files.
+Level 4. The record is written last, in one step, when everything it lists lies on the disk; it holds the SHA-256 of
+every input, of the job, and of every output. It is what a resumed batch believes, never the mere presence of files.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from .table import PATHS
 from ..files import json_object, sha256, write_whole
-from ..registration.catalogue import needs_weights
 from ..job import INITIALS, InputError, Job, Progress, RegistrationError, silent
+from ..registration.catalogue import needs_weights
+from .table import PATHS
 
 RECORD = "pair.json"
 THUMBNAIL = "thumbnail.png"
@@ -47,7 +47,7 @@ class PairRequest:
         return {"job": dataclasses.asdict(self.job), "group": self.group}
 
     @classmethod
-    def from_dict(cls, raw: Any) -> "PairRequest":
+    def from_dict(cls, raw: Any) -> PairRequest:
         """From plain data, as the worker gets it. Raises InputError."""
         if not isinstance(raw, dict) or set(raw) - {"job", "group"} or not isinstance(raw.get("group", False), bool):
             raise InputError("the pair request must be an object with a job and a true or false 'group'.")
@@ -61,7 +61,8 @@ class Digests:
         self._known: dict[tuple, str] = {}
 
     def of(self, path: str | Path) -> str:
-        """Of a file with what its header points to, or of a folder's files. Raises InputError when it cannot be read."""
+        """Of a file with what its header points to, or of a folder's files. Raises InputError when it cannot be
+        read."""
         parts = hashlib.sha256()
         files = content_files(Path(path))
         for file in files:
@@ -76,7 +77,9 @@ class Digests:
                 self._known[key] = sha256(path)
             return self._known[key]
         except OSError as error:
-            raise InputError(f"'{path}' could not be read ({error.strerror}).", "Check the path and its permissions.") from None
+            raise InputError(
+                f"'{path}' could not be read ({error.strerror}).", "Check the path and its permissions."
+            ) from None
 
 
 def content_files(path: Path) -> list[Path]:
@@ -85,7 +88,14 @@ def content_files(path: Path) -> list[Path]:
         return sorted(file for file in path.iterdir() if file.is_file())
     ending = path.suffix.lower()
     if ending in (".hdr", ".img"):
-        return [path, *(other for other in (path.with_suffix(".hdr"), path.with_suffix(".img")) if other != path and other.is_file())]
+        return [
+            path,
+            *(
+                other
+                for other in (path.with_suffix(".hdr"), path.with_suffix(".img"))
+                if other != path and other.is_file()
+            ),
+        ]
     if ending not in (".mhd", ".nhdr") or not path.is_file():
         return [path]
     header = path.read_bytes()[:65536].decode("latin-1")
@@ -94,7 +104,14 @@ def content_files(path: Path) -> list[Path]:
     if data is not None and data.is_file():
         return [path, data]
     # A list or a pattern of files: they lie beside the header and share the start of its name.
-    return [path, *sorted(file for file in path.parent.glob("*") if file.is_file() and file != path and file.name.startswith(path.stem))]
+    return [
+        path,
+        *sorted(
+            file
+            for file in path.parent.glob("*")
+            if file.is_file() and file != path and file.name.startswith(path.stem)
+        ),
+    ]
 
 
 def inputs_of(job: Job) -> dict[str, str]:
@@ -126,16 +143,20 @@ def signature(request: PairRequest, digests: Digests) -> dict[str, Any]:
     if "initial" in files:
         job["options"]["initial"] = "file"
     job["options"]["weights"] = None
-    signed = {"version": __version__, "job": job, "group": request.group,
-              "inputs": {name: digests.of(path) for name, path in files.items()}}
+    signed = {
+        "version": __version__,
+        "job": job,
+        "group": request.group,
+        "inputs": {name: digests.of(path) for name, path in files.items()},
+    }
     return json.loads(json.dumps(signed))  # as it will come back from the record
 
 
 def recorded(request: PairRequest, digests: Digests, verify_outputs: bool = False) -> dict[str, Any] | None:
     """The metrics of a pair that is finished, or None.
 
-    Finished means: a record whose signature is that of the request, and outputs of the recorded sizes (with ``verify_outputs``,
-    of the recorded SHA-256). Raises InputError when an input cannot be read.
+    Finished means: a record whose signature is that of the request, and outputs of the recorded sizes (with
+    ``verify_outputs``, of the recorded SHA-256). Raises InputError when an input cannot be read.
     """
     folder = Path(request.job.output)
     record = json_object(folder / RECORD)
@@ -189,7 +210,12 @@ def run_pair(request: PairRequest, progress: Progress = silent) -> dict[str, Any
 
 def _stamps(job: Job) -> list[tuple[str, int, int]]:
     """Size and time of everything that is read; what changes them changes the file."""
-    stats = [(str(file), os.stat(file)) for path in inputs_of(job).values() for file in content_files(Path(path)) if file.exists()]
+    stats = [
+        (str(file), os.stat(file))
+        for path in inputs_of(job).values()
+        for file in content_files(Path(path))
+        if file.exists()
+    ]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
@@ -197,9 +223,9 @@ def _group_maps(folder: Path, result: Any) -> dict[str, str]:
     """Natural logarithm of the Jacobian determinant, and where the moving scan was seen, both on the fixed grid."""
     import numpy as np
 
-    from ..jobs.register import rounded
     from ..geometry.transforms import resample_through
     from ..geometry.volumes import Volume, write_volume
+    from ..jobs.register import rounded
 
     grid = result.fixed.grid
     inside = Volume(np.ones(result.moving.grid.shape, np.uint8), result.moving.grid)
@@ -222,8 +248,9 @@ class disk_errors_as_pair_errors:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if isinstance(error, OSError):
-            raise RegistrationError(f"writing to '{self._folder}' failed ({error.strerror}).",
-                                    "Check free space and permissions.") from error
+            raise RegistrationError(
+                f"writing to '{self._folder}' failed ({error.strerror}).", "Check free space and permissions."
+            ) from error
 
 
 def _record(folder: Path, signed: dict[str, Any], files: list[str], old: dict[str, Any]) -> None:
@@ -236,8 +263,15 @@ def _record(folder: Path, signed: dict[str, Any], files: list[str], old: dict[st
     before = old.get("files")
     for name in set(before if isinstance(before, dict) else ()) - set(facts):
         (folder / Path(name).name).unlink(missing_ok=True)
-    text = json.dumps({"schema": 1, "signature": signed, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                       "files": facts}, indent=1)
+    text = json.dumps(
+        {
+            "schema": 1,
+            "signature": signed,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "files": facts,
+        },
+        indent=1,
+    )
     write_whole(folder / RECORD, text, durable=True)
     _to_disk(folder)
 

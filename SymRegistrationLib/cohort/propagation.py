@@ -1,7 +1,7 @@
 """Labels of one or several atlases carried to a scan and made into one map.
 
-Level 4. Every atlas is registered to the scan as a pair of a batch, so a run that was cut off goes on; carrying and fusing
-are done again each time, they take seconds.
+Level 4. Every atlas is registered to the scan as a pair of a batch, so a run that was cut off goes on; carrying and
+fusing are done again each time, they take seconds.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from pathlib import Path
 import numpy as np
 
 from ..files import replacing, write_whole
-from ..jobs.apply import smallest
-from .summary import PairState
-from .fusion import ABSENT, fuse
-from ..job import InputError, Progress, silent
-from ..quality.metrics import dice
 from ..geometry.resampling import resample_labels
 from ..geometry.transforms import read_transform
 from ..geometry.volumes import Volume, read_labels, read_map, read_shape, write_volume
+from ..job import InputError, Progress, silent
+from ..jobs.apply import smallest
+from ..quality.metrics import dice
+from .fusion import ABSENT, fuse
+from .summary import PairState
 
 INTERPOLATIONS = ("smooth", "nearest")
 #: What :func:`propagate` writes, for people.
-FILES = (("labels.nii.gz", "the fused labels on the target"), ("agreement.nii.gz", "share of the atlases that say the same, 0 to 1"),
-         ("volumes.csv", "voxels, millilitres and agreement of every label"))
+FILES = (
+    ("labels.nii.gz", "the fused labels on the target"),
+    ("agreement.nii.gz", "share of the atlases that say the same, 0 to 1"),
+    ("volumes.csv", "voxels, millilitres and agreement of every label"),
+)
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,20 @@ def check_labels(labels: Mapping[str, str], carrying: PropagationOptions) -> Non
         read_shape(carrying.target_labels, "labels of the target")
 
 
-def propagate(states: Sequence[PairState], labels: Mapping[str, str], output: str | Path, carrying: PropagationOptions = PropagationOptions(),
-              progress: Progress = silent) -> dict:
+def propagate(
+    states: Sequence[PairState],
+    labels: Mapping[str, str],
+    output: str | Path,
+    carrying: PropagationOptions = PropagationOptions(),
+    progress: Progress = silent,
+) -> dict:
     """Carry and fuse.
 
     Args:
         states: one registered atlas each, run with ``group``; those that failed are left out.
         labels: label map per id.
-        output: folder; ``labels.nii.gz``, ``agreement.nii.gz``, ``volumes.csv``, ``propagation.json``, and each atlas's own
-            carried labels in its folder.
+        output: folder; ``labels.nii.gz``, ``agreement.nii.gz``, ``volumes.csv``, ``propagation.json``, and each atlas's
+            own carried labels in its folder.
 
     Returns:
         ``atlases``, ``fusion``, ``labels`` (per value: voxels, ml, agreement, and dice where the target's are given),
@@ -71,7 +79,9 @@ def propagate(states: Sequence[PairState], labels: Mapping[str, str], output: st
     Raises:
         InputError: an atlas's labels cannot be used, or no atlas was registered.
     """
-    done = sorted((state for state in states if state.status == "done"), key=lambda s: -(s.numbers.get("similarity_after") or 0))
+    done = sorted(
+        (state for state in states if state.status == "done"), key=lambda s: -(s.numbers.get("similarity_after") or 0)
+    )
     if not done:
         raise InputError("no atlas was registered, so there is nothing to carry.", "See summary.csv for the reasons.")
     maps, notes, grid = [], [], None
@@ -90,8 +100,14 @@ def propagate(states: Sequence[PairState], labels: Mapping[str, str], output: st
         with replacing(Path(output) / name) as temporary:
             write_volume(temporary, array, grid)
     table, mean_dice = _table(Volume(fused, grid), agreement, carrying.target_labels)
-    result = {"atlases": [state.row.identity for state in done], "fusion": carrying.fusion,
-              "interpolation": carrying.interpolation, "labels": table, "mean_dice": mean_dice, "notes": notes}
+    result = {
+        "atlases": [state.row.identity for state in done],
+        "fusion": carrying.fusion,
+        "interpolation": carrying.interpolation,
+        "labels": table,
+        "mean_dice": mean_dice,
+        "notes": notes,
+    }
     write_whole(Path(output) / "volumes.csv", _csv(table))
     write_whole(Path(output) / "propagation.json", json.dumps(result, indent=1))
     progress("fuse", 1.0, "done")
@@ -124,8 +140,11 @@ def _table(fused: Volume, agreement: np.ndarray, target: str | None) -> tuple[di
     for label in sorted({*(int(n) for n in np.unique(fused.array) if n), *overlap}):
         where = fused.array == label
         count = int(where.sum())
-        table[str(label)] = {"voxels": count, "ml": round(count * millilitres, 4),
-                             "agreement": round(float(agreement[where].mean()), 4) if count else None}
+        table[str(label)] = {
+            "voxels": count,
+            "ml": round(count * millilitres, 4),
+            "agreement": round(float(agreement[where].mean()), 4) if count else None,
+        }
         if target:
             table[str(label)]["dice"] = round(overlap.get(label, 0.0), 4)
     return table, float(np.mean(list(overlap.values()))) if overlap else None
@@ -133,7 +152,13 @@ def _table(fused: Volume, agreement: np.ndarray, target: str | None) -> tuple[di
 
 def _csv(table: dict[str, dict]) -> str:
     text = io.StringIO(newline="")
-    columns = ["label", "voxels", "ml", "agreement", *(["dice"] if any("dice" in row for row in table.values()) else [])]
+    columns = [
+        "label",
+        "voxels",
+        "ml",
+        "agreement",
+        *(["dice"] if any("dice" in row for row in table.values()) else []),
+    ]
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     for label, row in table.items():

@@ -1,7 +1,7 @@
 """Many pairs: checked, divided among warm workers or handed to a cluster, resumed after anything, and summed up.
 
-Level 4, no torch in this process. A pair's folder is finished when its record says so (see :mod:`batch_pair`); everything
-else is done again. ``summary.csv`` and ``index.html`` are renewed while the batch runs.
+Level 4, no torch in this process. A pair's folder is finished when its record says so (see :mod:`batch_pair`);
+everything else is done again. ``summary.csv`` and ``index.html`` are renewed while the batch runs.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..console import Console, duration
+from ..files import json_object, write_whole
+from ..job import InputError
 from .check import Checker, cores
 from .page import page
 from .pair import Digests, PairRequest, recorded
 from .summary import PairState, counts, csv_text, judge, numbers_of
 from .table import Row
 from .workers import Event, Pool, Slot, WorkerLost, WorkerProcess, WorkersBroken
-from ..console import Console, duration
-from ..files import json_object, write_whole
-from ..job import InputError
 
 #: Seconds between two renewals of summary.csv and index.html.
 RENEW_SECONDS = 60.0
@@ -45,7 +45,8 @@ class CohortPlan:
         scheduler: address of a Dask scheduler instead.
         worker_timeout_s: seconds without a word after which a worker is taken for hanging.
         group: the pairs also write what :mod:`group` needs.
-        verify_outputs: finished pairs are compared by the SHA-256 of their outputs too, not only by that of inputs and job.
+        verify_outputs: finished pairs are compared by the SHA-256 of their outputs too, not only by that of inputs and
+            job.
         title: of the page.
         links: (file, what it is) for the page.
     """
@@ -84,8 +85,10 @@ def run_batch(rows: Sequence[Row], plan: CohortPlan, console: Console) -> list[P
     states, checker = check_rows(rows, plan.output, console)
     broken = [state for state in states if state.status == "failed"]
     if len(broken) == len(states):
-        raise InputError(f"none of the {len(states)} pairs can be registered; line {broken[0].row.line}: {broken[0].reason}",
-                         "--dry-run tells it of every line.")
+        raise InputError(
+            f"none of the {len(states)} pairs can be registered; line {broken[0].row.line}: {broken[0].reason}",
+            "--dry-run tells it of every line.",
+        )
     with contextlib.ExitStack() as stack:
         client = None
         if plan.scheduler:
@@ -152,7 +155,9 @@ class _Run:
         if kept:
             self._console.note(f"{kept} pairs are finished already: inputs and job are the same")
         if changed:
-            self._console.note(f"{changed} pairs are done again: an input, the job or an output has changed, or they were cut off")
+            self._console.note(
+                f"{changed} pairs are done again: an input, the job or an output has changed, or they were cut off"
+            )
 
     # ------------------------------------------------------------------------------------------ on this machine
 
@@ -166,8 +171,11 @@ class _Run:
                     print(line, file=log, flush=True)
 
             def start() -> WorkerProcess:
-                return WorkerProcess(write, () if self._lock < 0 else (self._lock,),
-                                     {} if self._plan.workers == 1 else {"OMP_WAIT_POLICY": "passive"})
+                return WorkerProcess(
+                    write,
+                    () if self._lock < 0 else (self._lock,),
+                    {} if self._plan.workers == 1 else {"OMP_WAIT_POLICY": "passive"},
+                )
 
             try:
                 first = start()
@@ -185,7 +193,11 @@ class _Run:
     def _slots(self, requests: list[PairRequest], devices: list[dict[str, Any]]) -> list[Slot]:
         """Where the workers compute: one per GPU, or as many as processors and memory allow."""
         options = requests[0].job.options
-        gpus = [device["name"] for device in devices if device["name"].startswith("cuda")] if options.device == "auto" else []
+        gpus = (
+            [device["name"] for device in devices if device["name"].startswith("cuda")]
+            if options.device == "auto"
+            else []
+        )
         free = devices[0].get("free_gb", devices[0]["memory_gb"])
         need = options.memory_gb or max(self._checker.memory_gb(request.job) for request in requests)
         fits = max(1, int(MEMORY_SHARE * free / need))
@@ -201,7 +213,9 @@ class _Run:
             memory = round(min(before.get("memory_gb") or free, 0.6 * free / count), 2)
         self._facts = {"threads": threads, "memory_gb": memory}
         told = f"{count} worker{'s' if count > 1 else ''} with {threads} thread{'s' if threads > 1 else ''} each"
-        self._console.progress("start", 0.0, f"{len(requests)} pairs, {told}{' on ' + ', '.join(gpus[:count]) if gpus else ''}")
+        self._console.progress(
+            "start", 0.0, f"{len(requests)} pairs, {told}{' on ' + ', '.join(gpus[:count]) if gpus else ''}"
+        )
         return [Slot(gpus[k % len(gpus)] if gpus else None, threads, memory) for k in range(count)]
 
     # ------------------------------------------------------------------------------------------ what happens
@@ -217,7 +231,12 @@ class _Run:
             self._console.note(f"{state.row.identity}: {event.message}; it is tried once more")
             return
         self._fractions.pop(event.index, None)
-        state.status, state.reason, state.seconds, state.attempts = event.kind, event.message, event.seconds, event.attempts
+        state.status, state.reason, state.seconds, state.attempts = (
+            event.kind,
+            event.message,
+            event.seconds,
+            event.attempts,
+        )
         if event.kind == "done":
             state.numbers = numbers_of(event.metrics)
         self._say(state)
@@ -240,8 +259,14 @@ class _Run:
         self._console.progress(self._last, fraction, f"{ended} of {every} pairs; {state.row.identity}: {message}")
 
     def _say(self, state: PairState) -> None:
-        self._console.event("pair", id=state.row.identity, status=state.status, message=state.reason, seconds=state.seconds,
-                            attempts=state.attempts)
+        self._console.event(
+            "pair",
+            id=state.row.identity,
+            status=state.status,
+            message=state.reason,
+            seconds=state.seconds,
+            attempts=state.attempts,
+        )
         if state.status == "failed":
             self._console.note(f"{state.row.identity} failed: {' '.join(state.reason.split())}")
 
@@ -256,7 +281,13 @@ class _Run:
         if self._facts["threads"] is None:
             before = json_object(self._output / "batch.json") or {}
             self._facts = {name: before.get(name) for name in self._facts}
-        facts = {"schema": 1, "version": __version__, **self._facts, **counts(self._states), "seconds": round(seconds, 1)}
+        facts = {
+            "schema": 1,
+            "version": __version__,
+            **self._facts,
+            **counts(self._states),
+            "seconds": round(seconds, 1),
+        }
         write_whole(self._output / "batch.json", json.dumps(facts, indent=1))
 
 
@@ -277,7 +308,8 @@ def _absolute(request: PairRequest) -> PairRequest:
 def _locked(folder: Path) -> Iterator[int]:
     """Nobody else's batch in ``folder``; yields the lock's file descriptor, which workers inherit, or -1.
 
-    The system itself lets go of the lock when this process and all workers that inherited it have ended, however they end.
+    The system itself lets go of the lock when this process and all workers that inherited it have ended, however they
+    end.
 
     Raises:
         InputError: another batch works there, or the folder cannot be made.
@@ -286,13 +318,17 @@ def _locked(folder: Path) -> Iterator[int]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise InputError(f"output folder '{folder}' cannot be written ({error.strerror}).", "Choose another with -o.") from None
+        raise InputError(
+            f"output folder '{folder}' cannot be written ({error.strerror}).", "Choose another with -o."
+        ) from None
     try:
         until = time.monotonic() + LOCK_SECONDS
         while not (got := _lock(handle)):
             if time.monotonic() > until:
-                raise InputError(f"another batch is at work in '{folder}'.",
-                                 "Wait for it, end its processes (symreg batch, symreg worker), or choose another folder.")
+                raise InputError(
+                    f"another batch is at work in '{folder}'.",
+                    "Wait for it, end its processes (symreg batch, symreg worker), or choose another folder.",
+                )
             time.sleep(0.2)
         yield handle if got == "shared by children" else -1
     finally:
@@ -318,5 +354,3 @@ def _lock(handle: int) -> str:
     except OSError:  # a file system without locks
         return "no locks here"
     return "shared by children"
-
-

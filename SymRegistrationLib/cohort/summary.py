@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .table import Row
 from ..console import duration, number
 from ..quality.checks import checks, verdict
+from .table import Row
 
 #: A pair stands out when a robust z-score passes this (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993).
 THRESHOLD = 3.5
@@ -31,10 +31,39 @@ MEASURES = {
     "ice_mean_mm": ("inverse consistency, mm", 1, 0.01, 3),
     "sd_log_jacobian": ("SD of log Jacobian", 1, 0.01, 3),
 }
-COLUMNS = ("id", "status", "reason", "score", "stands_out", "verdict", "fixed", "moving", "method", "preset", "similarity_before",
-           "similarity_aligned", "similarity_after", "dice_before", "dice_after", "landmarks_before_mm", "landmarks_after_mm",
-           "confidence", "unsure", "folded_voxels", "folded_percent", "ice_mean_mm", "ice_p95_mm", "ice_max_mm", "jacobian_min",
-           "jacobian_max", "sd_log_jacobian", "log_scale", "seconds", "attempts", "folder")
+COLUMNS = (
+    "id",
+    "status",
+    "reason",
+    "score",
+    "stands_out",
+    "verdict",
+    "fixed",
+    "moving",
+    "method",
+    "preset",
+    "similarity_before",
+    "similarity_aligned",
+    "similarity_after",
+    "dice_before",
+    "dice_after",
+    "landmarks_before_mm",
+    "landmarks_after_mm",
+    "confidence",
+    "unsure",
+    "folded_voxels",
+    "folded_percent",
+    "ice_mean_mm",
+    "ice_p95_mm",
+    "ice_max_mm",
+    "jacobian_min",
+    "jacobian_max",
+    "sd_log_jacobian",
+    "log_scale",
+    "seconds",
+    "attempts",
+    "folder",
+)
 
 
 @dataclass
@@ -67,8 +96,12 @@ def numbers_of(metrics: dict[str, Any]) -> dict[str, Any]:
 
     judged = checks(metrics)
     fault = next((check.text for check in judged if check.level == "bad"), "")
-    found: dict[str, Any] = {"method": metrics.get("method"), "preset": metrics.get("preset"),
-                             "verdict": verdict(judged)[0], "fault": fault}
+    found: dict[str, Any] = {
+        "method": metrics.get("method"),
+        "preset": metrics.get("preset"),
+        "verdict": verdict(judged)[0],
+        "fault": fault,
+    }
     similarity, labels = metrics.get("similarity") or {}, metrics.get("labels") or {}
     marks, pose, quality = metrics.get("landmarks") or {}, metrics.get("alignment") or {}, metrics.get("quality") or {}
     found |= {f"similarity_{stage}": similarity.get(stage) for stage in ("before", "aligned", "after")}
@@ -86,8 +119,9 @@ def numbers_of(metrics: dict[str, Any]) -> dict[str, Any]:
 def judge(states: Sequence[PairState]) -> None:
     """Give every finished pair its score and say why it stands out.
 
-    The score is the largest robust z-score over the measures, 0.6745 (x - median) / MAD, counted towards the bad side, with
-    a floor for the MAD so that near-identical pairs do not accuse each other. A verdict of ``bad`` counts as standing out too.
+    The score is the largest robust z-score over the measures, 0.6745 (x - median) / MAD, counted towards the bad side,
+    with a floor for the MAD so that near-identical pairs do not accuse each other. A verdict of ``bad`` counts as
+    standing out too.
     """
     done = [state for state in states if state.status == "done"]
     for state in done:
@@ -127,9 +161,18 @@ def csv_text(states: Sequence[PairState]) -> str:
     writer.writeheader()
     for state in states:
         job = state.row.job
-        known = {"id": state.row.identity, "status": state.status, "reason": " ".join(state.reason.split()), "fixed": job.fixed,
-                 "moving": job.moving, "method": job.options.method, "preset": job.options.preset, "folder": state.row.identity,
-                 "seconds": None if state.seconds is None else round(state.seconds, 2), "attempts": state.attempts}
+        known = {
+            "id": state.row.identity,
+            "status": state.status,
+            "reason": " ".join(state.reason.split()),
+            "fixed": job.fixed,
+            "moving": job.moving,
+            "method": job.options.method,
+            "preset": job.options.preset,
+            "folder": state.row.identity,
+            "seconds": None if state.seconds is None else round(state.seconds, 2),
+            "attempts": state.attempts,
+        }
         if state.status == "done":
             known |= {**state.numbers, "score": round(state.score, 2), "stands_out": state.stands_out}
         writer.writerow({name: "" if value is None else value for name, value in known.items()})
@@ -139,24 +182,35 @@ def csv_text(states: Sequence[PairState]) -> str:
 def counts(states: Sequence[PairState]) -> dict[str, int]:
     """How many are ``done``, ``failed``, ``waiting``, ``kept`` from before, and ``standing_out``."""
     found = {status: sum(state.status == status for state in states) for status in ("done", "failed", "waiting")}
-    return {"pairs": len(states), **found, "kept": sum(state.kept for state in states),
-            "standing_out": sum(bool(state.stands_out) for state in states)}
+    return {
+        "pairs": len(states),
+        **found,
+        "kept": sum(state.kept for state in states),
+        "standing_out": sum(bool(state.stands_out) for state in states),
+    }
 
 
 def summary_text(states: Sequence[PairState], output: str, seconds: float, shown: int = 12) -> str:
     """The outcome for people."""
     found = counts(states)
-    lines = [f"{found['done']} of {found['pairs']} pairs done in {duration(seconds)}"
-             + (f", {found['kept']} of them before" if found["kept"] else "")
-             + (f"; {found['failed']} FAILED" if found["failed"] else "")
-             + (f"; {found['waiting']} not yet tried" if found["waiting"] else "")]
+    lines = [
+        f"{found['done']} of {found['pairs']} pairs done in {duration(seconds)}"
+        + (f", {found['kept']} of them before" if found["kept"] else "")
+        + (f"; {found['failed']} FAILED" if found["failed"] else "")
+        + (f"; {found['waiting']} not yet tried" if found["waiting"] else "")
+    ]
     best = ordered(states)
-    for title, part, column in (("failed", [s for s in best if s.status == "failed"], lambda s: s.reason),
-                                ("stands out", [s for s in best if s.stands_out], lambda s: s.stands_out)):
+    for title, part, column in (
+        ("failed", [s for s in best if s.status == "failed"], lambda s: s.reason),
+        ("stands out", [s for s in best if s.stands_out], lambda s: s.stands_out),
+    ):
         if part:
             width = max(len(state.row.identity) for state in part[:shown])
-            lines += ["", f"{title}:", *(f"  {s.row.identity.ljust(width)}  {' '.join(column(s).split())}" for s in part[:shown])]
+            lines += [
+                "",
+                f"{title}:",
+                *(f"  {s.row.identity.ljust(width)}  {' '.join(column(s).split())}" for s in part[:shown]),
+            ]
             lines += [f"  and {len(part) - shown} more"] if len(part) > shown else []
     lines += ["", f"look at {Path(output) / 'index.html'}; every number is in {Path(output) / 'summary.csv'}"]
     return "\n".join(lines)
-

@@ -17,7 +17,16 @@ from pathlib import Path
 
 from ..job import INITIALS, InputError, Job, existing_file
 
-PATHS = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_labels", "moving_labels", "fixed_points", "moving_points")
+PATHS = (
+    "fixed",
+    "moving",
+    "fixed_mask",
+    "moving_mask",
+    "fixed_labels",
+    "moving_labels",
+    "fixed_points",
+    "moving_points",
+)
 COLUMNS = (*PATHS, "initial", "method", "id")
 #: Columns of a table of scans (as for training), when everything goes onto one fixed scan.
 SCANS = {"image": "moving", "labels": "moving_labels", "mask": "moving_mask", "points": "moving_points"}
@@ -48,7 +57,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Cells:
-    """A table as text: ``lines`` are (line number, cell per column name); ``base`` is what relative paths start from."""
+    """A table as text: ``lines`` are (line number, cell per column name); ``base`` is what relative paths start
+    from."""
 
     name: str
     base: Path
@@ -76,9 +86,13 @@ def read_cells(path: str | Path) -> Cells:
             if not names:
                 names = _names(path, cells)
                 continue
-            if len(cells) > len(names) and any(cells[len(names):]):
-                raise _wrong(path, reader.line_num, f"it has {len(cells)} cells, the first line names {len(names)} columns",
-                             "Put quotes around a cell that holds the separator.")
+            if len(cells) > len(names) and any(cells[len(names) :]):
+                raise _wrong(
+                    path,
+                    reader.line_num,
+                    f"it has {len(cells)} cells, the first line names {len(names)} columns",
+                    "Put quotes around a cell that holds the separator.",
+                )
             lines.append((reader.line_num, dict(zip(names, cells + [""] * (len(names) - len(cells))))))
     except csv.Error as error:
         raise _wrong(path, reader.line_num, f"it is not CSV ({error})", "Save the table again as CSV or TSV.") from None
@@ -99,8 +113,8 @@ def rows_of(cells: Cells, output: str | Path, template: Job) -> list[Row]:
             ``UNSET``, fill the rows of a table without a column ``fixed``; its ``moving`` is ``UNSET``.
 
     Raises:
-        InputError: unknown or missing columns, an empty cell that is needed, an id that is taken or cannot be a folder's
-            name, labels of one scan only; names the table and the line.
+        InputError: unknown or missing columns, an empty cell that is needed, an id that is taken or cannot be a
+            folder's name, labels of one scan only; names the table and the line.
     """
     names = list(cells.lines[0][1])
     one_fixed = template.fixed != UNSET
@@ -108,16 +122,25 @@ def rows_of(cells: Cells, output: str | Path, template: Job) -> list[Row]:
     known = {*COLUMNS, *aliases}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise InputError(f"table '{cells.name}' has an unknown column '{unknown[0]}'.", f"Known: {', '.join(sorted(known))}.")
-    needed = [name for name in ("fixed", "moving")
-              if name not in names and name not in (aliases.get(n) for n in names) and not (name == "fixed" and one_fixed)]
+        raise InputError(
+            f"table '{cells.name}' has an unknown column '{unknown[0]}'.", f"Known: {', '.join(sorted(known))}."
+        )
+    needed = [
+        name
+        for name in ("fixed", "moving")
+        if name not in names and name not in (aliases.get(n) for n in names) and not (name == "fixed" and one_fixed)
+    ]
     if needed:
-        raise InputError(f"table '{cells.name}' has no column '{needed[0]}'.",
-                         f"Its first line must name at least fixed and moving; known: {', '.join(sorted(known))}.")
+        raise InputError(
+            f"table '{cells.name}' has no column '{needed[0]}'.",
+            f"Its first line must name at least fixed and moving; known: {', '.join(sorted(known))}.",
+        )
     found = [(line, {aliases.get(name, name): text for name, text in values.items()}) for line, values in cells.lines]
     identities = _identities(cells.name, found, one_fixed and "fixed" not in names)
-    return [Row(identity, line, _job(cells, line, values, replace(template, output=str(Path(output) / identity))))
-            for identity, (line, values) in zip(identities, found)]
+    return [
+        Row(identity, line, _job(cells, line, values, replace(template, output=str(Path(output) / identity))))
+        for identity, (line, values) in zip(identities, found)
+    ]
 
 
 def read_table(path: str | Path, output: str | Path, template: Job) -> list[Row]:
@@ -152,10 +175,11 @@ def check_identity(text: str) -> str | None:
 def stem(path: str) -> str:
     """The file's name without the ending of an image format."""
     name = Path(path.replace("\\", "/")).name
-    return next((name[:-len(end)] for end in _ENDINGS if name.lower().endswith(end) and len(name) > len(end)), name)
+    return next((name[: -len(end)] for end in _ENDINGS if name.lower().endswith(end) and len(name) > len(end)), name)
 
 
 # ---------------------------------------------------------------------------------------------- inside
+
 
 def _wrong(table: object, line: int, message: str, hint: str = "") -> InputError:
     return InputError(f"table '{table}', line {line}: {message.rstrip('.')}.", hint)
@@ -169,8 +193,10 @@ def _text(path: Path) -> str:
         wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = raw.decode("utf-16" if wide else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"table '{path}' could not be read as UTF-8 text ({str(error)[:120]}).",
-                         "Save it as 'CSV UTF-8' or as tab-separated text.") from None
+        raise InputError(
+            f"table '{path}' could not be read as UTF-8 text ({str(error)[:120]}).",
+            "Save it as 'CSV UTF-8' or as tab-separated text.",
+        ) from None
     if "\0" in text:
         raise InputError(f"table '{path}' is not text.", "Save it as CSV; spreadsheets (.xlsx) are not read.")
     return text
@@ -182,7 +208,9 @@ def _names(path: Path, cells: list[str]) -> list[str]:
     names = [cell.lower() for cell in cells]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise InputError(f"table '{path}' names the column '{twice[0]}' twice.", "Every column needs a name of its own.")
+        raise InputError(
+            f"table '{path}' names the column '{twice[0]}' twice.", "Every column needs a name of its own."
+        )
     return names
 
 
@@ -199,10 +227,17 @@ def _identities(table: str, found: list[tuple[int, dict[str, str]]], short: bool
         identity = text or name
         problem = check_identity(identity)
         if problem:
-            raise _wrong(table, line, f"the id '{identity}' {problem}", "An id names the pair's folder; use letters, digits, - and _.")
+            raise _wrong(
+                table,
+                line,
+                f"the id '{identity}' {problem}",
+                "An id names the pair's folder; use letters, digits, - and _.",
+            )
         before = lines.setdefault(_folded(identity), line)
         if before != line:
-            raise _wrong(table, line, f"the id '{identity}' is that of line {before} too", "Give every pair an id of its own.")
+            raise _wrong(
+                table, line, f"the id '{identity}' is that of line {before} too", "Give every pair an id of its own."
+            )
         identities.append(identity)
     return identities
 
@@ -211,7 +246,7 @@ def _made(values: dict[str, str], short: bool) -> str:
     fixed, moving = (stem(values.get(column, "")) for column in ("fixed", "moving"))
     name = moving if short else f"{moving}_to_{fixed}"
     name = re.sub(r'[/\\:*?"<>|\x00-\x1f]', "_", name).lstrip(".")
-    return name.encode()[:LONGEST_ID - 20].decode(errors="ignore").strip(" .") or "pair"
+    return name.encode()[: LONGEST_ID - 20].decode(errors="ignore").strip(" .") or "pair"
 
 
 def _folded(name: str) -> str:

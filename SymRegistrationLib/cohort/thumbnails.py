@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..report import drawing
 from ..geometry.volumes import robust_range
+from ..report import drawing
 
 #: Longest side of one plane, pixels.
 SIDE = 120
@@ -25,7 +25,9 @@ def thumbnail(result: Any) -> bytes:
         result: offers ``fixed``, ``moving`` (Volume) and ``warped_moving`` ((D, H, W) on the fixed grid).
     """
     step = max(1, round(drawing.PIXELS / SIDE))
-    planes = [replace(plane, rows=plane.rows[::step], columns=plane.columns[::step]) for plane in drawing.planes(result.fixed)]
+    planes = [
+        replace(plane, rows=plane.rows[::step], columns=plane.columns[::step]) for plane in drawing.planes(result.fixed)
+    ]
     tiles = []
     for plane in planes:
         fixed = drawing.grey(plane.cut(result.fixed.array), *robust_range(result.fixed.array))

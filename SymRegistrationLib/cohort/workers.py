@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .pair import PairRequest
 from ..job import InputError, Progress, RegistrationError, silent
+from .pair import PairRequest
 
 #: A worker gets at least so long to load its libraries, seconds.
 START_SECONDS = 180.0
@@ -81,15 +81,27 @@ class WorkerProcess:
         environment: set beside what this process has.
     """
 
-    def __init__(self, log: Callable[[str], None] = lambda line: None, inherit: Sequence[int] = (),
-                 environment: dict[str, str] | None = None):
+    def __init__(
+        self,
+        log: Callable[[str], None] = lambda line: None,
+        inherit: Sequence[int] = (),
+        environment: dict[str, str] | None = None,
+    ):
         library = str(Path(__file__).resolve().parents[2])
         paths = [library, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-        groups = ({"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else
-                  {"start_new_session": True, "pass_fds": tuple(inherit)})
+        groups = (
+            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+            if os.name == "nt"
+            else {"start_new_session": True, "pass_fds": tuple(inherit)}
+        )
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "SymRegistrationLib", "worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, env={**os.environ, **(environment or {}), "PYTHONPATH": os.pathsep.join(paths)}, **groups)
+            [sys.executable, "-m", "SymRegistrationLib", "worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **(environment or {}), "PYTHONPATH": os.pathsep.join(paths)},
+            **groups,
+        )
         self._lines: queue.Queue[dict | None] = queue.Queue()
         self._last: collections.deque[str] = collections.deque(maxlen=40)
         self._log = log
@@ -203,7 +215,13 @@ class Pool:
         first: a worker that is ready already, for the first slot.
     """
 
-    def __init__(self, slots: Sequence[Slot], worker_timeout_s: float, start: Callable[[], WorkerProcess], first: WorkerProcess | None = None):
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        worker_timeout_s: float,
+        start: Callable[[], WorkerProcess],
+        first: WorkerProcess | None = None,
+    ):
         self._slots, self._worker_timeout_s, self._start = list(slots), worker_timeout_s, start
         self._processes: dict[int, WorkerProcess] = {0: first} if first is not None else {}
         self._events: queue.Queue[Event | BaseException] = queue.Queue()
@@ -221,8 +239,10 @@ class Pool:
         """
         self._waiting.extend((index, 1) for index in range(len(requests)))
         left = len(requests)
-        threads = [threading.Thread(target=self._serve, args=(number, requests), daemon=True)
-                   for number in range(min(len(self._slots), max(left, 1)))]
+        threads = [
+            threading.Thread(target=self._serve, args=(number, requests), daemon=True)
+            for number in range(min(len(self._slots), max(left, 1)))
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -256,7 +276,7 @@ class Pool:
                 with self._change:
                     self._busy -= 1
                     self._change.notify_all()
-        except BaseException as error:  # noqa: BLE001  whatever it is, the main thread must hear it or it would wait for ever
+        except BaseException as error:
             self._events.put(error)
         finally:
             process = self._processes.pop(number, None)
@@ -282,7 +302,9 @@ class Pool:
             self._events.put(Event("progress", index, message, fraction, attempts=attempt))
 
         def end(kind: str, message: str = "", metrics: dict | None = None) -> None:
-            self._events.put(Event(kind, index, message, metrics=metrics or {}, seconds=time.monotonic() - started, attempts=attempt))
+            self._events.put(
+                Event(kind, index, message, metrics=metrics or {}, seconds=time.monotonic() - started, attempts=attempt)
+            )
 
         try:
             process = self._process(number)

@@ -245,12 +245,15 @@ def options_of(args: argparse.Namespace) -> Options:
 
 
 def switches(pairs: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs; values are read as JSON where they are JSON (numbers, true), else as text. Raises InputError."""
+    """NAME=VALUE pairs; values are read as JSON where they are JSON (numbers, true), else as text. Raises
+    InputError."""
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals):
-            raise InputError(f"--option '{pair}' is not NAME=VALUE.", "See 'symreg methods' for the switches of a method.")
+            raise InputError(
+                f"--option '{pair}' is not NAME=VALUE.", "See 'symreg methods' for the switches of a method."
+            )
         try:
             found[name] = json.loads(value)
         except (ValueError, RecursionError):

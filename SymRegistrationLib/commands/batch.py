@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .arguments import _Parser, add_options, add_verbosity_options, options_of
 from ..cohort.table import COLUMNS, UNSET, Cells, Row, read_cells, rows_of, write_cells
 from ..console import Console
 from ..job import InputError, Job, existing_file
+from .arguments import _Parser, add_options, add_verbosity_options, options_of
 
 #: Seconds that stand for never in --timeout: threads refuse to wait for centuries.
 LONGEST_SILENCE = 1e9
 _DESCRIPTION = f"""Register many pairs. Workers stay warm between pairs; one bad pair stops nothing.
 
 TABLE is a CSV or TSV file, one pair a line; its first line names the columns:
-  {', '.join(COLUMNS)}
+  {", ".join(COLUMNS)}
 fixed and moving are needed, the rest is optional; relative paths start at the table's folder. Or TABLE is a folder of scans
 (BIDS or flat): every later session goes onto the first one of its subject; --to FILE: every scan onto one; --pairs all.
 
@@ -40,11 +40,20 @@ exit code: 0 every pair is done, 1 some failed (summary.csv says which and why),
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``symreg batch``."""
-    parser = _Parser("symreg batch", usage="symreg batch TABLE -o DIR [options]", description=_DESCRIPTION, epilog=_EXAMPLES,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        "symreg batch",
+        usage="symreg batch TABLE -o DIR [options]",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("table", metavar="TABLE", help="CSV or TSV file, or a folder of scans")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for everything; the same one again goes on")
-    parser.add_argument("--to", metavar="FILE", help="the fixed scan of every row; the table then needs no column 'fixed'")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="DIR", help="folder for everything; the same one again goes on"
+    )
+    parser.add_argument(
+        "--to", metavar="FILE", help="the fixed scan of every row; the table then needs no column 'fixed'"
+    )
     for kind in ("mask", "labels", "points"):
         parser.add_argument(f"--to-{kind}", metavar="FILE", help=f"{kind} of --to")
     add_folder_arguments(parser)
@@ -54,26 +63,42 @@ def build_parser() -> argparse.ArgumentParser:
 def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     """What says which scans of a folder make pairs."""
     group = parser.add_argument_group("when TABLE is a folder")
-    group.add_argument("--pairs", choices=("sessions", "all"), help="which scans make pairs (default: sessions, where there are any)")
+    group.add_argument(
+        "--pairs", choices=("sessions", "all"), help="which scans make pairs (default: sessions, where there are any)"
+    )
     add_scan_arguments(group)
 
 
 def add_scan_arguments(group: Any) -> None:
     """What chooses scans of a folder."""
-    group.add_argument("--suffix", metavar="NAME", help="scans whose BIDS name ends so (default: T1w, or the only kind there is)")
+    group.add_argument(
+        "--suffix", metavar="NAME", help="scans whose BIDS name ends so (default: T1w, or the only kind there is)"
+    )
     group.add_argument("--save-table", metavar="FILE", help="also write the table that was made, to look at or edit")
 
 
 def completed(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The parser with what every command that registers many pairs takes: how they are run, how registered, what is said."""
+    """The parser with what every command that registers many pairs takes: how they are run, how registered, what is
+    said."""
     group = parser.add_argument_group("how to run")
     group.add_argument("--dry-run", action="store_true", help="check every row by the files' headers, register nothing")
-    group.add_argument("--workers", default="auto", metavar="N",
-                       help="processes; auto: one per GPU, or as many as processors and memory allow (default: %(default)s)")
+    group.add_argument(
+        "--workers",
+        default="auto",
+        metavar="N",
+        help="processes; auto: one per GPU, or as many as processors and memory allow (default: %(default)s)",
+    )
     group.add_argument("--scheduler", metavar="ADDRESS", help="hand the pairs to the Dask cluster at ADDRESS instead")
-    group.add_argument("--timeout", type=float, default=30.0, metavar="MIN",
-                       help="replace a worker that has said nothing for so long (default: %(default)g)")
-    group.add_argument("--verify", action="store_true", help="compare finished pairs by the SHA-256 of their outputs too")
+    group.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="MIN",
+        help="replace a worker that has said nothing for so long (default: %(default)g)",
+    )
+    group.add_argument(
+        "--verify", action="store_true", help="compare finished pairs by the SHA-256 of their outputs too"
+    )
     add_options(parser)
     add_verbosity_options(parser)
     return parser
@@ -100,12 +125,21 @@ def plan_of(args: argparse.Namespace, **more: Any):
 def template_of(args: argparse.Namespace, to: dict[str, str | None]) -> Job:
     """What holds for every row; ``to``: fixed, fixed_mask, fixed_labels, fixed_points, where one fixed scan is given.
 
-    The moving scan is a stand-in until a row gives its own. Labels and landmarks of the fixed scan are paired only then too.
+    The moving scan is a stand-in until a row gives its own. Labels and landmarks of the fixed scan are paired only then
+    too.
     """
     stand_ins = {f"moving_{kind}": UNSET for kind in ("labels", "points") if to.get(f"fixed_{kind}")}
-    return Job(fixed=to.get("fixed") or UNSET, moving=UNSET, output=args.output, transform_format=args.transform_format,
-               composite=args.composite, report=not args.no_report,
-               **{name: path for name, path in to.items() if name != "fixed"}, **stand_ins, options=options_of(args))
+    return Job(
+        fixed=to.get("fixed") or UNSET,
+        moving=UNSET,
+        output=args.output,
+        transform_format=args.transform_format,
+        composite=args.composite,
+        report=not args.no_report,
+        **{name: path for name, path in to.items() if name != "fixed"},
+        **stand_ins,
+        options=options_of(args),
+    )
 
 
 def fixed_side(args: argparse.Namespace, said: str, joint: str) -> dict[str, str | None]:
@@ -155,7 +189,10 @@ def cells_of(args: argparse.Namespace, template: Job) -> tuple[Cells, str, Job]:
 
 def save_table(path: str, cells: Cells) -> None:
     """Write the table of a folder with absolute paths, so that it may lie anywhere. Raises InputError."""
-    lines = [{name: str((cells.base / text).resolve()) if text else "" for name, text in line.items()} for _, line in cells.lines]
+    lines = [
+        {name: str((cells.base / text).resolve()) if text else "" for name, text in line.items()}
+        for _, line in cells.lines
+    ]
     columns = [name for name in COLUMNS if any(line.get(name) for line in lines)]
     try:
         write_cells(path, columns, [{name: line[name] for name in columns} for line in lines])
@@ -170,10 +207,16 @@ def finish_rows(rows: list[Row], args: argparse.Namespace) -> list[Row]:
     finished = []
     for row in rows:
         job = row.job
-        gone = {f"{side}_{kind}": None for kind in ("labels", "points") for side in ("fixed", "moving")
-                if getattr(job, f"moving_{kind}") == UNSET}
+        gone = {
+            f"{side}_{kind}": None
+            for kind in ("labels", "points")
+            for side in ("fixed", "moving")
+            if getattr(job, f"moving_{kind}") == UNSET
+        }
         job = replace(job, **gone)
-        finished.append(replace(row, job=replace(job, guide_with_points=bool(args.guide_with_points and job.fixed_points))))
+        finished.append(
+            replace(row, job=replace(job, guide_with_points=bool(args.guide_with_points and job.fixed_points)))
+        )
     if args.guide_with_points and not any(row.job.guide_with_points for row in finished):
         raise InputError("--guide-with-points needs landmarks.", "Add columns fixed_points and moving_points.")
     return finished
@@ -190,9 +233,18 @@ def dry_run(rows: Sequence[Row], output: str, console: Console) -> int:
         need = max(checker.memory_gb(state.row.job) for state in states if state.status != "failed")
         lines.append(f"a worker needs about {need:.1f} GB of memory")
     if bad:
-        told = [(f"line {state.row.line}", f"{state.row.identity}: {' '.join(state.reason.split())}") for state in bad[:50]]
-        lines += ["", *(f"  {line}  {text}" for line, text in told), *([f"  and {len(bad) - 50} more"] if len(bad) > 50 else [])]
-    result = {"pairs": [{"id": s.row.identity, "line": s.row.line, "problem": s.reason or None} for s in states], "bad": len(bad)}
+        told = [
+            (f"line {state.row.line}", f"{state.row.identity}: {' '.join(state.reason.split())}") for state in bad[:50]
+        ]
+        lines += [
+            "",
+            *(f"  {line}  {text}" for line, text in told),
+            *([f"  and {len(bad) - 50} more"] if len(bad) > 50 else []),
+        ]
+    result = {
+        "pairs": [{"id": s.row.identity, "line": s.row.line, "problem": s.reason or None} for s in states],
+        "bad": len(bad),
+    }
     console.result(result, "\n".join(lines))
     return 2 if bad else 0
 
@@ -208,5 +260,8 @@ def tell(rows: Sequence[Row], plan: Any, console: Console) -> int:
     states = run_batch(rows, plan, console)
     found = counts(states)
     failed = {state.row.identity: state.reason for state in states if state.status == "failed"}
-    console.result({**found, "failures": failed, "output": plan.output}, summary_text(states, plan.output, time.monotonic() - started))
+    console.result(
+        {**found, "failures": failed, "output": plan.output},
+        summary_text(states, plan.output, time.monotonic() - started),
+    )
     return 1 if failed else 0

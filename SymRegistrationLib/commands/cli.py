@@ -15,13 +15,14 @@ import re
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
-from .arguments import SUBCOMMANDS, available_subcommands, build_parser, options_of
 from ..console import Console, jsonable, number, share_cores
-from ..registration.catalogue import needs_weights
 from ..job import INITIALS, InputError, Job, RegistrationError, existing_file, parsed_json
+from ..registration.catalogue import needs_weights
+from .arguments import SUBCOMMANDS, available_subcommands, build_parser, options_of
 
 _INPUTS = (
     "fixed",
@@ -44,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     console = Console(events="--json" in arguments, quiet="--quiet" in arguments or "-q" in arguments)
     before = _catch_sigterm()
-    if hasattr(sys.stdout, "reconfigure"):  # a path in letters that the console does not know must not end a finished run
+    if hasattr(
+        sys.stdout, "reconfigure"
+    ):  # a path in letters that the console does not know must not end a finished run
         sys.stdout.reconfigure(errors="backslashreplace")
     share_cores()
     try:
@@ -186,8 +189,13 @@ def _apply(args: argparse.Namespace, console: Console) -> None:
             mean, worst = (number(result[f"residual_{name}_mm"]) for name in ("mean", "max"))
             text += f"; they return within {mean} mm (mean), {worst} mm (largest)"
         known = [radius for radius in result["radius_mm"] or () if radius is not None]
-        text += f"\nno radius: {result['no_radius']}" if not known else (
-            f"\n68 % of such points lie within {number(min(known), 2)} to {number(max(known), 2)} mm (each point's radius is in the file)")
+        text += (
+            f"\nno radius: {result['no_radius']}"
+            if not known
+            else (
+                f"\n68 % of such points lie within {number(min(known), 2)} to {number(max(known), 2)} mm (each point's radius is in the file)"
+            )
+        )
     console.result(result, text)
 
 

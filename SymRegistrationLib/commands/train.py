@@ -58,10 +58,17 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of ``symreg train``; every default is that of :class:`TrainingOptions`."""
     from .arguments import _Parser
 
-    parser = _Parser(prog="symreg train", usage="symreg train --method NAME [--data D] [--labels L] -o DIR [options]",
-                     description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        prog="symreg train",
+        usage="symreg train --method NAME [--data D] [--labels L] -o DIR [options]",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--method", required=True, help="which network; see 'symreg methods'")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the run; one that exists goes on")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="DIR", help="folder of the run; one that exists goes on"
+    )
     for add in (_data_arguments, _schedule_arguments, _loss_arguments, _machine_arguments):
         add(parser)
     group = parser.add_argument_group("what it says")
@@ -75,72 +82,157 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--data", metavar="D", help="folder or table of scans")
     group.add_argument("--labels", metavar="L", help="folder or table of label maps to synthesise scans from")
-    group.add_argument("--bad-scans", choices=BAD_SCANS, default="refuse",
-                       help="a scan that cannot be used: leave it out, or stop (default: %(default)s)")
-    group.add_argument("--validation", default="0.15", metavar="WHAT",
-                       help="held out: a share, or comma-separated parts of file names (default: %(default)s)")
-    group.add_argument("--real", type=float, default=0.5, metavar="SHARE",
-                       help="share of the steps on real scans when there are label maps too (default: %(default)s)")
-    group.add_argument("--shapes", type=float, default=0.1, metavar="SHARE",
-                       help="share of synthetic pairs that show random shapes (default: %(default)s)")
-    group.add_argument("--two-people", type=float, default=0.3, metavar="SHARE",
-                       help="share of synthetic pairs made of two label maps (default: %(default)s)")
-    group.add_argument("--one-contrast", type=float, default=0.4, metavar="SHARE",
-                       help="share of synthetic pairs whose scans have one contrast (default: %(default)s)")
-    group.add_argument("--t1", type=float, default=0.4, metavar="SHARE",
-                       help="share of synthetic scans of FreeSurfer's labels that look T1-weighted (default: %(default)s)")
-    group.add_argument("--rotation", type=float, default=90.0, metavar="DEG", help="largest pose (default: %(default)s)")
+    group.add_argument(
+        "--bad-scans",
+        choices=BAD_SCANS,
+        default="refuse",
+        help="a scan that cannot be used: leave it out, or stop (default: %(default)s)",
+    )
+    group.add_argument(
+        "--validation",
+        default="0.15",
+        metavar="WHAT",
+        help="held out: a share, or comma-separated parts of file names (default: %(default)s)",
+    )
+    group.add_argument(
+        "--real",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="share of the steps on real scans when there are label maps too (default: %(default)s)",
+    )
+    group.add_argument(
+        "--shapes",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="share of synthetic pairs that show random shapes (default: %(default)s)",
+    )
+    group.add_argument(
+        "--two-people",
+        type=float,
+        default=0.3,
+        metavar="SHARE",
+        help="share of synthetic pairs made of two label maps (default: %(default)s)",
+    )
+    group.add_argument(
+        "--one-contrast",
+        type=float,
+        default=0.4,
+        metavar="SHARE",
+        help="share of synthetic pairs whose scans have one contrast (default: %(default)s)",
+    )
+    group.add_argument(
+        "--t1",
+        type=float,
+        default=0.4,
+        metavar="SHARE",
+        help="share of synthetic scans of FreeSurfer's labels that look T1-weighted (default: %(default)s)",
+    )
+    group.add_argument(
+        "--rotation", type=float, default=90.0, metavar="DEG", help="largest pose (default: %(default)s)"
+    )
     group.add_argument("--shift", type=float, default=50.0, metavar="MM", help="largest pose (default: %(default)s)")
-    group.add_argument("--scale", type=float, default=0.2, metavar="SHARE", help="largest change of size (default: %(default)s)")
+    group.add_argument(
+        "--scale", type=float, default=0.2, metavar="SHARE", help="largest change of size (default: %(default)s)"
+    )
     group.add_argument("--licence", default="not stated", help="of the weights, for the model card")
 
 
 def _schedule_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("network and schedule")
     group.add_argument("--size", default="small", help="of the network: published or small (default: %(default)s)")
-    group.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="a switch of the method; repeatable")
+    group.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="a switch of the method; repeatable"
+    )
     group.add_argument("--start", metavar="FILE", help="weights to start from")
     group.add_argument("--spacing", type=float, metavar="MM", help="working voxel (default: planned)")
     group.add_argument("--shape", type=_numbers(int), metavar="D,H,W", help="working grid, voxels (default: planned)")
     group.add_argument("--iterations", type=int, metavar="N", help="steps of all stages (default: as published)")
     group.add_argument("--hours", type=float, metavar="H", help="make the whole plan fit in this time")
     group.add_argument("--minutes", type=float, metavar="M", help="the same in minutes")
-    group.add_argument("--stages", type=_numbers(float), metavar="A,B,..",
-                       help="share of the work per stage, coarsest first; on a CPU coarse levels first pay off")
-    group.add_argument("--freeze", type=int, default=0, metavar="LEVEL",
-                       help="levels up to this one stay as they are while finer ones are trained (default: %(default)s)")
-    group.add_argument("--stop-after", type=float, metavar="M", help="stop this process after so many minutes, to be continued")
+    group.add_argument(
+        "--stages",
+        type=_numbers(float),
+        metavar="A,B,..",
+        help="share of the work per stage, coarsest first; on a CPU coarse levels first pay off",
+    )
+    group.add_argument(
+        "--freeze",
+        type=int,
+        default=0,
+        metavar="LEVEL",
+        help="levels up to this one stay as they are while finer ones are trained (default: %(default)s)",
+    )
+    group.add_argument(
+        "--stop-after", type=float, metavar="M", help="stop this process after so many minutes, to be continued"
+    )
     group.add_argument("--batch", type=int, default=1, metavar="N", help="pairs per step and process (default: 1)")
-    group.add_argument("--learning-rate", type=float, metavar="R", help="peak (default: published, higher for short plans)")
+    group.add_argument(
+        "--learning-rate", type=float, metavar="R", help="peak (default: published, higher for short plans)"
+    )
     group.add_argument("--rate", choices=RATES, default="auto", help="its course (default: cosine for short plans)")
-    group.add_argument("--ema", type=float, default=0.999, metavar="D", help="decay of the weights' average (default: 0.999)")
-    group.add_argument("--curriculum", type=float, default=0.5, metavar="SHARE",
-                       help="share of each stage over which poses grow to full size (default: %(default)s)")
+    group.add_argument(
+        "--ema", type=float, default=0.999, metavar="D", help="decay of the weights' average (default: 0.999)"
+    )
+    group.add_argument(
+        "--curriculum",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="share of each stage over which poses grow to full size (default: %(default)s)",
+    )
     group.add_argument("--validate-every", type=int, metavar="N", help="steps (default: a 20th of the plan)")
     group.add_argument("--validation-pairs", type=int, default=8, metavar="N", help="(default: 8)")
-    group.add_argument("--patience", type=int, default=6, metavar="N",
-                       help="validations without gain that end a stage; 0 = never (default: 6)")
+    group.add_argument(
+        "--patience",
+        type=int,
+        default=6,
+        metavar="N",
+        help="validations without gain that end a stage; 0 = never (default: 6)",
+    )
 
 
 def _loss_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("loss", "weights of the terms; 0 leaves one out")
-    told = {"published": "the method's own loss", "dice": "soft Dice of warped labels",
-            "end_point": "distance to the true map, voxels", "landmarks": "distance of landmarks, voxels",
-            "smooth": "smoothness on supervised steps", "fold": "folding on supervised steps"}
+    told = {
+        "published": "the method's own loss",
+        "dice": "soft Dice of warped labels",
+        "end_point": "distance to the true map, voxels",
+        "landmarks": "distance of landmarks, voxels",
+        "smooth": "smoothness on supervised steps",
+        "fold": "folding on supervised steps",
+    }
     for field in dataclasses.fields(Weighting):
-        group.add_argument(f"--{field.name.replace('_', '-')}-weight", type=float, default=field.default, metavar="W",
-                           help=f"{told[field.name]} (default: {field.default:g})")
-    group.add_argument("--supervised", type=float, default=0.7, metavar="SHARE",
-                       help="share of synthetic steps that learn from labels and true maps (default: %(default)s)")
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}-weight",
+            type=float,
+            default=field.default,
+            metavar="W",
+            help=f"{told[field.name]} (default: {field.default:g})",
+        )
+    group.add_argument(
+        "--supervised",
+        type=float,
+        default=0.7,
+        metavar="SHARE",
+        help="share of synthetic steps that learn from labels and true maps (default: %(default)s)",
+    )
 
 
 def _machine_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    group.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto",
-                       help="auto takes bfloat16 on a GPU (default: %(default)s)")
+    group.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="auto takes bfloat16 on a GPU (default: %(default)s)",
+    )
     group.add_argument("--gradient-checkpointing", action="store_true", help="less memory for a third more time")
-    group.add_argument("--checkpoint-minutes", type=float, default=5.0, metavar="M", help="at most so much is lost (default: 5)")
+    group.add_argument(
+        "--checkpoint-minutes", type=float, default=5.0, metavar="M", help="at most so much is lost (default: 5)"
+    )
     group.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     group.add_argument("--memory", type=float, metavar="GB", help="stay below this much memory (default: what is free)")
@@ -156,11 +248,23 @@ def options_of(args: argparse.Namespace, command: str) -> TrainingOptions:
     for name in ("data", "labels", "start"):
         if getattr(args, name):
             existing_file(getattr(args, name), f"--{name}")
-    names = {f.name for f in dataclasses.fields(TrainingOptions)} - {"weights", "method_options", "memory_gb", "minutes", "command"}
+    names = {f.name for f in dataclasses.fields(TrainingOptions)} - {
+        "weights",
+        "method_options",
+        "memory_gb",
+        "minutes",
+        "command",
+    }
     values: dict[str, Any] = {name: getattr(args, name) for name in names}
     weighting = Weighting(**{f.name: getattr(args, f"{f.name}_weight") for f in dataclasses.fields(Weighting)})
-    return TrainingOptions(**values, weights=weighting, method_options=switches(args.option), memory_gb=args.memory,
-                           minutes=60 * args.hours if args.hours else args.minutes, command=command)
+    return TrainingOptions(
+        **values,
+        weights=weighting,
+        method_options=switches(args.option),
+        memory_gb=args.memory,
+        minutes=60 * args.hours if args.hours else args.minutes,
+        command=command,
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -202,10 +306,17 @@ def _summary(result: dict[str, Any]) -> str:
     lines = [f"{state} at step {result['step']} of {result['steps']} after {duration(result['seconds'])} of training"]
     judged = result["validation"]
     if judged:
-        for name, text in (("dice", "Dice"), ("end_point", "end-point error, voxels"), ("landmarks", "landmarks, voxels"),
-                           ("similarity", "local correlation")):
+        for name, text in (
+            ("dice", "Dice"),
+            ("end_point", "end-point error, voxels"),
+            ("landmarks", "landmarks, voxels"),
+            ("similarity", "local correlation"),
+        ):
             if judged.get(name) is not None:
                 lines.append(f"held out: {text} {number(judged[name + '_before'])} -> {number(judged[name])}")
-    lines.append(f"wrote {result['weights']}" if result["weights"] else
-                 f"give the same command again to go on; the state is in {result['output']}")
+    lines.append(
+        f"wrote {result['weights']}"
+        if result["weights"]
+        else f"give the same command again to go on; the state is in {result['output']}"
+    )
     return "\n".join(lines)

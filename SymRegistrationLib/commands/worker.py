@@ -4,14 +4,16 @@ Level 5. One request a line on stdin, answers as JSON lines on stdout, everythin
 tracebacks) on stderr. Networks, CUDA and torch stay loaded between jobs. Protocol 1:
 
 * first line out: ``{"event": "ready", "protocol": 1, "version", "pid", "devices": [{"name", "title", "memory_gb"}]}``
-* in: ``{"id": "1", "command": "register", "job": {...}, "outputs": [...]}``; ``pair`` takes what :mod:`batch_pair` says; ``apply``, ``evaluate`` and ``report`` take
+* in: ``{"id": "1", "command": "register", "job": {...}, "outputs": [...]}``; ``pair`` takes what :mod:`batch_pair`
+says; ``apply``, ``evaluate`` and ``report`` take
   ``"arguments": {...}``; ``methods``, ``ping`` and ``shutdown`` take nothing.
-* out, with the request's id: ``progress`` (stage, fraction, seconds_left, message), then one ``result`` or one ``error``
+* out, with the request's id: ``progress`` (stage, fraction, seconds_left, message), then one ``result`` or one
+``error``
   (message, hint, exit_code). A failed job ends nothing: the next line is served.
 
 ``outputs`` names what a register job shall write, as uncompressed NRRD, which costs a tenth of the time of compressed
-files; without it the job's folder gets what the command line writes. When stdin closes, the client is gone: a running job
-is given up, nothing half-written stays, and the process ends.
+files; without it the job's folder gets what the command line writes. When stdin closes, the client is gone: a running
+job is given up, nothing half-written stays, and the process ends.
 """
 
 from __future__ import annotations
@@ -38,16 +40,27 @@ PROTOCOL = 1
 #: Longest request line, bytes; a job with all its paths needs a few thousand.
 LONGEST_LINE = 1 << 20
 OUTPUTS = ("forward", "inverse", "warped_moving", "warped_fixed", "jacobian", "inverse_consistency", "uncertainty")
-_FIELDS = {"register": {"job", "outputs"}, "pair": {"pair"}, "apply": {"arguments"}, "evaluate": {"arguments"}, "report": {"arguments"},
-           "methods": set(), "ping": set(), "shutdown": set()}
+_FIELDS = {
+    "register": {"job", "outputs"},
+    "pair": {"pair"},
+    "apply": {"arguments"},
+    "evaluate": {"arguments"},
+    "report": {"arguments"},
+    "methods": set(),
+    "ping": set(),
+    "shutdown": set(),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Serve stdin and stdout until one of them closes; returns the exit code."""
     parser = argparse.ArgumentParser("symreg worker", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--own-group", action="store_true",
-                        help="start a process group and lower the priority, so that a client can end everything at once "
-                        "and stays responsive")
+    parser.add_argument(
+        "--own-group",
+        action="store_true",
+        help="start a process group and lower the priority, so that a client can end everything at once "
+        "and stays responsive",
+    )
     options = parser.parse_args(list(arguments))
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # a library that prints must not break the protocol
@@ -87,19 +100,27 @@ class Worker:
     def serve(self) -> int:
         """Announce, then answer every request. 0 = the client left or asked for the end, 1 = cannot work here."""
         try:
+            from ..jobs import register  # noqa: F401  torch, SimpleITK: loaded before the first job, not within it
             from ..registration import devices
-            from ..jobs import (register)  # noqa: F401  torch, SimpleITK: loaded before the first job, not within it
 
             listing = devices.listing()
         except (ImportError, OSError, RuntimeError, AttributeError) as error:
             traceback.print_exc()
-            self._emit({"id": None, "event": "error", "exit_code": 1,
-                        "message": f"the libraries for registration could not be loaded ({type(error).__name__}: {error}).",
-                        "hint": "PyTorch, SimpleITK or safetensors is missing or damaged; install them again."})
+            self._emit(
+                {
+                    "id": None,
+                    "event": "error",
+                    "exit_code": 1,
+                    "message": f"the libraries for registration could not be loaded ({type(error).__name__}: {error}).",
+                    "hint": "PyTorch, SimpleITK or safetensors is missing or damaged; install them again.",
+                }
+            )
             return 1
         threading.Thread(target=self._read, daemon=True).start()
         try:
-            self._emit({"event": "ready", "protocol": PROTOCOL, "version": __version__, "pid": os.getpid(), "devices": listing})
+            self._emit(
+                {"event": "ready", "protocol": PROTOCOL, "version": __version__, "pid": os.getpid(), "devices": listing}
+            )
             while (line := self._queue.get()) is not None:
                 if not self._answer(line):
                     break
@@ -146,13 +167,18 @@ class Worker:
             self._error(identity, error.message, error.hint, error.exit_code)
         except MemoryError:
             self._error(identity, *_MEMORY)
-        except Exception as error:  # a bug, or a library that gave up: the client hears it, the traceback goes to stderr
+        except (
+            Exception
+        ) as error:  # a bug, or a library that gave up: the client hears it, the traceback goes to stderr
             traceback.print_exc()
             if _out_of_memory(error):
                 self._error(identity, *_MEMORY)
             else:
-                self._error(identity, f"the registration failed unexpectedly ({type(error).__name__}: {str(error)[:300]}).",
-                            "The log has the details; please report them.")
+                self._error(
+                    identity,
+                    f"the registration failed unexpectedly ({type(error).__name__}: {str(error)[:300]}).",
+                    "The log has the details; please report them.",
+                )
         finally:
             self._working = False
         return True
@@ -171,9 +197,21 @@ class Worker:
                 return
             last.update(stage=stage, at=now)
             fraction = min(max(fraction, 0.0), 1.0)
-            left = None if fraction < 0.05 or now - started < 0.5 else round((now - started) * (1 - fraction) / fraction, 1)
-            self._emit({"id": identity, "event": "progress", "stage": stage, "fraction": round(fraction, 4),
-                        "seconds_left": left, "message": message})
+            left = (
+                None
+                if fraction < 0.05 or now - started < 0.5
+                else round((now - started) * (1 - fraction) / fraction, 1)
+            )
+            self._emit(
+                {
+                    "id": identity,
+                    "event": "progress",
+                    "stage": stage,
+                    "fraction": round(fraction, 4),
+                    "seconds_left": left,
+                    "message": message,
+                }
+            )
 
         return progress
 
@@ -242,8 +280,11 @@ def judged(metrics: dict) -> dict:
     return {"level": level, "words": words, "checks": [{"level": check.level, "text": check.text} for check in found]}
 
 
-_MEMORY = ("there is not enough memory for this registration.",
-           "Choose the fast preset, a larger working voxel size, or another device, and close what else needs memory.", 1)
+_MEMORY = (
+    "there is not enough memory for this registration.",
+    "Choose the fast preset, a larger working voxel size, or another device, and close what else needs memory.",
+    1,
+)
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -277,8 +318,10 @@ def _checked(request: dict) -> str:
         raise InputError(f"unknown command {command!r:.100}.", f"Known: {', '.join(_FIELDS)}.")
     unknown = set(request) - _FIELDS[command] - {"id", "command"}
     if unknown:
-        raise InputError(f"unknown field '{min(unknown)[:100]}' in a {command} request.",
-                         f"Known: {', '.join(['id', 'command', *sorted(_FIELDS[command])])}.")
+        raise InputError(
+            f"unknown field '{min(unknown)[:100]}' in a {command} request.",
+            f"Known: {', '.join(['id', 'command', *sorted(_FIELDS[command])])}.",
+        )
     wanted = request.get("outputs")
     if wanted is not None and not (isinstance(wanted, list) and all(name in OUTPUTS for name in wanted)):
         raise InputError("'outputs' must be a list of known names.", f"Known: {', '.join(OUTPUTS)}.")
@@ -293,8 +336,8 @@ def write_raw(folder: Path, wanted: Sequence[str], result: Any) -> dict[str, str
     """
     import SimpleITK as sitk
 
-    from ..geometry.volumes import to_itk
     from ..geometry.file_checks import check_written
+    from ..geometry.volumes import to_itk
 
     fixed, moving = result.fixed.grid, result.moving.grid
     parts = {

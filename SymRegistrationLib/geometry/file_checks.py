@@ -94,7 +94,8 @@ def _nifti_header(path: Path, packed: bool) -> bytes:
 
 
 def _unpacked_bytes(path: Path, need: int) -> int:
-    """Bytes in a NIfTI file after unpacking: told by the end of the file or, where that is unusual, counted to ``need``."""
+    """Bytes in a NIfTI file after unpacking: told by the end of the file or, where that is unusual, counted to
+    ``need``."""
     size = path.stat().st_size
     if not path.name.lower().endswith(".gz"):
         return size
@@ -143,7 +144,13 @@ def is_intact(path: Path) -> bool:
                 path = named
             else:
                 mark = _DETACHED.search(head) if name.endswith((".mha", ".mhd")) else re.search(rb"\r?\n\r?\n", head)
-                at = head.index(b"\n", mark.end()) + 1 if mark and name.endswith((".mha", ".mhd")) else mark.end() if mark else 0
+                at = (
+                    head.index(b"\n", mark.end()) + 1
+                    if mark and name.endswith((".mha", ".mhd"))
+                    else mark.end()
+                    if mark
+                    else 0
+                )
         elif not name.endswith(".gz"):
             return True
         for _ in _unpacked(path, at):
@@ -188,7 +195,9 @@ def check_written(path: Path, count: int) -> None:
     """
     name, size = path.name.lower(), path.stat().st_size
     if name.endswith((".nii", ".nii.gz")):
-        whole = not nifti_fault(path) and (name.endswith(".nii") or _last_number(path) == (count + 352) % 2**32 or is_intact(path))
+        whole = not nifti_fault(path) and (
+            name.endswith(".nii") or _last_number(path) == (count + 352) % 2**32 or is_intact(path)
+        )
     elif name.endswith(".h5"):
         whole = 0 < _hdf5_end(path) <= size
     elif _PACKED.search(_head(path)):
@@ -207,7 +216,8 @@ def _last_number(path: Path) -> int:
 
 
 def _hdf5_end(path: Path) -> int:
-    """Where the superblock of an HDF5 file says that the file ends, 0 when there is none (HDF5 format, section II.A)."""
+    """Where the superblock of an HDF5 file says that the file ends, 0 when there is none (HDF5 format, section
+    II.A)."""
     head = _head(path)[:48]
     if len(head) < 48 or head[:8] != b"\x89HDF\r\n\x1a\n":
         return 0

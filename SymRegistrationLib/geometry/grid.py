@@ -30,7 +30,9 @@ class Grid:
     def __post_init__(self) -> None:
         matrix = np.array(self.matrix, dtype=np.float64)
         if matrix.shape != (4, 4) or len(self.shape) != 3 or min(self.shape) < 1:
-            raise ValueError(f"a grid needs a shape of 3 positive sizes and a 4x4 matrix, got {self.shape}, {matrix.shape}")
+            raise ValueError(
+                f"a grid needs a shape of 3 positive sizes and a 4x4 matrix, got {self.shape}, {matrix.shape}"
+            )
         steps = np.linalg.norm(matrix[:3, :3], axis=0)
         # Judged by the axes' directions: voxels of 10 nm make a small determinant, but no flat grid.
         if not np.isfinite(matrix).all() or min(steps) < 1e-9 or abs(np.linalg.det(matrix[:3, :3] / steps)) < 1e-9:
@@ -40,7 +42,7 @@ class Grid:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
 
     @classmethod
-    def from_itk(cls, size, spacing, origin, direction) -> "Grid":
+    def from_itk(cls, size, spacing, origin, direction) -> Grid:
         """From ITK's (x, y, z)-ordered size, spacing (mm), origin (LPS mm) and row-major direction (9 numbers)."""
         columns = np.asarray(direction, float).reshape(3, 3) * np.asarray(spacing, float)
         matrix = np.eye(4)
@@ -49,8 +51,9 @@ class Grid:
         return cls(tuple(size)[::-1], matrix)
 
     @classmethod
-    def centred(cls, shape, spacing: float, centre, axes=None) -> "Grid":
-        """An isotropic grid of ``spacing`` mm whose middle is the LPS point ``centre``; ``axes`` (3, 3): a unit column per array axis."""
+    def centred(cls, shape, spacing: float, centre, axes=None) -> Grid:
+        """An isotropic grid of ``spacing`` mm whose middle is the LPS point ``centre``; ``axes`` (3, 3): a unit column
+        per array axis."""
         axes = np.eye(3)[:, ::-1] if axes is None else np.asarray(axes, float)
         matrix = np.eye(4)
         matrix[:3, :3] = axes * spacing
@@ -100,19 +103,20 @@ class Grid:
         """(8, 3) LPS mm: the centres of the corner voxels."""
         return self.points(list(itertools.product(*((0, n - 1) for n in self.shape))))
 
-    def cropped(self, start, stop) -> "Grid":
-        """The grid of ``array[start:stop]``; negative starts and stops beyond the shape grow it (half-open, index units)."""
+    def cropped(self, start, stop) -> Grid:
+        """The grid of ``array[start:stop]``; negative starts and stops beyond the shape grow it (half-open, index
+        units)."""
         start, stop = np.floor(start).astype(int), np.ceil(stop).astype(int)
         matrix = self.matrix.copy()
         matrix[:3, 3] = self.points(start)
         return Grid(tuple(stop - start), matrix)
 
-    def padded(self, millimetres: float) -> "Grid":
+    def padded(self, millimetres: float) -> Grid:
         """Grown on all six sides by at least ``millimetres``; voxel centres stay where they were."""
         extra = np.ceil(millimetres / self.spacing)
         return self.cropped(-extra, np.asarray(self.shape) + extra)
 
-    def resampled(self, spacing) -> "Grid":
+    def resampled(self, spacing) -> Grid:
         """The same field of view (outer voxel faces) with about ``spacing`` mm per axis; at least one voxel an axis."""
         spacing = np.broadcast_to(np.asarray(spacing, float), (3,))
         shape = np.maximum(1, np.round(np.asarray(self.shape) * self.spacing / spacing)).astype(int)
@@ -122,7 +126,7 @@ class Grid:
         matrix[:3, 3] = self.points((factor - 1) / 2)
         return Grid(tuple(shape), matrix)
 
-    def same_as(self, other: "Grid", tolerance: float = 1e-3) -> bool:
+    def same_as(self, other: Grid, tolerance: float = 1e-3) -> bool:
         """True when the shapes agree and no corner is further than ``tolerance`` mm, or a tenth of a voxel, away."""
         tolerance = min(tolerance, 0.1 * float(self.spacing.min()))
         return self.shape == other.shape and bool(np.abs(self.corners() - other.corners()).max() <= tolerance)

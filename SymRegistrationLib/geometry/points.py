@@ -49,7 +49,7 @@ class PointSet:
     def __len__(self) -> int:
         return len(self.points)
 
-    def moved(self, points: np.ndarray) -> "PointSet":
+    def moved(self, points: np.ndarray) -> PointSet:
         """The same landmarks elsewhere; (n, 3) LPS mm."""
         return PointSet(points, self.labels, self.source)
 
@@ -249,9 +249,10 @@ def _parse_csv(text: str, what: str) -> tuple[list, list[str]]:
 
 
 def _is_placed(row: list[str], header: list[str]) -> bool:
-    """False for a point that Slicer lists without a place: ``defined`` is 0, or the status behind an fcsv file's columns is not 2."""
+    """False for a point that Slicer lists without a place: ``defined`` is 0, or the status behind an fcsv file's
+    columns is not 2."""
     if "defined" in header:
-        return "".join(row[header.index("defined"):][:1]).strip() not in ("0", "0.0", "false")
+        return "".join(row[header.index("defined") :][:1]).strip() not in ("0", "0.0", "false")
     if "associatednodeid" in header and header.index("associatednodeid") == len(header) - 1 and len(row) > len(header):
         return row[len(header)].strip() in ("", "2")
     return True

@@ -36,7 +36,9 @@ class Region:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
-def regions(mask: np.ndarray, values: np.ndarray, grid: Grid, most: int = 20, highest: bool = True) -> tuple[list[Region], int]:
+def regions(
+    mask: np.ndarray, values: np.ndarray, grid: Grid, most: int = 20, highest: bool = True
+) -> tuple[list[Region], int]:
     """The connected regions of a mask, largest first.
 
     Args:
@@ -64,8 +66,15 @@ def regions(mask: np.ndarray, values: np.ndarray, grid: Grid, most: int = 20, hi
         middle = indices.mean(0)
         nearest = indices[np.argmin(np.square((indices - middle) * grid.spacing).sum(1))]
         inside = values.ravel()[where[start:stop]]
-        found.append(Region(_rounded(grid.points(nearest)), _rounded(grid.points(middle)), int(stop - start),
-                            float((stop - start) * _voxel_ml(grid)), float(inside.max() if highest else inside.min())))
+        found.append(
+            Region(
+                _rounded(grid.points(nearest)),
+                _rounded(grid.points(middle)),
+                int(stop - start),
+                float((stop - start) * _voxel_ml(grid)),
+                float(inside.max() if highest else inside.min()),
+            )
+        )
     return found, len(ends)
 
 

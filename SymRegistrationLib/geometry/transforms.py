@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ..fields import gradient, sample
-from .grid import Grid, transform_points
 from ..job import InputError, existing_file
+from .file_checks import check_written, quiet
+from .grid import Grid, transform_points
 from .lattice import affine_grid
 from .volumes import Volume, grid_of, itk_reason, read_image, to_itk, whole_numbers
-from .file_checks import check_written, quiet
 
 #: Voxels handled at once when a whole volume is mapped, so that memory stays flat.
 SLAB = 4_000_000
@@ -65,10 +65,12 @@ class DenseTransform:
         part = np.eye(4)
         part[:3, 3] = start
         if np.allclose(matrix, part, atol=1e-6) and (start >= 0).all() and (stop <= self.grid.shape).all():
-            return field[:, start[0]:stop[0], start[1]:stop[1], start[2]:stop[2]]  # the same voxels: nothing to interpolate
+            return field[
+                :, start[0] : stop[0], start[1] : stop[1], start[2] : stop[2]
+            ]  # the same voxels: nothing to interpolate
         return sample(field[None], affine_grid(grid.shape, matrix, field[None]))[0]
 
-    def resampled(self, grid: Grid) -> "DenseTransform":
+    def resampled(self, grid: Grid) -> DenseTransform:
         """The same map stored on another grid, so that many uses there interpolate once."""
         return DenseTransform(grid, np.ascontiguousarray(self.on(grid).permute(1, 2, 3, 0).numpy()))
 
@@ -82,7 +84,8 @@ class TransformPair:
     """Both physical transforms of one registration, initial alignment included.
 
     Attributes:
-        forward: on the fixed scan's grid plus margin, fixed point -> moving point: brings the moving scan onto the fixed.
+        forward: on the fixed scan's grid plus margin, fixed point -> moving point: brings the moving scan onto the
+            fixed.
         inverse: on the moving scan's grid plus margin, moving point -> fixed point.
         matrix: (4, 4) LPS mm, the initial alignment alone, fixed -> moving.
     """
@@ -94,8 +97,14 @@ class TransformPair:
 
 # ---------------------------------------------------------------------------------------------- using a transform
 
-def resample_through(volume: Volume, transform: "DenseTransform | np.ndarray", grid: Grid, mode: str = "bilinear",
-                     outside: float | None = None) -> np.ndarray:
+
+def resample_through(
+    volume: Volume,
+    transform: DenseTransform | np.ndarray,
+    grid: Grid,
+    mode: str = "bilinear",
+    outside: float | None = None,
+) -> np.ndarray:
     """Pull a volume back onto ``grid``.
 
     Args:
@@ -132,7 +141,7 @@ def slabs(grid: Grid):
         yield start, stop, grid.cropped((start, 0, 0), (stop, *grid.shape[1:]))
 
 
-def point_coordinates(transform: "DenseTransform | np.ndarray", grid: Grid, source: Grid) -> Tensor:
+def point_coordinates(transform: DenseTransform | np.ndarray, grid: Grid, source: Grid) -> Tensor:
     """(1, D, H, W, 3) grid_sample coordinates in ``source`` of the mapped voxel points of ``grid``."""
     like = torch.empty(1, 1, *source.shape)
     if isinstance(transform, np.ndarray):
@@ -151,10 +160,12 @@ def jacobian_on(transform: DenseTransform, grid: Grid) -> np.ndarray:
     for start, stop, _ in slabs(grid):
         low, high = max(0, start - 1), min(grid.shape[0], stop + 1)
         u = transform.on(grid.cropped((low, 0, 0), (high, *grid.shape[1:]))).contiguous()[None]
-        rows = [[gradient(u[:, r: r + 1], axis)[0, 0].add_(float(steps[r, axis])) for axis in range(3)] for r in range(3)]
+        rows = [
+            [gradient(u[:, r : r + 1], axis)[0, 0].add_(float(steps[r, axis])) for axis in range(3)] for r in range(3)
+        ]
         (a, b, c), (d, e, f), (g, h, i) = rows
         det = (a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)) / float(np.linalg.det(steps))
-        out[start:stop] = det[start - low: start - low + stop - start].numpy()
+        out[start:stop] = det[start - low : start - low + stop - start].numpy()
     return out
 
 
@@ -170,6 +181,7 @@ def inverse_consistency_on(forward: DenseTransform, inverse: DenseTransform, gri
 
 
 # ---------------------------------------------------------------------------------------------- files
+
 
 def write_transform(path: str | os.PathLike, transform: DenseTransform, matrix: np.ndarray | None = None) -> None:
     """Write a transform: ``.h5`` (ITK), ``.nrrd`` or ``.nii.gz`` (5-D, intent 1006).
@@ -219,12 +231,40 @@ def _write_nifti(path: str, transform: DenseTransform) -> None:
         file.write(np.ascontiguousarray(vectors, "<f4").tobytes())
 
 
-_NIFTI_HEADER = np.dtype({
-    "names": ["sizeof_hdr", "dim", "intent_code", "datatype", "bitpix", "pixdim", "vox_offset", "scl_slope", "xyzt_units",
-              "sform_code", "srow", "magic"],
-    "formats": ["<i4", ("<i2", 8), "<i2", "<i2", "<i2", ("<f4", 8), "<f4", "<f4", "u1", "<i2", ("<f4", (3, 4)), "S4"],
-    "offsets": [0, 40, 68, 70, 72, 76, 108, 112, 123, 254, 280, 344],
-    "itemsize": 348})
+_NIFTI_HEADER = np.dtype(
+    {
+        "names": [
+            "sizeof_hdr",
+            "dim",
+            "intent_code",
+            "datatype",
+            "bitpix",
+            "pixdim",
+            "vox_offset",
+            "scl_slope",
+            "xyzt_units",
+            "sform_code",
+            "srow",
+            "magic",
+        ],
+        "formats": [
+            "<i4",
+            ("<i2", 8),
+            "<i2",
+            "<i2",
+            "<i2",
+            ("<f4", 8),
+            "<f4",
+            "<f4",
+            "u1",
+            "<i2",
+            ("<f4", (3, 4)),
+            "S4",
+        ],
+        "offsets": [0, 40, 68, 70, 72, 76, 108, 112, 123, 254, 280, 344],
+        "itemsize": 348,
+    }
+)
 
 
 def _remainder(transform: DenseTransform, matrix: np.ndarray) -> DenseTransform:
@@ -249,7 +289,9 @@ def read_transform(path: str | os.PathLike) -> sitk.Transform:
         image = read_image(path, "transform", hint)
         vectors = image.GetNumberOfComponentsPerPixel() == 3 and "float" in image.GetPixelIDTypeAsString()
         if image.GetDimension() != 3 or not vectors:
-            raise InputError(f"transform '{path}' is an image, not a displacement grid.", "Give the transform, not the scan.")
+            raise InputError(
+                f"transform '{path}' is an image, not a displacement grid.", "Give the transform, not the scan."
+            )
         transform: sitk.Transform = sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
     else:
         try:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from .grid import Grid
 from ..job import InputError, existing_file
 from .file_checks import check_written, is_intact, mgh_fault, nifti_fault, quiet, size_fault
+from .grid import Grid
 
 _MOST_LABEL = 2**31 - 1
 FORMATS_HINT = "Readable are NIfTI, NRRD, MHA/MHD, MGZ (with nibabel) and a folder with one DICOM series."
@@ -81,12 +81,15 @@ def read_volume(path: str | os.PathLike, what: str = "image") -> Volume:
             array = np.where(bad, array[~bad].min(), array)
             notes.append(f"{what}: {int(bad.sum())} NaN or infinite voxels were set to the lowest finite value")
     if array.min() == array.max():
-        raise InputError(f"{what} '{path}' is constant ({array.flat[0]}).", "There is nothing to align; check the export.")
+        raise InputError(
+            f"{what} '{path}' is constant ({array.flat[0]}).", "There is nothing to align; check the export."
+        )
     return Volume(array, volume.grid, volume.name, tuple(notes))
 
 
 def read_map(path: str | os.PathLike, what: str = "map") -> Volume:
-    """Read a volume that may be constant or hold any values, such as a map of ours. Raises InputError when it is none."""
+    """Read a volume that may be constant or hold any values, such as a map of ours. Raises InputError when it is
+    none."""
     return _read(path, what)
 
 
@@ -96,7 +99,9 @@ def read_labels(path: str | os.PathLike, what: str = "label map") -> Volume:
     array = volume.array
     if np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all() or np.abs(array - np.round(array)).max() > 1e-3:
-            raise InputError(f"{what} '{path}' holds values that are not whole numbers.", "Give a label map, not an image.")
+            raise InputError(
+                f"{what} '{path}' holds values that are not whole numbers.", "Give a label map, not an image."
+            )
     if array.min() < -_MOST_LABEL or array.max() > _MOST_LABEL:
         raise InputError(f"{what} '{path}' holds labels that are too large.", f"Number them from 1 to {_MOST_LABEL}.")
     return Volume(np.round(array).astype(np.int32), volume.grid, volume.name, volume.notes)
@@ -121,8 +126,10 @@ def read_shape(path: str | os.PathLike, what: str = "image") -> tuple[int, int, 
     if len(size) == 4 and size[3] == 1:
         size = size[:3]
     if len(size) != 3 or values != 1:
-        raise InputError(f"{what} '{path}' is {len(size)}-D with {values} values a voxel.",
-                         "A 3-D scalar volume is needed; extract one first.")
+        raise InputError(
+            f"{what} '{path}' is {len(size)}-D with {values} values a voxel.",
+            "A 3-D scalar volume is needed; extract one first.",
+        )
     return tuple(int(n) for n in size[::-1])
 
 
@@ -168,7 +175,9 @@ def write_volume(path: str | os.PathLike, array: np.ndarray, grid: Grid) -> None
 def whole_numbers(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """``values`` rounded to an integer type, those beyond its range to its ends."""
     limits = np.iinfo(dtype)
-    if limits.bits > 16:  # float32 rounds the ends of a longer type up, out of its range, and so does float64 with 64 bits
+    if (
+        limits.bits > 16
+    ):  # float32 rounds the ends of a longer type up, out of its range, and so does float64 with 64 bits
         top = limits.max if limits.bits < 64 else np.nextafter(float(limits.max), 0)
         return np.clip(np.rint(values.astype(np.float64)), limits.min, top).astype(dtype)
     return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
@@ -250,7 +259,9 @@ def read_image(path: Path, what: str, hint: str = FORMATS_HINT) -> sitk.Image:
     """
     reader = _header(path, what, hint)
     if not is_intact(path):
-        raise InputError(f"{what} '{path}' is damaged: its compressed data do not have their checksum.", "Copy or export it again.")
+        raise InputError(
+            f"{what} '{path}' is damaged: its compressed data do not have their checksum.", "Copy or export it again."
+        )
     with itk_errors_as_input_errors(path, what, hint):
         return reader.Execute()
 
@@ -293,7 +304,9 @@ def itk_reason(error: Exception) -> str:
     if "Unable to determine ImageIO reader" in text:
         return "no known format"
     if "orthonormal" in text:
-        return "its axes are not at right angles: a sheared or singular orientation; resample it onto a grid without shear"
+        return (
+            "its axes are not at right angles: a sheared or singular orientation; resample it onto a grid without shear"
+        )
     if "direction, determinant is 0" in text:
         return "its orientation is singular"
     text = re.sub(r"^\w+\(0x\w+\): ", "", text).split(" Reason: No such file")[0]
@@ -318,7 +331,9 @@ def _series(folder: Path, what: str) -> tuple[str, ...]:
     if not series:
         raise InputError(f"{what} folder '{folder}' holds no DICOM series.", FORMATS_HINT)
     if len(series) > 1:
-        raise InputError(f"{what} folder '{folder}' holds {len(series)} DICOM series.", "Put one series into its own folder.")
+        raise InputError(
+            f"{what} folder '{folder}' holds {len(series)} DICOM series.", "Put one series into its own folder."
+        )
     return sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
 
 
@@ -330,13 +345,25 @@ def _read_dicom(folder: Path, what: str) -> sitk.Image:
         with quiet():
             image = reader.Execute()
     except (RuntimeError, MemoryError) as error:
-        raise InputError(f"{what} folder '{folder}' could not be read ({itk_reason(error)}).", "Export the series again.") from None
+        raise InputError(
+            f"{what} folder '{folder}' could not be read ({itk_reason(error)}).", "Export the series again."
+        ) from None
     keys = "0020|0032", "0020|0037"  # image position and orientation (patient)
-    tags = [[reader.GetMetaData(k, key) for key in keys] for k in range(image.GetSize()[-1])
-            if all(reader.HasMetaDataKey(k, key) for key in keys)] if image.GetDimension() == 3 else []
+    tags = (
+        [
+            [reader.GetMetaData(k, key) for key in keys]
+            for k in range(image.GetSize()[-1])
+            if all(reader.HasMetaDataKey(k, key) for key in keys)
+        ]
+        if image.GetDimension() == 3
+        else []
+    )
     fault = slices_fault(tags)
     if fault:
-        raise InputError(f"{what} folder '{folder}' {fault}.", "Export the series again, or convert it to one volume (dcm2niix, Slicer).")
+        raise InputError(
+            f"{what} folder '{folder}' {fault}.",
+            "Export the series again, or convert it to one volume (dcm2niix, Slicer).",
+        )
     return image
 
 
@@ -370,7 +397,9 @@ def _load_mgz(path: Path, what: str):
     try:
         import nibabel
     except ImportError:
-        raise InputError(f"{what} '{path}' is an MGZ file, which needs nibabel.", "pip install nibabel, or convert to NIfTI.") from None
+        raise InputError(
+            f"{what} '{path}' is an MGZ file, which needs nibabel.", "pip install nibabel, or convert to NIfTI."
+        ) from None
     fault = mgh_fault(path)
     if fault:
         raise InputError(f"{what} '{path}' {fault}.", "The file is damaged; copy or export it again.")

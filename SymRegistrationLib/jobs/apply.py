@@ -18,12 +18,19 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..files import replacing
-from ..job import InputError, Progress, existing_file, silent, usable_path
 from ..geometry.points import read_points, write_points
 from ..geometry.regions import values_at
-from ..geometry.resampling import (INTERPOLATIONS, invert_points, map_points, outside_field, resample_image, resample_labels)
+from ..geometry.resampling import (
+    INTERPOLATIONS,
+    invert_points,
+    map_points,
+    outside_field,
+    resample_image,
+    resample_labels,
+)
 from ..geometry.transforms import read_transform
 from ..geometry.volumes import read_labels, read_volume, write_volume
+from ..job import InputError, Progress, existing_file, silent, usable_path
 
 KINDS = ("image", "labels", "points")
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -81,7 +88,7 @@ class Application:
             raise InputError(f"'{self.output}' has no known ending.", f"Use one of: {', '.join(endings)}.")
 
     @classmethod
-    def from_dict(cls, raw: Any) -> "Application":
+    def from_dict(cls, raw: Any) -> Application:
         """From plain data, as the worker gets it. Raises InputError on unknown, missing or non-text fields."""
         names = [f.name for f in dataclasses.fields(cls)]
         if not isinstance(raw, dict) or set(raw) - set(names) or not {"input", "transform", "output"} <= set(raw):
@@ -91,7 +98,9 @@ class Application:
             )
         for name, value in raw.items():
             if not isinstance(value, str) and not (value is None and name in ("reference", "interpolation", "inverse")):
-                raise InputError(f"'{name}' in the apply request must be text, not {value!r:.200}.", "Correct its value.")
+                raise InputError(
+                    f"'{name}' in the apply request must be text, not {value!r:.200}.", "Correct its value."
+                )
         return cls(**raw)
 
 
@@ -100,8 +109,8 @@ def apply_transform(request: Application, progress: Progress = silent) -> dict:
 
     Returns:
         What was done: ``output``, ``kind``, ``notes`` (warnings for people) and, for points, ``count``, ``from``,
-        ``to``, ``method``, ``residual_mean_mm``, ``residual_max_mm``, ``outside``, ``radius_mm`` (68 %, a list or None) and
-        ``no_radius`` (why not).
+        ``to``, ``method``, ``residual_mean_mm``, ``residual_max_mm``, ``outside``, ``radius_mm`` (68 %, a list or None)
+        and ``no_radius`` (why not).
 
     Raises:
         InputError: an input is missing, unreadable or of the wrong kind, or the output cannot be written.
@@ -177,8 +186,13 @@ def _run_of(transform: Path) -> _Run:
         files, job = metrics["files"], metrics["job"]
         role = next(r for r in ("forward", "inverse") if files.get(r) == transform.name)
         sibling = transform.parent / files["inverse" if role == "forward" else "forward"]
-        return _Run(role, sibling if sibling.exists() else None, str(job["fixed"]), str(job["moving"]),
-                    *_radius_map(metrics, transform.parent))
+        return _Run(
+            role,
+            sibling if sibling.exists() else None,
+            str(job["fixed"]),
+            str(job["moving"]),
+            *_radius_map(metrics, transform.parent),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError):
         return _Run()  # not in a run's folder: the file is taken as what warps the moving image
 
@@ -267,6 +281,8 @@ def _other_way(
     try:
         moved, residual = invert_points(transform, points)
     except (RuntimeError, np.linalg.LinAlgError):
-        raise InputError(f"transform '{request.transform}' flattens space and has no inverse.",
-                         "Points of the moving scan cannot go through it.") from None
+        raise InputError(
+            f"transform '{request.transform}' flattens space and has no inverse.",
+            "Points of the moving scan cannot go through it.",
+        ) from None
     return moved, residual, transform, "exact inverse" if transform.IsLinear() else NUMERICAL

@@ -14,11 +14,19 @@ import numpy as np
 
 from ..console import number, table
 from ..geometry.grid import Grid
-from ..job import InputError, Progress, existing_file, silent
 from ..geometry.points import PointSet, paired, read_points
-from ..quality.metrics import (ice_summary, inverse_consistency_map, jacobian_map, jacobian_summary, label_overlap, mean, target_registration_error)
 from ..geometry.transforms import DenseTransform, dense, read_transform
 from ..geometry.volumes import Volume, read_labels, read_mask, read_volume
+from ..job import InputError, Progress, existing_file, silent
+from ..quality.metrics import (
+    ice_summary,
+    inverse_consistency_map,
+    jacobian_map,
+    jacobian_summary,
+    label_overlap,
+    mean,
+    target_registration_error,
+)
 
 
 @dataclass(frozen=True)
@@ -58,14 +66,16 @@ class Evaluation:
             raise InputError("there is nothing to evaluate.", "Give --transform, or labels or points of both scans.")
 
     @classmethod
-    def from_dict(cls, raw: Any) -> "Evaluation":
+    def from_dict(cls, raw: Any) -> Evaluation:
         """From plain data, as the worker gets it. Raises InputError on unknown or non-text fields."""
         names = [f.name for f in dataclasses.fields(cls)]
         if not isinstance(raw, dict) or set(raw) - set(names):
             raise InputError("the evaluate request must be an object of paths.", f"Known fields: {', '.join(names)}.")
         for name, value in raw.items():
             if value is not None and not isinstance(value, str):
-                raise InputError(f"'{name}' in the evaluate request must be text, not {value!r:.200}.", "Correct its value.")
+                raise InputError(
+                    f"'{name}' in the evaluate request must be text, not {value!r:.200}.", "Correct its value."
+                )
         return cls(**raw)
 
 

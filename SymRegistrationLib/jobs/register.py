@@ -15,25 +15,25 @@ import platform
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Iterator
 
 import numpy as np
 import psutil
 
 from .. import __version__
 from ..files import reason
-from ..job import InputError, Job, Progress, RegistrationError, silent, usable_path
-from ..pipeline import Extras, Result, register
 from ..geometry.points import paired, read_points
 from ..geometry.transforms import write_transform
 from ..geometry.volumes import read_labels, read_mask, read_volume, write_volume
+from ..job import InputError, Job, Progress, RegistrationError, silent, usable_path
+from ..pipeline import Extras, Result, register
 
 PARTIAL = ".symreg-partial-"
 Writer = Callable[[Path, Job, Result], "dict[str, str]"]
 
 
-def run(job: Job, progress: Progress = silent, write: "Writer | None" = None) -> dict:
+def run(job: Job, progress: Progress = silent, write: Writer | None = None) -> dict:
     """Register the files a job names.
 
     Args:
@@ -57,8 +57,13 @@ def run(job: Job, progress: Progress = silent, write: "Writer | None" = None) ->
     read = time.perf_counter() - started
     result = register(fixed, moving, job.options, extras, lambda stage, f, text: progress(stage, 0.03 + 0.87 * f, text))
     progress("write", 0.9, "writing")
-    metrics = {"schema": 1, "version": __version__, "job": dataclasses.asdict(job), **result.metrics,
-               "environment": environment()}
+    metrics = {
+        "schema": 1,
+        "version": __version__,
+        "job": dataclasses.asdict(job),
+        **result.metrics,
+        "environment": environment(),
+    }
     metrics["seconds"] = {"read": round(read, 3), **metrics["seconds"]}
     with destination(job.output) as folder:
         metrics["files"] = (write or write_result)(folder, job, result)
@@ -77,13 +82,18 @@ def read_extras(job: Job, fixed, moving) -> Extras:
     """Masks, labels and landmarks of a job. ``fixed`` and ``moving`` are the scans' grids. Raises InputError."""
     points = (None, None)
     if job.fixed_points:
-        points = paired(read_points(job.fixed_points, "fixed landmarks"), read_points(job.moving_points, "moving landmarks"))
+        points = paired(
+            read_points(job.fixed_points, "fixed landmarks"), read_points(job.moving_points, "moving landmarks")
+        )
     return Extras(
         fixed_mask=read_mask(job.fixed_mask, fixed, "fixed mask") if job.fixed_mask else None,
         moving_mask=read_mask(job.moving_mask, moving, "moving mask") if job.moving_mask else None,
         fixed_labels=read_labels(job.fixed_labels, "fixed labels") if job.fixed_labels else None,
         moving_labels=read_labels(job.moving_labels, "moving labels") if job.moving_labels else None,
-        fixed_points=points[0], moving_points=points[1], guide=job.guide_with_points)
+        fixed_points=points[0],
+        moving_points=points[1],
+        guide=job.guide_with_points,
+    )
 
 
 def write_result(folder: Path, job: Job, result: Result) -> dict[str, str]:
@@ -92,9 +102,12 @@ def write_result(folder: Path, job: Job, result: Result) -> dict[str, str]:
     matrix = result.transforms.matrix
     write_transform(folder / files["forward"], result.forward, matrix if job.composite else None)
     write_transform(folder / files["inverse"], result.inverse, np.linalg.inv(matrix) if job.composite else None)
-    images = {"warped_moving": (result.warped_moving, result.fixed.grid), "warped_fixed": (result.warped_fixed, result.moving.grid),
-              "jacobian": (rounded(result.jacobian), result.fixed.grid),
-              "inverse_consistency": (rounded(result.ice_mm), result.fixed.grid)}
+    images = {
+        "warped_moving": (result.warped_moving, result.fixed.grid),
+        "warped_fixed": (result.warped_fixed, result.moving.grid),
+        "jacobian": (rounded(result.jacobian), result.fixed.grid),
+        "inverse_consistency": (rounded(result.ice_mm), result.fixed.grid),
+    }
     if result.uncertainty is not None:
         images["uncertainty"] = (rounded(result.uncertainty), result.fixed.grid)
     images |= {name: (rounded(array), result.fixed.grid) for name, array in result.maps.items()}
@@ -114,9 +127,14 @@ def environment() -> dict[str, str]:
     import SimpleITK
     import torch
 
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-            "simpleitk": SimpleITK.Version.VersionString(), "system": platform.platform(),
-            "threads": str(torch.get_num_threads())}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "simpleitk": SimpleITK.Version.VersionString(),
+        "system": platform.platform(),
+        "threads": str(torch.get_num_threads()),
+    }
 
 
 def check_output(output: str | os.PathLike) -> None:
@@ -127,13 +145,16 @@ def check_output(output: str | os.PathLike) -> None:
             raise InputError(f"output '{path}' is a file.", "Give a folder.")
         while not existing.exists():
             if existing.parent == existing:  # a drive of Windows that is not there
-                raise InputError(f"output folder '{path}' lies on a disk that is not there.", "Choose another folder with -o.")
+                raise InputError(
+                    f"output folder '{path}' lies on a disk that is not there.", "Choose another folder with -o."
+                )
             existing = existing.parent
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise InputError(f"output folder '{str(path)[:300]}' cannot be written ({error.strerror}).",
-                         "Choose another folder with -o.") from None
+        raise InputError(
+            f"output folder '{str(path)[:300]}' cannot be written ({error.strerror}).", "Choose another folder with -o."
+        ) from None
     if shutil.disk_usage(existing).free < 50e6:
         raise InputError(f"the disk of output folder '{path}' is full.", "Free some space, or choose another folder.")
 
@@ -153,7 +174,9 @@ def destination(output: str | os.PathLike) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{os.getpid()}-", dir=output))
         _live.add(folder.name)
     except OSError as error:
-        raise InputError(f"output folder '{output}' cannot be written ({error.strerror}).", "Choose another with -o.") from None
+        raise InputError(
+            f"output folder '{output}' cannot be written ({error.strerror}).", "Choose another with -o."
+        ) from None
     try:
         yield folder
         _publish(folder, output)
@@ -205,9 +228,10 @@ _live: set[str] = set()
 
 
 def sweep(output: Path) -> None:
-    """Remove hidden folders of runs whose process no longer exists, or had this one's number (containers repeat them)."""
+    """Remove hidden folders of runs whose process no longer exists, or had this one's number (containers repeat
+    them)."""
     for path in output.glob(f"{PARTIAL}*"):
-        pid = path.name[len(PARTIAL):].split("-")[0]
+        pid = path.name[len(PARTIAL) :].split("-")[0]
         gone = not (pid.isdigit() and psutil.pid_exists(int(pid)))
         if gone or (int(pid) == os.getpid() and path.name not in _live):
             shutil.rmtree(path, ignore_errors=True)

@@ -62,8 +62,10 @@ def create(name: str, size: str = "small", **options) -> SymmetricNetwork:
     try:
         network = cls(**own)
     except TypeError as error:
-        raise InputError(f"{name} does not take these options ({error}).",
-                         "Leave out --option, or see the switches of the method in its file.") from None
+        raise InputError(
+            f"{name} does not take these options ({error}).",
+            "Leave out --option, or see the switches of the method in its file.",
+        ) from None
     network = PreAligned(network) if prealign else network
     network.size, network.options = size, MappingProxyType(options)
     return network

@@ -28,6 +28,7 @@ def up_blocks(u: Tensor, factor: int) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------- windows
 
+
 def _blocks(x: Tensor, window: int) -> Tensor:
     """(N, D, H, W, C), axes multiples of ``window`` -> (N, D/w, H/w, W/w, w^3, C)."""
     n, d, h, w, c = x.shape
@@ -97,13 +98,21 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, window: int, b
     step = min(max(int(_SLAB_BYTES // max(per_row, 1)), 1), rows)
     out = []
     for z in range(0, rows, step):
-        part = (q[:, z:z + step], k[:, z:z + step + 2], v[:, z:z + step + 2], valid[:, z:z + step + 2], bias, heads, scale)
+        part = (
+            q[:, z : z + step],
+            k[:, z : z + step + 2],
+            v[:, z : z + step + 2],
+            valid[:, z : z + step + 2],
+            bias,
+            heads,
+            scale,
+        )
         if torch.is_grad_enabled():
             out.append(checkpoint(_slab, *part, use_reentrant=False))
         else:
             out.append(_slab(*part))
     result = _from_blocks(torch.cat(out, 1), window)
-    return result[:, :shape[0], :shape[1], :shape[2]]
+    return result[:, : shape[0], : shape[1], : shape[2]]
 
 
 def key_offsets(window: int) -> Tensor:
@@ -116,12 +125,13 @@ def key_offsets(window: int) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------- directions
 
+
 def balanced_pair(u: Tensor, w: Tensor, tolerance: float = 0.05, iterations: int = 20) -> tuple[Tensor, Tensor]:
     """Two directions predicted one by one, made inverse to each other without preferring either.
 
-    What ``u + w o (id + u)`` and ``w + u o (id + w)`` leave over is shared half and half, again and again: a fixed-point
-    iteration for both at once, whose error shrinks by about ``|grad u| / 2`` a step. Exchanging ``u`` and ``w`` exchanges
-    the results exactly. Not differentiable.
+    What ``u + w o (id + u)`` and ``w + u o (id + w)`` leave over is shared half and half, again and again: a
+    fixed-point iteration for both at once, whose error shrinks by about ``|grad u| / 2`` a step. Exchanging ``u`` and
+    ``w`` exchanges the results exactly. Not differentiable.
 
     Args:
         u: (N, 3, D, H, W) voxels, fixed to moving. w: the same, moving to fixed.

@@ -7,9 +7,10 @@ has to be edited for the command line, the trainer, the tests and the documentat
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -91,8 +92,8 @@ class SymmetricNetwork(nn.Module):
 
     ``forward(moving, fixed)`` takes two (N, 1, D, H, W) float tensors in [0, 1] on one working grid whose axes are
     multiples of ``card.size_multiple``, and returns a :class:`NetworkOutput`. It does not change its inputs.
-    Every displacement or velocity head is an ``nn.Conv3d`` with three output channels; with zero heads the result is the
-    identity.
+    Every displacement or velocity head is an ``nn.Conv3d`` with three output channels; with zero heads the result is
+    the identity.
 
     Attributes:
         size: key of the card's ``sizes`` that :func:`networks.create` used; "" when built directly.
@@ -118,17 +119,20 @@ class SymmetricNetwork(nn.Module):
         """
         raise NotImplementedError
 
-    def mappings(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> list[tuple[Tensor | None, Tensor | None]]:
+    def mappings(
+        self, moving: Tensor, fixed: Tensor, level: int | None = None
+    ) -> list[tuple[Tensor | None, Tensor | None]]:
         """The maps that supervision may judge, with gradients: (to_moving, to_fixed) from one grid each.
 
-        Both (N, 3, D, H, W) voxels of the inputs, ``None`` = identity; the moving scan pulled by the first is to match the
-        fixed one pulled by the second. Defaults to both directions of :meth:`forward`.
+        Both (N, 3, D, H, W) voxels of the inputs, ``None`` = identity; the moving scan pulled by the first is to match
+        the fixed one pulled by the second. Defaults to both directions of :meth:`forward`.
         """
         pair = self(moving, fixed).pair
         return [(pair.fixed_to_moving, None), (None, pair.moving_to_fixed)]
 
     def supervised_terms_of(self, pair: Any, level: int) -> dict[str, Tensor] | None:
-        """Terms of its own for a pair whose labels or true map are known (``synthetic.Pair``), in place of the trainer's.
+        """Terms of its own for a pair whose labels or true map are known (``synthetic.Pair``), in place of the
+        trainer's.
 
         ``None``, the default: the trainer judges :meth:`mappings`.
         """
@@ -149,13 +153,18 @@ class SymmetricNetwork(nn.Module):
     def check_inputs(self, moving: Tensor, fixed: Tensor) -> None:
         """Refuse what the network cannot take. Raises InputError."""
         if moving.shape != fixed.shape or moving.dim() != 5 or moving.shape[1] != 1:
-            raise InputError(f"{self.card.name} needs two (N, 1, D, H, W) tensors of one shape, got "
-                             f"{tuple(moving.shape)} and {tuple(fixed.shape)}.")
+            raise InputError(
+                f"{self.card.name} needs two (N, 1, D, H, W) tensors of one shape, got "
+                f"{tuple(moving.shape)} and {tuple(fixed.shape)}."
+            )
         multiple, least = self.card.size_multiple, self.card.minimum_size
         for n in moving.shape[2:]:
             if n < least or n % multiple:
-                raise InputError(f"{self.card.name} needs axes of at least {least} voxels in multiples of {multiple}, got "
-                                 f"{tuple(moving.shape[2:])}.", "Pad the volumes, or choose a smaller --spacing.")
+                raise InputError(
+                    f"{self.card.name} needs axes of at least {least} voxels in multiples of {multiple}, got "
+                    f"{tuple(moving.shape[2:])}.",
+                    "Pad the volumes, or choose a smaller --spacing.",
+                )
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -188,8 +197,10 @@ def crop_to(image: Tensor, shape: Sequence[int]) -> Tensor:
 def measured_pair(fixed_to_moving: Tensor, moving_to_fixed: Tensor, method: str) -> FieldPair:
     """A :class:`FieldPair` whose residual is measured, the larger of the two orders; gradients stay in the fields."""
     with torch.no_grad():
-        residual = max(float(inverse_consistency(fixed_to_moving, moving_to_fixed).max()),
-                       float(inverse_consistency(moving_to_fixed, fixed_to_moving).max()))
+        residual = max(
+            float(inverse_consistency(fixed_to_moving, moving_to_fixed).max()),
+            float(inverse_consistency(moving_to_fixed, fixed_to_moving).max()),
+        )
     return FieldPair(fixed_to_moving, moving_to_fixed, method, residual)
 
 

@@ -35,8 +35,8 @@ def energy_map(image: Tensor) -> Tensor:
 class Conv3d(nn.Conv3d):
     """``nn.Conv3d``, also fast on one small volume on a CPU.
 
-    For a single sample of at most ``_SMALL`` numbers (without the last axis) PyTorch leaves oneDNN for a loop that is seven
-    to ten times slower; as a batch of two, one of them thrown away, it takes a quarter of that time.
+    For a single sample of at most ``_SMALL`` numbers (without the last axis) PyTorch leaves oneDNN for a loop that is
+    seven to ten times slower; as a batch of two, one of them thrown away, it takes a quarter of that time.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Learned matching: which way every place has to go, read off a comparison of descriptors instead of guessed by convolutions.
+"""Learned matching: which way every place has to go, read off a comparison of descriptors instead of guessed by
+convolutions.
 
 Both scans pass one small encoder, which sees self-similarity (MIND-SSC) instead of brightness, so that another contrast
 looks much the same. Its descriptors are compared at opposite shifts about every place of a mean frame, and the expected
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 
 from ..fields import compose, exponentiate, gaussian, warp
 from ..losses import mind
-from ._blocks import Conv3d
 from ._attention import up_blocks
+from ._blocks import Conv3d
 
 #: Per round: cells of the input's voxels, and the longest shift to each side in half cells.
 _ROUNDS = ((4, 2), (2, 1), (2, 1), (2, 1), (2, 1))
@@ -107,8 +108,14 @@ def half_shift(moving: Tensor, fixed: Tensor, reach: int, sharpness: Tensor) -> 
         sharpness: factor of the correlation before the softmax.
     """
     shape = moving.shape[2:]
-    m, f = (F.pad(F.interpolate(x, size=[2 * n - 1 for n in shape], mode="trilinear", align_corners=True), (reach,) * 6,
-                  mode="replicate") for x in (moving, fixed))
+    m, f = (
+        F.pad(
+            F.interpolate(x, size=[2 * n - 1 for n in shape], mode="trilinear", align_corners=True),
+            (reach,) * 6,
+            mode="replicate",
+        )
+        for x in (moving, fixed)
+    )
     shifts = list(product(range(-reach, reach + 1), repeat=3))
     evidence = _Correlation.apply(m, f, reach)
     evidence = sharpness * gaussian(evidence, _SMOOTH)
@@ -120,7 +127,8 @@ def half_shift(moving: Tensor, fixed: Tensor, reach: int, sharpness: Tensor) -> 
 
 
 class _Correlation(torch.autograd.Function):
-    """(N, C, 2 n - 1 + 2 reach, ...) twice -> (N, shifts, n, ...): products of both at opposite shifts, summed over channels.
+    """(N, C, 2 n - 1 + 2 reach, ...) twice -> (N, shifts, n, ...): products of both at opposite shifts, summed over
+    channels.
 
     Autograd would fill a volume with zeros for each of the slices; this adds in place and keeps only the inputs.
     """
@@ -145,6 +153,8 @@ def _opposite(x: Tensor, reach: int) -> list[tuple[tuple[slice, ...], tuple[slic
     """Index of the lattice seen at a shift and at its opposite, for every shift."""
     pairs = []
     for shift in product(range(-reach, reach + 1), repeat=3):
-        sides = [[slice(reach + side * s, n - reach + side * s, 2) for s, n in zip(shift, x.shape[2:])] for side in (1, -1)]
+        sides = [
+            [slice(reach + side * s, n - reach + side * s, 2) for s, n in zip(shift, x.shape[2:])] for side in (1, -1)
+        ]
         pairs.append(tuple((slice(None), slice(None), *side) for side in sides))
     return pairs

@@ -2,15 +2,16 @@
 
 Convolutions see a few voxels at a time, so a turn of 40 degrees or a shift of 50 mm costs them far more training than
 all the detail that follows. Key points need far less: a small network marks the same places in both scans, and
-their affine map has a closed form (KeyMorph: Yu, Wang, Dalca, Sabuncu, MIDL 2022, is the idea; formulas and code are ours).
-The network sees self-similarity (MIND-SSC) instead of brightness: inverting a contrast changes nothing.
+their affine map has a closed form (KeyMorph: Yu, Wang, Dalca, Sabuncu, MIDL 2022, is the idea; formulas and code are
+ours). The network sees self-similarity (MIND-SSC) instead of brightness: inverting a contrast changes nothing.
 
 With weights w, points p_f and p_m, means c_f and c_m, the generator L minimises::
 
     sum w |d - L q|^2 + RIDGE |L|^2      d = (p_m - c_m) - (p_f - c_f),  q = ((p_m - c_m) + (p_f - c_f)) / 2
 
-and, with N(y) = L/2 (y - (c_m + c_f)/2) + (c_m - c_f)/2, the scans meet in a mean frame: y + N(y) lies in the moving scan,
-y - N(y) in the fixed one. Exchanging the scans turns N into -N exactly; nothing has to be inverted but a 3 x 3 matrix.
+and, with N(y) = L/2 (y - (c_m + c_f)/2) + (c_m - c_f)/2, the scans meet in a mean frame: y + N(y) lies in the moving
+scan, y - N(y) in the fixed one. Exchanging the scans turns N into -N exactly; nothing has to be inverted but a 3 x 3
+matrix.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ _STRETCH, _TURN = 0.8, 3.0
 _DILATIONS = (1, 2)
 #: Turns that a pose is looked for from, degrees either way: about each axis, and about each diagonal.
 _AXIS_TURN, _DIAGONAL_TURN = 50.0, 60.0
-#: Key points that meet within so many voxels on average need no further search: those of two people at the right pose do.
+#: Key points that meet within so many voxels on average need no further search: those of two people at the right pose
+#: do.
 _MEET = 1.6
 #: Key points further apart than this were not found: on other organs than the training's, say.
 _LOST = 3.0
@@ -136,12 +138,13 @@ def _apply(matrix: Tensor, points: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------- looking for a pose
 
+
 def found_pose(points: KeyPoints, moving: Tensor, fixed: Tensor) -> Pose:
     """The pose of one pair, also far beyond the turns that training showed: not differentiable.
 
-    Key points are sought with the scans as they lie and, unless they meet well, with both turned half-way into a number of
-    poses; the pose in which they meet best is where the next look starts. Where they meet nowhere, the scans stay as they lie.
-    Exchanging the scans exchanges the result exactly.
+    Key points are sought with the scans as they lie and, unless they meet well, with both turned half-way into a number
+    of poses; the pose in which they meet best is where the next look starts. Where they meet nowhere, the scans stay as
+    they lie. Exchanging the scans exchanges the result exactly.
 
     Args:
         moving, fixed: (1, 1, D, H, W).
@@ -172,7 +175,10 @@ def _starts(centre: Tensor) -> list[tuple[Pose, Pose]]:
     """Pure turns about ``centre`` (1, 3), voxels, each with its inverse."""
     diagonals = [[1.0, a, b] for a in (-1.0, 1.0) for b in (-1.0, 1.0)]
     starts = []
-    for axis, degrees in (*((axis, _AXIS_TURN) for axis in torch.eye(3).tolist()), *((axis, _DIAGONAL_TURN) for axis in diagonals)):
+    for axis, degrees in (
+        *((axis, _AXIS_TURN) for axis in torch.eye(3).tolist()),
+        *((axis, _DIAGONAL_TURN) for axis in diagonals),
+    ):
         # Cayley: (I + L)(I - L)^-1 turns by twice the angle whose tangent is |L|.
         z, y, x = (c / math.sqrt(sum(c * c for c in axis)) * math.tan(math.radians(degrees) / 2) for c in axis)
         linear = torch.tensor([[[0.0, -x, y], [x, 0.0, -z], [-y, z, 0.0]]], device=centre.device)
@@ -180,7 +186,9 @@ def _starts(centre: Tensor) -> list[tuple[Pose, Pose]]:
     return starts
 
 
-def _seen_from(start: Pose | None, points: KeyPoints, moving: Tensor, fixed: Tensor, here: Tensor) -> tuple[Pose, float]:
+def _seen_from(
+    start: Pose | None, points: KeyPoints, moving: Tensor, fixed: Tensor, here: Tensor
+) -> tuple[Pose, float]:
     """The pose that fits key points sought in the frame of ``start``, and how far apart they stay, voxels.
 
     Args:
@@ -209,13 +217,18 @@ def pose_terms(pose: Pose, points: tuple[Tensor, Tensor], sure: Tensor, pair: An
     if pair.fixed_to_moving is None:
         return _centroid_terms(pose, pair) if pair.fixed_labels is not None else None
     m, f = points
-    here, true = (x[..., ::_CELL, ::_CELL, ::_CELL] for x in (identity(pair.fixed.shape[2:], m.device), pair.fixed_to_moving))
+    here, true = (
+        x[..., ::_CELL, ::_CELL, ::_CELL] for x in (identity(pair.fixed.shape[2:], m.device), pair.fixed_to_moving)
+    )
     seen = (pair.fixed[..., ::_CELL, ::_CELL, ::_CELL] > 0.05).float()
     error = _length(pose.forward(here) - here - true)
     at = sample_at(pair.fixed_to_moving, f)
     apart = (f + at - m).square().sum(-1).add(1e-6).sqrt()
     sure = sure.detach()
-    return {"pose": 0.1 * (error * seen).sum() / seen.sum().clamp_min(1), "key_points": 0.02 * (apart * sure).sum() / sure.sum()}
+    return {
+        "pose": 0.1 * (error * seen).sum() / seen.sum().clamp_min(1),
+        "key_points": 0.02 * (apart * sure).sum() / sure.sum(),
+    }
 
 
 def _length(u: Tensor) -> Tensor:

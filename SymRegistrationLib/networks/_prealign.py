@@ -1,8 +1,8 @@
 """A learned pose and a learned matching in front of any method, for scans that nobody prepared.
 
-The published networks expect affinely aligned pairs and learn large displacements slowly. With the switch ``prealign=True``
-a method gets both scans in a mean frame that key points (``_pose``) and descriptors (``_match``) have found; its own
-network adds the rest. Everything stays symmetric: exchanging the scans exchanges the results.
+The published networks expect affinely aligned pairs and learn large displacements slowly. With the switch
+``prealign=True`` a method gets both scans in a mean frame that key points (``_pose``) and descriptors (``_match``) have
+found; its own network adds the rest. Everything stays symmetric: exchanging the scans exchanges the results.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ..fields import FieldPair, compose, identity, square_sum, warp
 from ..losses import lncc
+from ._attention import up_blocks
 from ._base import NetworkOutput, Stage, SymmetricNetwork, measured_pair
 from ._match import CELL, Halves, Match
 from ._pose import KeyPoints, Pose, fitted_pose, found_pose, pose_terms
-from ._attention import up_blocks
 
 #: Adam's steps and rates on the pose, then on the matching, before the method itself is trained.
 _STAGES = (Stage(1, 20_000, 5e-4), Stage(2, 10_000, 5e-4, frozen=5_000))
@@ -48,7 +48,7 @@ class PreAligned(SymmetricNetwork):
             sure = sure_m * sure_f + 1e-4
             return fitted_pose(m, f, sure), (m, f), sure
 
-    def _frame(self, moving: Tensor, fixed: Tensor) -> "_Frame":
+    def _frame(self, moving: Tensor, fixed: Tensor) -> _Frame:
         """The mean frame that pose and matching find."""
         self.check_inputs(moving, fixed)
         pose = self.estimate(moving, fixed)[0] if self.training else self._searched(moving, fixed)
@@ -63,27 +63,41 @@ class PreAligned(SymmetricNetwork):
             found = [found_pose(self.pose, m[None], f[None]) for m, f in zip(moving, fixed)]
         return Pose(*(torch.cat([getattr(pose, name) for pose in found]) for name in ("linear", "centre", "push")))
 
-    def _met(self, moving: Tensor, fixed: Tensor) -> tuple["_Frame", Tensor, Tensor]:
+    def _met(self, moving: Tensor, fixed: Tensor) -> tuple[_Frame, Tensor, Tensor]:
         """The mean frame, and both scans in it."""
         frame = self._frame(moving, fixed)
-        return frame, warp(moving, frame.out(None, 1), padding="zeros"), warp(fixed, frame.out(None, -1), padding="zeros")
+        return (
+            frame,
+            warp(moving, frame.out(None, 1), padding="zeros"),
+            warp(fixed, frame.out(None, -1), padding="zeros"),
+        )
 
     def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
         frame, met_moving, met_fixed = self._met(moving, fixed)
         found = self.inner(met_moving, met_fixed)
-        pair: FieldPair = measured_pair(*symmetrise_inverses(frame.through(found.pair.fixed_to_moving.float(), 1),
-                                                 frame.through(found.pair.moving_to_fixed.float(), -1)),
-                                        found.pair.inverse_method)
+        pair: FieldPair = measured_pair(
+            *symmetrise_inverses(
+                frame.through(found.pair.fixed_to_moving.float(), 1),
+                frame.through(found.pair.moving_to_fixed.float(), -1),
+            ),
+            found.pair.inverse_method,
+        )
         return NetworkOutput(pair, aux={**found.aux, "pose": frame.pose, "match": frame.halves})
 
     def objective(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> dict[str, Tensor]:
         if level is not None and level <= len(_STAGES):
             to_moving, to_fixed = self.mappings(moving, fixed, level)[0]
-            return {"front_similarity": lncc(warp(moving, to_moving, padding="zeros"), warp(fixed, to_fixed, padding="zeros"), 9)}
+            return {
+                "front_similarity": lncc(
+                    warp(moving, to_moving, padding="zeros"), warp(fixed, to_fixed, padding="zeros"), 9
+                )
+            }
         _, met_moving, met_fixed = self._met(moving, fixed)
         return self.inner.objective(met_moving, met_fixed, None if level is None else level - len(_STAGES))
 
-    def mappings(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> list[tuple[Tensor | None, Tensor | None]]:
+    def mappings(
+        self, moving: Tensor, fixed: Tensor, level: int | None = None
+    ) -> list[tuple[Tensor | None, Tensor | None]]:
         if level == 1:
             u = self.estimate(moving, fixed)[0].offset(identity(moving.shape[2:], moving.device))
             return [(u, -u)]
@@ -132,8 +146,8 @@ class _Frame:
 def symmetrise_inverses(u: Tensor, w: Tensor, rounds: int = 8) -> tuple[Tensor, Tensor]:
     """Two directions made inverse to each other where both stay on the grid; what sampling left over is shared.
 
-    Unlike ``balanced_pair`` it judges by the mean over such places: behind a large pose much of a grid maps outside of it.
-    Exchanging ``u`` and ``w`` exchanges the results exactly. Not differentiable.
+    Unlike ``balanced_pair`` it judges by the mean over such places: behind a large pose much of a grid maps outside of
+    it. Exchanging ``u`` and ``w`` exchanges the results exactly. Not differentiable.
     """
     best, least = (u, w), float("inf")
     with torch.no_grad():

@@ -3,37 +3,42 @@
 Paper: "AD-RegNet", arXiv 2602.07088. Written from the paper; no code of it is public.
 
 Both images pass one 5-level U-Net. Per level, decoder features D_M, D_F exchange information by bidirectional
-cross-attention (BCAM); regional attention (RAA) weighs the result; a head predicts a displacement; a gate W blends it with
-the upsampled coarser one; the finest field warps the moving image once.
+cross-attention (BCAM); regional attention (RAA) weighs the result; a head predicts a displacement; a gate W blends it
+with the upsampled coarser one; the finest field warps the moving image once.
 
 What differs from the paper, or fills a gap of it:
 
 * Attention at every level, as printed, needs terabytes. Per level (``attn_levels``, finest first): ``full``, ``window``
   (4^3 queries, 12^3 keys) or ``none``; by default full at 1/16 and 1/8, windowed at 1/4, none at 1/2 and 1/1.
 * Queries and keys carry a 3-D sinusoidal position; besides values, attention returns the expected offset to the match,
-  which goes straight into the head: values alone cannot say where a match lies. The offset seen from the moving grid enters
-  with the opposite sign. Keys start with the other side's query matrix, so that like attends to like from the first step.
+  which goes straight into the head: values alone cannot say where a match lies. The offset seen from the moving grid
+  enters with the opposite sign. Keys start with the other side's query matrix, so that like attends to like from the
+  first step.
 * ``fusion="compose"`` (default): the level predicts what the coarser field left over, on moving features warped by that
-  field, and the maps are composed: an unattended fine level sees a few voxels only, and could not predict, as the paper's
-  convex ``blend`` asks of it, the total displacement. For large motion compose is the better of the two.
+  field, and the maps are composed: an unattended fine level sees a few voxels only, and could not predict, as the
+  paper's convex ``blend`` asks of it, the total displacement. For large motion compose is the better of the two.
 * RAA weighs regions where they are (the printed sum would lose the layout); regions are counted in input voxels.
-* The gate is sigmoid(f([F, Up(Phi)])); the undefined factor M is 1, or the RAA map with ``modulate=True`` (cut to [0, 1]).
+* The gate is sigmoid(f([F, Up(Phi)])); the undefined factor M is 1, or the RAA map with ``modulate=True`` (cut to [0,
+1]).
 * ``multires=False`` predicts one field at the finest level from the sum of all levels' upsampled features.
 * Fields go up as blocks of two voxels, which is where the cells of strided 2^3 convolutions lie.
-* No inverse is defined. The network runs both ways on the shared features, and the two maps are made inverse to each other
-  (``inverse="balanced"``): each becomes the mean of itself and the other's fixed-point inverse. ``"fixed_point"`` inverts
-  one run, ``"swapped"`` returns both runs as they are. Training treats both directions (``symmetric``) and adds the mean
-  squared composition, weight 0.01 (``consistency``); 0 and ``symmetric=False`` are the paper's.
+* No inverse is defined. The network runs both ways on the shared features, and the two maps are made inverse to each
+other
+  (``inverse="balanced"``): each becomes the mean of itself and the other's fixed-point inverse. ``"fixed_point"``
+  inverts one run, ``"swapped"`` returns both runs as they are. Training treats both directions (``symmetric``) and adds
+  the mean squared composition, weight 0.01 (``consistency``); 0 and ``symmetric=False`` are the paper's.
 * The landmark term, a pull-back in voxels / 10 (Huber), is off by default (``landmark=0``).
-* Heads see D_M - D_F in the place of D_M: the same information, but the first steps of learning count three times as much.
+* Heads see D_M - D_F in the place of D_M: the same information, but the first steps of learning count three times as
+much.
 * Instance normalisation and leaky ReLU 0.2, which the paper does not name.
 * Size ``small``: four levels at 1/2 to 1/16, fed by 2^3 blocks of the full-resolution image as channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,15 +46,14 @@ from torch import Tensor, nn
 
 from ..fields import compose, sample_at, warp
 from ..losses import diffusion, ncc, negative_jacobian, ssim
+from ._attention import finished_pair, up_blocks, window_attention
 from ._base import Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, register, zero_init
 from ._blocks import Conv3d, space_to_depth
-from ._attention import finished_pair, up_blocks, window_attention
 
 _CARD = Card(
     name="ad-regnet",
     label="AD-RegNet",
-    description="A network with attention between the two scans and gated fields of several "
-    "resolutions.",
+    description="A network with attention between the two scans and gated fields of several resolutions.",
     title="AD-RegNet: shared U-Net, bidirectional cross-attention, regional attention, gated multi-resolution fields",
     publication="AD-RegNet, arXiv 2602.07088, 2026",
     deviations=(
@@ -130,9 +134,11 @@ class _Switches:
 
 # ---------------------------------------------------------------------------------------------- backbone
 
+
 def _conv(a: int, b: int) -> nn.Sequential:
-    return nn.Sequential(Conv3d(a, b, 3, padding=1, bias=False), nn.InstanceNorm3d(b, affine=True),
-                         nn.LeakyReLU(0.2, inplace=True))
+    return nn.Sequential(
+        Conv3d(a, b, 3, padding=1, bias=False), nn.InstanceNorm3d(b, affine=True), nn.LeakyReLU(0.2, inplace=True)
+    )
 
 
 class UNet(nn.Module):
@@ -157,15 +163,17 @@ class UNet(nn.Module):
 
 # ---------------------------------------------------------------------------------------------- attention
 
+
 def positions(shape: Sequence[int], channels: int, device: torch.device) -> Tensor:
-    """(1, D, H, W, C): sines and cosines of the three coordinates, wavelengths from 4 to 256 cells; spare channels 0."""
+    """(1, D, H, W, C): sines and cosines of the three coordinates, wavelengths from 4 to 256 cells; spare channels
+    0."""
     count = channels // 6
     rates = 2 * torch.pi / (4 * 64 ** (torch.arange(count, device=device) / max(count - 1, 1)))
     out = torch.zeros((1, *shape, channels), device=device)
     for axis, n in enumerate(shape):
         angle = torch.arange(n, device=device)[:, None] * rates
         wave = torch.cat([angle.sin(), angle.cos()], 1).view([n if k == axis else 1 for k in range(3)] + [-1])
-        out[0, ..., 2 * count * axis:2 * count * (axis + 1)] = wave
+        out[0, ..., 2 * count * axis : 2 * count * (axis + 1)] = wave
     return out
 
 
@@ -177,8 +185,9 @@ class CrossAttention(nn.Module):
         self.kind, self.heads = kind, max(channels // 32, 1)
         self.norm = nn.LayerNorm(channels)
         # Index 0: role of the moving image, 1: of the fixed one.
-        self.query, self.key, self.value = (nn.ModuleList(nn.Linear(channels, channels, bias=False) for _ in range(2))
-                                            for _ in range(3))
+        self.query, self.key, self.value = (
+            nn.ModuleList(nn.Linear(channels, channels, bias=False) for _ in range(2)) for _ in range(3)
+        )
         with torch.no_grad():
             for query in self.query:  # gain 1: a perfect match stands out from the noise
                 nn.init.orthogonal_(query.weight)
@@ -187,7 +196,8 @@ class CrossAttention(nn.Module):
         self.mix = nn.Parameter(torch.zeros(()))
 
     def forward(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, D, H, W) twice -> A of the same size, and every head's offset to the match (N, 3 heads, D, H, W), cells."""
+        """(N, C, D, H, W) twice -> A of the same size, and every head's offset to the match (N, 3 heads, D, H, W),
+        cells."""
         shape = moving.shape[2:]
         place = positions(shape, moving.shape[1], moving.device)
         axes = [torch.arange(n, device=moving.device, dtype=torch.float32) / _UNIT for n in shape]
@@ -219,7 +229,7 @@ class CrossAttention(nn.Module):
             q, k, v = (x.flatten(1, 3).transpose(1, 2) for x in (q, k, v))
             out = F.scaled_dot_product_attention(q, k, v, scale=each**-0.5)
             out = out.transpose(1, 2).reshape(*shape, self.heads, -1)
-        return out[..., :each].flatten(-2), (out[..., each:each + 3] - spots).flatten(-2)
+        return out[..., :each].flatten(-2), (out[..., each : each + 3] - spots).flatten(-2)
 
 
 class RegionalAttention(nn.Module):
@@ -251,6 +261,7 @@ class RegionalAttention(nn.Module):
 
 # ---------------------------------------------------------------------------------------------- levels
 
+
 class _Level(nn.Module):
     """Attention, regional weights, head and gate of one level."""
 
@@ -264,7 +275,9 @@ class _Level(nn.Module):
             width = channels if switches.head_in == "A" else 3 * channels
             offsets = 3 * self.attention.heads
         self.hidden = _conv(width, _HIDDEN)
-        self.head = zero_init(Conv3d(_HIDDEN + (offsets if switches.multires else 0), 3, 3, padding=1)) if head else None
+        self.head = (
+            zero_init(Conv3d(_HIDDEN + (offsets if switches.multires else 0), 3, 3, padding=1)) if head else None
+        )
         self.gate = Conv3d(channels + 3, 1, 3, padding=1) if gate else None
 
     def features(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
@@ -304,9 +317,13 @@ class ADRegNet(SymmetricNetwork):
     """The whole network. See the file's docstring; arguments: :class:`_Switches`."""
 
     card = _CARD
-    recipe = Recipe((Stage(1, 92_000, 1e-4),), batch=1, halve_every=9_200,
-                    notes="200 epochs of about 460 pairs, rate halved every 20 epochs, early stopping after 20; counts are "
-                          "those of IXI, the paper gives epochs only")
+    recipe = Recipe(
+        (Stage(1, 92_000, 1e-4),),
+        batch=1,
+        halve_every=9_200,
+        notes="200 epochs of about 460 pairs, rate halved every 20 epochs, early stopping after 20; counts are "
+        "those of IXI, the paper gives epochs only",
+    )
 
     def __init__(self, **switches) -> None:
         super().__init__()
@@ -353,8 +370,8 @@ class ADRegNet(SymmetricNetwork):
         return total, aux
 
     def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
-        """Both directions; ``aux`` holds, per level (0 = finest), fields (``levels``), mean offset to the attended match in
-        cells (``attention``), RAA's map (``regions``) and W (``gate``) of the direction moving -> fixed."""
+        """Both directions; ``aux`` holds, per level (0 = finest), fields (``levels``), mean offset to the attended
+        match in cells (``attention``), RAA's map (``regions``) and W (``gate``) of the direction moving -> fixed."""
         self.check_inputs(moving, fixed)
         m, f = self.features(moving), self.features(fixed)
         u, aux = self.direction(m, f)
@@ -363,8 +380,9 @@ class ADRegNet(SymmetricNetwork):
 
     # ------------------------------------------------------------------------------------------ training
 
-    def objective(self, moving: Tensor, fixed: Tensor, level: int | None = None,
-                  points: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
+    def objective(
+        self, moving: Tensor, fixed: Tensor, level: int | None = None, points: tuple[Tensor, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """L_sim + 0.1 L_reg (+ landmarks), the mean over both directions.
 
         Args:
@@ -392,7 +410,9 @@ class ADRegNet(SymmetricNetwork):
             terms["consistency"] = [s.consistency * c.square().sum(1).mean() for c in loops]
         return {name: sum(parts) / len(parts) for name, parts in terms.items() if parts}
 
-    def mappings(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> list[tuple[Tensor | None, Tensor | None]]:
+    def mappings(
+        self, moving: Tensor, fixed: Tensor, level: int | None = None
+    ) -> list[tuple[Tensor | None, Tensor | None]]:
         s, m, f = self.switches, self.features(moving), self.features(fixed)
         there = (up_blocks(self.direction(m, f)[0], s.finest), None)
         return [there, (None, up_blocks(self.direction(f, m)[0], s.finest))] if s.symmetric else [there]

@@ -1,30 +1,33 @@
 """CAML: a cascade of windowed cross-attention over multiple layers, with residual-block skips.
 
-Paper: "cross-attention over multiple layers (CAML), residual-block skip connections (RBSC) and a cascade with attention and
-residual skips (CARSC)", Intelligent Data Analysis, DOI 10.3233/IDA-230692. Its available text lost nearly all formulas and
-numbers; XMorpher (Shi et al., MICCAI 2022), its stated foundation, fills what it can. Written from both; no code was copied.
+Paper: "cross-attention over multiple layers (CAML), residual-block skip connections (RBSC) and a cascade with attention
+and residual skips (CARSC)", Intelligent Data Analysis, DOI 10.3233/IDA-230692. Its available text lost nearly all
+formulas and numbers; XMorpher (Shi et al., MICCAI 2022), its stated foundation, fills what it can. Written from both;
+no code was copied.
 
-Two streams, moving and fixed, share an encoder-decoder at 1/4 to 1/32. Every block lets base windows (2^3 tokens) of one
-stream attend to search windows (6^3) of the other, both updates from the old values, with the same weights.
+Two streams, moving and fixed, share an encoder-decoder at 1/4 to 1/32. Every block lets base windows (2^3 tokens) of
+one stream attend to search windows (6^3) of the other, both updates from the old values, with the same weights.
 
 What is read into, or differs from, the paper and its base:
 
 * CAML: a block also attends, with the same weights, to the other stream's finer encoder levels, max-pooled to its size
   (``caml_span`` of them; 0 = XMorpher); the results enter through learned scalars that start at 0.
 * RBSC: every skip passes a residual block (two conv-InstanceNorm), shared by both streams, before it is joined.
-* CARSC: the second pass sees the moving image warped by the first; the first pass's decoder features at 1/4 to 1/16 enter the
-  second's encoder through a residual block and a sigmoid gate, without gradient, the moving stream's warped by the first
-  field. Maps are composed and the original is warped once. Weights are shared by both passes (``share``).
+* CARSC: the second pass sees the moving image warped by the first; the first pass's decoder features at 1/4 to 1/16
+enter the
+  second's encoder through a residual block and a sigmoid gate, without gradient, the moving stream's warped by the
+  first field. Maps are composed and the original is warped once. Weights are shared by both passes (``share``).
 * XMorpher's faults are repaired: all 27 neighbours, any batch size, both streams normalised, moving and fixed in their
-  order, tokens outside the volume masked, sampling with aligned corners, no dead layer; a relative position bias is added
-  (``bias``); no drop path.
+  order, tokens outside the volume masked, sampling with aligned corners, no dead layer; a relative position bias is
+  added (``bias``); no drop path.
 * ``tail="transposed"`` is XMorpher's end (full resolution from one transposed convolution, size ``published``);
-  ``"smooth"`` (size ``small``) predicts at 1/4 and 1/2 from the streams' difference and sum, with the images' 2^3 blocks
-  as a skip.
-* No inverse is defined. Both directions run (the first pass's features serve both), and the two maps are made inverse to
+  ``"smooth"`` (size ``small``) predicts at 1/4 and 1/2 from the streams' difference and sum, with the images' 2^3
+  blocks as a skip.
+* No inverse is defined. Both directions run (the first pass's features serve both), and the two maps are made inverse
+to
   each other (``inverse="balanced"``: each becomes the mean of itself and the other's fixed-point inverse);
-  ``"fixed_point"`` inverts one run, ``"swapped"`` returns both as they are. ``svf=True`` reads the result of each pass as a
-  velocity at half resolution (7 squarings); the inverse then is exp(-v) of one run.
+  ``"fixed_point"`` inverts one run, ``"swapped"`` returns both as they are. ``svf=True`` reads the result of each pass
+  as a velocity at half resolution (7 squarings); the inverse then is exp(-v) of one run.
 * Training treats both directions (``symmetric``) and adds the mean squared composition, weight 0.01 (``consistency``);
   0 and ``symmetric=False`` are the paper's.
 * The topology change of a label map is defined in :mod:`SymRegistrationLib.topology`.
@@ -32,8 +35,9 @@ What is read into, or differs from, the paper and its base:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,18 +45,27 @@ from torch import Tensor, nn
 
 from ..fields import compose, exponentiate, warp
 from ..losses import diffusion, lncc
-from ._base import (Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, measured_pair, register, zero_init)
-from ._blocks import Conv3d, space_to_depth
 from ._attention import finished_pair, key_offsets, up_blocks, window_attention
+from ._base import (
+    Card,
+    NetworkOutput,
+    Recipe,
+    Stage,
+    SymmetricNetwork,
+    check_choice,
+    measured_pair,
+    register,
+    zero_init,
+)
+from ._blocks import Conv3d, space_to_depth
 
 _CARD = Card(
     name="caml",
     label="CAML",
-    description="A cross-attention network that estimates both directions from coarse to "
-    "fine.",
+    description="A cross-attention network that estimates both directions from coarse to fine.",
     title="CAML cascade: windowed cross-attention over several layers, residual skips, two passes",
     publication="Cross-attention over multiple layers with residual-block skips and cascade for brain MRI registration, "
-                "Intelligent Data Analysis, DOI 10.3233/IDA-230692, on XMorpher (Shi et al., MICCAI 2022)",
+    "Intelligent Data Analysis, DOI 10.3233/IDA-230692, on XMorpher (Shi et al., MICCAI 2022)",
     deviations=(
         "The paper's text is damaged; layer pairs, gates, residual blocks and hand-over are this implementation's reading.",
         "XMorpher's faults are repaired, tokens outside the volume are masked, a relative position bias is added.",
@@ -123,6 +136,7 @@ class _Switches:
 
 # ---------------------------------------------------------------------------------------------- blocks
 
+
 def _last(x: Tensor) -> Tensor:
     """Channels last."""
     return x.permute(0, 2, 3, 4, 1)
@@ -163,7 +177,8 @@ class CrossBlock(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Blocks of one scale for both streams; ``finer`` are the channels of the finer levels attended to, nearest first."""
+    """Blocks of one scale for both streams; ``finer`` are the channels of the finer levels attended to, nearest
+    first."""
 
     def __init__(self, c: int, depth: int, finer: Sequence[int], bias: bool):
         super().__init__()
@@ -218,8 +233,12 @@ class _Residual(nn.Module):
     def __init__(self, c: int):
         super().__init__()
         self.body = nn.Sequential(
-            Conv3d(c, c, 3, padding=1, bias=False), nn.InstanceNorm3d(c, affine=True), nn.LeakyReLU(0.2),
-            Conv3d(c, c, 3, padding=1, bias=False), nn.InstanceNorm3d(c, affine=True))
+            Conv3d(c, c, 3, padding=1, bias=False),
+            nn.InstanceNorm3d(c, affine=True),
+            nn.LeakyReLU(0.2),
+            Conv3d(c, c, 3, padding=1, bias=False),
+            nn.InstanceNorm3d(c, affine=True),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = _first(x)
@@ -277,6 +296,7 @@ class _SmoothTail(nn.Module):
 
 # ---------------------------------------------------------------------------------------------- one pass
 
+
 class _Pass(nn.Module):
     """Encoder and decoder of one pass over both streams, and the end that makes a field of them."""
 
@@ -284,7 +304,7 @@ class _Pass(nn.Module):
         super().__init__()
         dims, depth = list(s.dims), len(s.dims)
         self.embed = Conv3d(1, dims[0], 4, stride=4)
-        finer = [dims[max(i - s.caml_span, 0):i][::-1] for i in range(depth)]
+        finer = [dims[max(i - s.caml_span, 0) : i][::-1] for i in range(depth)]
         self.encode = nn.ModuleList(_Stage(c, n, f, s.bias) for c, n, f in zip(dims, s.depths, finer))
         self.decode = nn.ModuleList(_Stage(c, n, f, s.bias) for c, n, f in zip(dims, s.depths, finer))
         self.down = nn.ModuleList(_Down(a, b) for a, b in zip(dims, dims[1:]))
@@ -298,11 +318,12 @@ class _Pass(nn.Module):
 
     def _finer(self, maps: list[tuple[Tensor, Tensor]], level: int) -> tuple[list[Tensor], list[Tensor]]:
         """Both streams' encoder maps of the levels before ``level``, nearest first."""
-        found = maps[max(level - self.span, 0):level][::-1]
+        found = maps[max(level - self.span, 0) : level][::-1]
         return [m for m, _ in found], [f for _, f in found]
 
-    def forward(self, moving: Tensor, fixed: Tensor,
-                carried: list[tuple[Tensor, Tensor]] | None = None) -> list[tuple[Tensor, Tensor]]:
+    def forward(
+        self, moving: Tensor, fixed: Tensor, carried: list[tuple[Tensor, Tensor]] | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
         """Decoder maps (moving stream, fixed stream) at 1/4, 1/8, ...; ``carried``: those of the pass before."""
         m, f = _last(self.embed(moving)), _last(self.embed(fixed))
         maps: list[tuple[Tensor, Tensor]] = []
@@ -317,8 +338,10 @@ class _Pass(nn.Module):
         found: list[tuple[Tensor, Tensor]] = []
         for level in reversed(range(len(self.decode))):
             if level < len(self.up):
-                m, f = (self.join[level](torch.cat([self.up[level](x, like=e), self.skip[level](e)], -1))
-                        for x, e in zip((m, f), maps[level]))
+                m, f = (
+                    self.join[level](torch.cat([self.up[level](x, like=e), self.skip[level](e)], -1))
+                    for x, e in zip((m, f), maps[level])
+                )
             m, f = self.decode[level](m, f, self._finer(maps, level))
             found.append((m, f))
         return found[::-1]
@@ -350,7 +373,9 @@ class CAML(SymmetricNetwork):
 
     # ------------------------------------------------------------------------------------------ fields
 
-    def _step(self, net: _Pass, maps: tuple[Tensor, Tensor], images: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+    def _step(
+        self, net: _Pass, maps: tuple[Tensor, Tensor], images: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
         """(increment, its inverse if it is a velocity's) of one pass, on the lattice of ``scale``."""
         u = net.tail(*maps, *images)
         if not self.switches.svf:
@@ -386,7 +411,8 @@ class CAML(SymmetricNetwork):
         return way
 
     def _carried(self, maps: list[tuple[Tensor, Tensor]], step: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The maps of the pass before without gradient, the moving stream's warped by ``step``, what that pass added."""
+        """The maps of the pass before without gradient, the moving stream's warped by ``step``, what that pass
+        added."""
         carried = []
         for level, (m, f) in enumerate(maps[:-1]):
             factor = 4 * 2**level // self.scale
@@ -423,12 +449,17 @@ class CAML(SymmetricNetwork):
                 terms[name].append(value)
         if s.symmetric and s.consistency:
             u, w = (way.field for way in found)
-            terms["consistency"] = [s.consistency * self.scale**2 * c.square().sum(1).mean()
-                                    for c in (compose(u, w), compose(w, u))]
+            terms["consistency"] = [
+                s.consistency * self.scale**2 * c.square().sum(1).mean() for c in (compose(u, w), compose(w, u))
+            ]
         return {name: sum(parts) / len(parts) for name, parts in terms.items()}
 
-    def mappings(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> list[tuple[Tensor | None, Tensor | None]]:
-        there, *back = (up_blocks(way.field, self.scale) for way in self.ways(moving, fixed, both=self.switches.symmetric))
+    def mappings(
+        self, moving: Tensor, fixed: Tensor, level: int | None = None
+    ) -> list[tuple[Tensor | None, Tensor | None]]:
+        there, *back = (
+            up_blocks(way.field, self.scale) for way in self.ways(moving, fixed, both=self.switches.symmetric)
+        )
         return [(there, None), *((None, u) for u in back)]
 
     def parameter_groups(self, level: int) -> list[nn.Parameter]:

@@ -15,15 +15,17 @@ What differs from the paper:
 * Each U-Net pads to multiples of 16, and fields outside their grid keep their border value instead of falling to zero.
 * The inverse starts at DI-Net's and is finished by fixed-point steps (``inverse="dinet+refine"``); ``"dinet"`` is the
   paper's.
-* Size ``small``: the same three levels, each at half the published resolution (1/8, 1/4, 1/2), three poolings instead of
+* Size ``small``: the same three levels, each at half the published resolution (1/8, 1/4, 1/2), three poolings instead
+of
   four, the finest one fed with the 2 x 2 x 2 blocks of the full-resolution images as channels, its similarity measured
-  at full resolution; SN-Net has instance normalisation (``norm``), without which it learned nothing in some hundred steps.
+  at full resolution; SN-Net has instance normalisation (``norm``), without which it learned nothing in some hundred
+  steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +33,21 @@ from torch import Tensor, nn
 
 from ..fields import FieldPair, compose, downsample2, invert, resize, warp
 from ..losses import diffusion, lncc
-from ._base import (Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, crop_to, in_full_precision, measured_pair, pad_to, register, steady_init, zero_init)
+from ._base import (
+    Card,
+    NetworkOutput,
+    Recipe,
+    Stage,
+    SymmetricNetwork,
+    check_choice,
+    crop_to,
+    in_full_precision,
+    measured_pair,
+    pad_to,
+    register,
+    steady_init,
+    zero_init,
+)
 from ._blocks import Conv3d, space_to_depth
 
 _CARD = Card(
@@ -41,7 +57,7 @@ _CARD = Card(
     "own deformations.",
     title="HSyN: hierarchical symmetric normalisation, two half-way fields and a learned inverse",
     publication="Sha et al., Hierarchical Symmetric Normalization Registration using Deformation-Inverse Network, "
-                "MICCAI 2024",
+    "MICCAI 2024",
     deviations=(
         "The magnitude constraint is the mean square of u_mf + u_fm; the printed form is a signed vector.",
         "DI-Net is trained on both half fields and its smoothness weighs 0.02, not 1.",
@@ -159,8 +175,8 @@ class HSyN(SymmetricNetwork):
     def __init__(self, **switches) -> None:
         super().__init__()
         s = self.switches = _Switches(**switches)
-        self.scales = [4 * s.finest, 2 * s.finest, s.finest][-s.levels:]
-        self.windows = [3, 5, 7][-s.levels:]
+        self.scales = [4 * s.finest, 2 * s.finest, s.finest][-s.levels :]
+        self.windows = [3, 5, 7][-s.levels :]
         heads = 2 if s.sn_mode == "two_head" and s.symmetric else 1
         blocks = [16 if scale == 2 and scale == self.scales[-1] else 2 for scale in self.scales]
         self.sn = nn.ModuleList(_UNet(channels, s, heads, s.norm) for channels in blocks)
@@ -232,8 +248,9 @@ class HSyN(SymmetricNetwork):
         forward, inverse = compose(a, inverse_b), compose(b, inverse_a)
         method = "fixed_point" if self.switches.inverse == "fixed_point" else "dinet"
         pair: FieldPair = measured_pair(forward, inverse, method)
-        return NetworkOutput(pair, aux={"half_fields": (a, b), "half_inverses": (inverse_a, inverse_b),
-                                        "increments": increments})
+        return NetworkOutput(
+            pair, aux={"half_fields": (a, b), "half_inverses": (inverse_a, inverse_b), "increments": increments}
+        )
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -247,8 +264,7 @@ class HSyN(SymmetricNetwork):
         seen = 1 if level == s.levels else scale
         x = warp(_shrink(moving, seen), _up(a, scale // seen), padding="zeros")
         y = warp(_shrink(fixed, seen), _up(b, scale // seen), padding="zeros")
-        terms = {"similarity": lncc(x, y, self.windows[level - 1]),
-                 "smooth": s.smooth * (diffusion(a) + diffusion(b))}
+        terms = {"similarity": lncc(x, y, self.windows[level - 1]), "smooth": s.smooth * (diffusion(a) + diffusion(b))}
         if s.symmetric and s.mag == "smc":
             # Both fields live on the mean grid, so a + b = 0 says exactly that its points are midpoints.
             terms["magnitude"] = 0.1 * (a + b).square().mean()
@@ -267,7 +283,9 @@ class HSyN(SymmetricNetwork):
             rough.append(diffusion(half))
         return {"inverse": sum(error) / len(error), "inverse_smooth": 0.02 * sum(rough) / len(rough)}
 
-    def mappings(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> list[tuple[Tensor | None, Tensor | None]]:
+    def mappings(
+        self, moving: Tensor, fixed: Tensor, level: int | None = None
+    ) -> list[tuple[Tensor | None, Tensor | None]]:
         level = level or self.switches.levels
         scale = self.scales[level - 1]
         a, b = self.combined(self.half_fields(moving, fixed, level), scale)

@@ -8,10 +8,12 @@ Level l of 1/8, 1/4, 1/2, 1/1 sees the low-pass pair warped by the level before,
 
 What differs from the paper or its code:
 
-* The pyramid is computed on the fly; low-pass bands are divided by 2^1.5 per level, energy maps by their 99.5 % quantile.
+* The pyramid is computed on the fly; low-pass bands are divided by 2^1.5 per level, energy maps by their 99.5 %
+quantile.
 * Total velocity V_l = up(V_{l-1}) + R softsign(head); the code integrates a displacement a second time.
   ``compose="displacement"`` composes the levels' maps instead. R is given per level in parts of the half extent.
-* The inverse-consistency term is GradICON's between the two network directions (``inv``); the paper's formula is zero by
+* The inverse-consistency term is GradICON's between the two network directions (``inv``); the paper's formula is zero
+by
   construction for exp(V), exp(-V). The symmetric term compares images of one space, as the code does.
 * Difference weighting uses the absolute value at both levels; the paper's gate keeps the encoder's skip.
 * ``antisymmetric="result"`` delivers exp of (V_AB - V_BA) / 2; ``"levels"`` takes that mean at every level already, in
@@ -23,8 +25,8 @@ What differs from the paper or its code:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -33,9 +35,21 @@ from torch import Tensor, nn
 from ..fields import compose, exponentiate, scale_channels, warp
 from ..job import InputError
 from ..losses import diffusion, lncc, mse
-from ._base import (Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, in_full_precision, measured_pair, register, steady_init, zero_init)
-from ._blocks import Conv3d, energy_map, haar
 from ._attention import up_blocks
+from ._base import (
+    Card,
+    NetworkOutput,
+    Recipe,
+    Stage,
+    SymmetricNetwork,
+    check_choice,
+    in_full_precision,
+    measured_pair,
+    register,
+    steady_init,
+    zero_init,
+)
+from ._blocks import Conv3d, energy_map, haar
 
 _CARD = Card(
     name="sm-gicnet",
@@ -82,7 +96,8 @@ class _Switches:
         antisymmetric: ``none``, ``result`` or ``levels``.
         compose: ``velocity`` or ``displacement``.
         gate: ``paper``, ``code`` or ``none``.
-        inv, inv_weight: ``gradicon_cross``, ``icon_cross``, ``icon_self`` or ``none``; 0.01 in the paper, 1.5 in GradICON.
+        inv, inv_weight: ``gradicon_cross``, ``icon_cross``, ``icon_self`` or ``none``; 0.01 in the paper, 1.5 in
+            GradICON.
         ranges: R of the four levels, parts of the half extent.
         smooth, anti_fold: multiply the smoothness terms and the code's anti-folding term.
     """
@@ -110,11 +125,14 @@ class _Switches:
         if len(self.ranges) != 4 or min(self.ranges) <= 0:
             raise InputError(f"ranges is {self.ranges!r}.", "Give four positive numbers, coarsest level first.")
         if self.antisymmetric != "none" and (not self.symmetric or self.compose == "displacement"):
-            raise InputError(f"antisymmetric={self.antisymmetric} needs both directions and a velocity.",
-                             "Add antisymmetric=none, or leave out symmetric=False and compose=displacement.")
+            raise InputError(
+                f"antisymmetric={self.antisymmetric} needs both directions and a velocity.",
+                "Add antisymmetric=none, or leave out symmetric=False and compose=displacement.",
+            )
 
 
 # ---------------------------------------------------------------------------------------------- pyramid
+
 
 class _Pyramid:
     """Low-pass images by scale (1, 2, 4, 8) and energy maps at 2 and 4 of one volume."""
@@ -128,7 +146,8 @@ class _Pyramid:
 
 
 def weigh_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both images times 0.5 + 0.5 d, d = ||a| - |b|| scaled to [0, 1] over the volume (AMNet's intensity difference)."""
+    """Both images times 0.5 + 0.5 d, d = ||a| - |b|| scaled to [0, 1] over the volume (AMNet's intensity
+    difference)."""
     d = (a.abs() - b.abs()).abs()
     low, high = d.amin((2, 3, 4), keepdim=True), d.amax((2, 3, 4), keepdim=True)
     weight = 0.5 + 0.5 * (d - low) / (high - low).clamp_min(1e-6)
@@ -136,6 +155,7 @@ def weigh_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # ---------------------------------------------------------------------------------------------- blocks
+
 
 def _conv(a: int, b: int, size: int = 3, stride: int = 1) -> nn.Conv3d:
     return Conv3d(a, b, size, stride, size // 2, bias=False)
@@ -146,7 +166,8 @@ def _grow(c: int) -> nn.ConvTranspose3d:
 
 
 class _Residual(nn.Module):
-    """Two convolutions around a skip: pre-activated, LeakyReLU 0.2 (levels 1 to 3), or ``post``-activated, 0.01 (level 4)."""
+    """Two convolutions around a skip: pre-activated, LeakyReLU 0.2 (levels 1 to 3), or ``post``-activated, 0.01 (level
+    4)."""
 
     def __init__(self, c: int, post: bool = False):
         super().__init__()
@@ -264,6 +285,7 @@ class _Level4(nn.Module):
 
 # ---------------------------------------------------------------------------------------------- network
 
+
 @dataclass(frozen=True, eq=False)
 class _Direction:
     """One direction at one level, voxels of its lattice; ``inverse`` only where it was asked for."""
@@ -283,13 +305,17 @@ class SMGICNet(SymmetricNetwork):
         super().__init__()
         s = self.switches = _Switches(**switches)
         bands = s.fine == "bands"
-        nets = [_Level1(s.widths[0]), _Level23(s.widths[1], 2), _Level23(s.widths[2], 3),
-                _Level4(s.widths[3], s.gate, 16 if bands else 2)]
-        self.nets = nn.ModuleList(nets[-s.levels:])
+        nets = [
+            _Level1(s.widths[0]),
+            _Level23(s.widths[1], 2),
+            _Level23(s.widths[2], 3),
+            _Level4(s.widths[3], s.gate, 16 if bands else 2),
+        ]
+        self.nets = nn.ModuleList(nets[-s.levels :])
         self._initialise()
         # Which of the four levels each one is, and its lattice.
-        self.kinds = list(range(4))[-s.levels:]
-        self.scales = [8, 4, 2, 2 if bands else 1][-s.levels:]
+        self.kinds = list(range(4))[-s.levels :]
+        self.scales = [8, 4, 2, 2 if bands else 1][-s.levels :]
         self.recipe = _recipe(s.levels)
 
     def _initialise(self) -> None:
@@ -334,8 +360,9 @@ class SMGICNet(SymmetricNetwork):
             phi, back = compose(up_blocks(before.phi, factor), phi), compose(back, up_blocks(before.inverse, factor))
         return _Direction(None, phi, back)
 
-    def run(self, moving: Tensor, fixed: Tensor, level: int | None = None,
-            both: bool = True) -> list[tuple[_Direction, _Direction | None]]:
+    def run(
+        self, moving: Tensor, fixed: Tensor, level: int | None = None, both: bool = True
+    ) -> list[tuple[_Direction, _Direction | None]]:
         """Per level: (moving -> fixed, fixed -> moving), the second ``None`` unless ``both``."""
         s, a, b = self.switches, _Pyramid(moving), _Pyramid(fixed)
         steps: list[tuple[_Direction, _Direction | None]] = []
@@ -407,8 +434,10 @@ class SMGICNet(SymmetricNetwork):
             return []
         terms, scale, seen = [], self.scales[level - 1], self._seen(level - 1)
         for (now, image, _), before in zip(_ways(steps[-1], a, b), steps[-2]):
-            moved = [warp(image.low[seen], up_blocks(d.phi, own // seen))
-                     for d, own in ((now, scale), (before, self.scales[level - 2]))]
+            moved = [
+                warp(image.low[seen], up_blocks(d.phi, own // seen))
+                for d, own in ((now, scale), (before, self.scales[level - 2]))
+            ]
             terms.append(0.0005 * 0.25 * mse(*moved))
         return terms
 
@@ -418,13 +447,22 @@ class SMGICNet(SymmetricNetwork):
         kind, seen = self.kinds[level - 1], self._seen(level - 1)
         factor = self.scales[level - 1] // seen
         x, y = a.low[seen], b.low[seen]
-        terms: dict[str, list[Tensor]] = {"inverse_similarity": [], "inverse_smooth": [], "inverse": [], "symmetric": []}
+        terms: dict[str, list[Tensor]] = {
+            "inverse_similarity": [],
+            "inverse_smooth": [],
+            "inverse": [],
+            "symmetric": [],
+        }
         for d, m, f in _ways(step, x, y):
-            terms["inverse_similarity"].append(0.1 * lncc(warp(f, up_blocks(d.inverse, factor)), m, 3 if kind < 2 else 7))
+            terms["inverse_similarity"].append(
+                0.1 * lncc(warp(f, up_blocks(d.inverse, factor)), m, 3 if kind < 2 else 7)
+            )
             terms["inverse_smooth"].append((0.1 if kind < 2 else 1.0) * 4 * s.smooth * diffusion(d.inverse))
         if ba is not None:
             for one, other, image in ((ab, ba, y), (ba, ab, x)):
-                terms["symmetric"].append(0.001 * mse(*(warp(image, up_blocks(u, factor)) for u in (one.inverse, other.phi))))
+                terms["symmetric"].append(
+                    0.001 * mse(*(warp(image, up_blocks(u, factor)) for u in (one.inverse, other.phi)))
+                )
         if s.inv == "icon_self" or ba is None:
             loops = [(d.phi, d.inverse) for d, *_ in _ways(step, x, y)]
         else:
@@ -436,7 +474,9 @@ class SMGICNet(SymmetricNetwork):
             terms["inverse"].append(s.inv_weight * error)
         return terms
 
-    def mappings(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> list[tuple[Tensor | None, Tensor | None]]:
+    def mappings(
+        self, moving: Tensor, fixed: Tensor, level: int | None = None
+    ) -> list[tuple[Tensor | None, Tensor | None]]:
         level = level or self.switches.levels
         ab, ba = self.run(moving, fixed, level, both=self.switches.symmetric)[-1]
         scale = self.scales[level - 1]
@@ -452,7 +492,8 @@ def _ways(step, a, b) -> list[tuple]:
 
 
 def anti_fold(u: Tensor) -> Tensor:
-    """ICNet's term: mean of relu(t) t^2, t = u(x) - u(x + 1) - 1, along every axis for all channels, summed over axes."""
+    """ICNet's term: mean of relu(t) t^2, t = u(x) - u(x + 1) - 1, along every axis for all channels, summed over
+    axes."""
     total = u.new_zeros(())
     for dim in (2, 3, 4):
         n = u.shape[dim]

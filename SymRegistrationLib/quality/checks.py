@@ -1,11 +1,11 @@
-"""What the numbers of a run mean: thresholds, single checks and the verdict; no torch, so every view can say the same."""
+"""What the numbers of a run mean: thresholds, single checks and the verdict; no torch, so every view can say the
+same."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..console import number
-
 
 #: Folded voxels up to this share (%) are tolerable, none is good.
 FOLDED_TOLERABLE = 0.01
@@ -63,13 +63,17 @@ def checks(metrics: dict) -> list[Check]:
             found.append(Check("good", f"{name} clear: no other position fits as well."))
     if similarity:
         found.append(_alike(similarity))
-    return found + _measured(metrics) + _sound(metrics.get("quality") or {}) + _certain(metrics.get("uncertainty") or {})
+    return (
+        found + _measured(metrics) + _sound(metrics.get("quality") or {}) + _certain(metrics.get("uncertainty") or {})
+    )
 
 
 def _alike(similarity: dict) -> Check:
     """Whether the scans became more alike than they were, and not less than the alignment had made them."""
     before, aligned, after = (similarity[stage] for stage in STAGES)
-    change = f"{similarity['name']} went {_way(similarity, '{}')} (a loss below {SIMILARITY_TOLERANCE:g} counts as none)"
+    change = (
+        f"{similarity['name']} went {_way(similarity, '{}')} (a loss below {SIMILARITY_TOLERANCE:g} counts as none)"
+    )
     if after < max(before, aligned) - SIMILARITY_TOLERANCE:
         return Check("bad", f"The scans became LESS alike: {change}.")
     if after > before + SIMILARITY_TOLERANCE:
@@ -86,9 +90,14 @@ def uncertainty_statement(told: dict) -> str:
     judged = told.get("judged") or {}
     text = f"Uncertainty: calibrated on {told.get('on')}."
     if judged:
-        text += (f" On other scans with known warps the 68 % radius held {number(judged.get('coverage_68'), 0)} % of the true errors; rank "
-                 f"correlation with them {number(judged.get('rank'), 2)}.")
-    return text + " Scans of two people, or organs that slide, err by more: at landmarks of breathing livers about twice as much."
+        text += (
+            f" On other scans with known warps the 68 % radius held {number(judged.get('coverage_68'), 0)} % of the true errors; rank "
+            f"correlation with them {number(judged.get('rank'), 2)}."
+        )
+    return (
+        text
+        + " Scans of two people, or organs that slide, err by more: at landmarks of breathing livers about twice as much."
+    )
 
 
 def _certain(told: dict) -> list[Check]:
@@ -100,9 +109,14 @@ def _certain(told: dict) -> list[Check]:
         return []
     share = told["p95_mm"] / told["voxel_mm"]
     level = "good" if share < UNCERTAIN_GOOD else "look" if share < UNCERTAIN_BAD else "bad"
-    return [Check(level, f"Calibrated uncertainty: 68 % of errors below {number(told['median_mm'], 2)} mm at the median place, below "
-                         f"{number(told['p95_mm'], 2)} mm in 95 % of the content (good below {UNCERTAIN_GOOD:g}, unusable above "
-                         f"{UNCERTAIN_BAD:g} voxels of the working grid).")]
+    return [
+        Check(
+            level,
+            f"Calibrated uncertainty: 68 % of errors below {number(told['median_mm'], 2)} mm at the median place, below "
+            f"{number(told['p95_mm'], 2)} mm in 95 % of the content (good below {UNCERTAIN_GOOD:g}, unusable above "
+            f"{UNCERTAIN_BAD:g} voxels of the working grid).",
+        )
+    ]
 
 
 def _measured(metrics: dict) -> list[Check]:

@@ -5,16 +5,15 @@ Level 3. Distances in mm, determinants of the physical map, overlap per label. N
 
 from __future__ import annotations
 
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from ..geometry.grid import Grid
-from ..losses import lncc_map
 from ..geometry.transforms import DenseTransform, inverse_consistency_on, jacobian_on, resample_through
 from ..geometry.volumes import Volume
-
+from ..losses import lncc_map
 
 #: Label numbers up to here are counted directly.
 _MOST_COUNTED = 1 << 20
@@ -31,23 +30,28 @@ def dice(a: np.ndarray, b: np.ndarray, labels: Sequence[int] | None = None) -> d
     if max(a.max(), b.max()) > _MOST_COUNTED:
         # Counting takes memory for every number up to the largest: large ones are counted under short names.
         known, short = np.unique(np.concatenate([a, b]), return_inverse=True)
-        table = dice(short[:a.size] + 1, short[a.size:] + 1)
+        table = dice(short[: a.size] + 1, short[a.size :] + 1)
         table = {int(known[n - 1]): value for n, value in table.items() if known[n - 1]}
         return table if labels is None else {n: table[n] for n in labels if n in table}
     top = int(max(a.max(), b.max())) + 1
     sizes = np.bincount(a, minlength=top) + np.bincount(b, minlength=top)
     common = np.bincount(a[a == b], minlength=top)
-    wanted = np.flatnonzero(sizes)[np.flatnonzero(sizes) > 0] if labels is None else [n for n in labels if n < top and sizes[n]]
+    wanted = (
+        np.flatnonzero(sizes)[np.flatnonzero(sizes) > 0]
+        if labels is None
+        else [n for n in labels if n < top and sizes[n]]
+    )
     return {int(n): float(2 * common[n] / sizes[n]) for n in wanted}
 
 
-def label_overlap(fixed: Volume, moving: Volume, transform: "DenseTransform | np.ndarray") -> dict[int, float]:
+def label_overlap(fixed: Volume, moving: Volume, transform: DenseTransform | np.ndarray) -> dict[int, float]:
     """Dice of the fixed labels with the moving labels pulled onto them (nearest neighbour)."""
     return dice(fixed.array, resample_through(moving, transform, fixed.grid, "nearest"))
 
 
-def target_registration_error(transform: "DenseTransform | np.ndarray", fixed_points: np.ndarray,
-                              moving_points: np.ndarray) -> np.ndarray:
+def target_registration_error(
+    transform: DenseTransform | np.ndarray, fixed_points: np.ndarray, moving_points: np.ndarray
+) -> np.ndarray:
     """(n,) mm: distance of each mapped fixed landmark from its moving partner (METHODS 1.10, the pull-back form)."""
     if isinstance(transform, np.ndarray):
         mapped = np.asarray(fixed_points, float) @ transform[:3, :3].T + transform[:3, 3]

@@ -1,7 +1,7 @@
 """Topology of label maps: what a warp tears, merges, punches or fills.
 
-Level 1, numpy only. The metric is this project's own definition (the paper that reports a "topology change" does not give
-one): per label, the change of the number of connected pieces plus the change of the Euler characteristic.
+Level 1, numpy only. The metric is this project's own definition (the paper that reports a "topology change" does not
+give one): per label, the change of the number of connected pieces plus the change of the Euler characteristic.
 
 A label is the union of its voxels as closed cubes, so voxels that share a corner are connected (26 neighbours).
 """
@@ -85,8 +85,9 @@ def topology_change(before: np.ndarray, after: np.ndarray) -> dict[int, int]:
     change = {}
     for label in labels[labels != 0]:
         one, two = before == label, after == label
-        change[int(label)] = (abs(component_count(two) - component_count(one))
-                              + abs(euler_characteristic(two) - euler_characteristic(one)))
+        change[int(label)] = abs(component_count(two) - component_count(one)) + abs(
+            euler_characteristic(two) - euler_characteristic(one)
+        )
     return change
 
 

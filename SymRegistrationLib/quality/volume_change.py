@@ -15,16 +15,19 @@ AXES_68 = 1.8779
 
 
 def folding_regions(jacobian: np.ndarray, grid: Grid) -> dict:
-    """Connected regions of folded voxels: ``count`` of all and ``regions``, the 20 largest (see :class:`regions.Region`)."""
+    """Connected regions of folded voxels: ``count`` of all and ``regions``, the 20 largest (see
+    :class:`regions.Region`)."""
     found, count = regions(jacobian <= 0, jacobian, grid, most=20, highest=False)
     return {"count": count, "regions": [region.plain() for region in found]}
 
 
-def volume_changes(labels: np.ndarray, jacobian: np.ndarray, grid: Grid, radius: np.ndarray | None = None,
-                   patch_mm: float = 0.0) -> dict[str, dict]:
+def volume_changes(
+    labels: np.ndarray, jacobian: np.ndarray, grid: Grid, radius: np.ndarray | None = None, patch_mm: float = 0.0
+) -> dict[str, dict]:
     """How much larger or smaller each label is where the transform takes it: the integral of the Jacobian determinant.
 
-    The confidence treats the border as patches of ``patch_mm`` whose errors are independent, each moving it in or out by
+    The confidence treats the border as patches of ``patch_mm`` whose errors are independent, each moving it in or out
+    by
     one axis of the local uncertainty: ``sigma = sqrt(sum over patches of (area * sigma_axis)^2)``.
 
     Args:
@@ -35,9 +38,12 @@ def volume_changes(labels: np.ndarray, jacobian: np.ndarray, grid: Grid, radius:
         patch_mm: see :class:`calibration.Calibration`; 0 = no confidence.
 
     Returns:
-        Per label as text: ``fixed_ml``, ``moving_ml``, ``change_ml``, ``change_percent`` and ``plus_minus_ml`` (68 %, or None).
+        Per label as text: ``fixed_ml``, ``moving_ml``, ``change_ml``, ``change_percent`` and ``plus_minus_ml`` (68 %,
+            or None).
     """
-    known, short = np.unique(np.append(np.maximum(labels, 0), 0), return_inverse=True)  # counted under short names: 0 is 0
+    known, short = np.unique(
+        np.append(np.maximum(labels, 0), 0), return_inverse=True
+    )  # counted under short names: 0 is 0
     labels = short[:-1].reshape(labels.shape)
     voxel = abs(float(np.linalg.det(grid.matrix[:3, :3]))) / 1000
     sizes = np.bincount(labels.ravel()) * voxel
@@ -47,9 +53,13 @@ def volume_changes(labels: np.ndarray, jacobian: np.ndarray, grid: Grid, radius:
     for n in np.flatnonzero(sizes):
         if n:
             change = float(there[n] - sizes[n])
-            table[str(int(known[n]))] = {"fixed_ml": float(sizes[n]), "moving_ml": float(there[n]), "change_ml": change,
-                                  "change_percent": 100 * change / float(sizes[n]),
-                                  "plus_minus_ml": None if sigma is None else float(sigma[n])}
+            table[str(int(known[n]))] = {
+                "fixed_ml": float(sizes[n]),
+                "moving_ml": float(there[n]),
+                "change_ml": change,
+                "change_percent": 100 * change / float(sizes[n]),
+                "plus_minus_ml": None if sigma is None else float(sigma[n]),
+            }
     return table
 
 
@@ -64,6 +74,9 @@ def _border_sigma(labels: np.ndarray, grid: Grid, radius: np.ndarray, patch_mm: 
         for side in (low, high):
             area += np.bincount(side[border], minlength=len(area)) * face
             moved += np.bincount(side[border], between**2, minlength=len(area)) * face
-    area, moved = area / 1.5, moved / 1.5  # the faces of a voxelised surface have 1.5 times its area, averaged over directions
+    area, moved = (
+        area / 1.5,
+        moved / 1.5,
+    )  # the faces of a voxelised surface have 1.5 times its area, averaged over directions
     patches = np.maximum(area / patch_mm**2, 1)
     return np.sqrt(np.maximum(area * moved, 0) / patches) / AXES_68 / 1000

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from ..fields import sample
+from ..geometry.file_checks import quiet
 from ..geometry.grid import transform_points
 from ..job import InputError, existing_file
 from ..losses import mutual_information
 from .working_grid import Scan, shrink
-from ..geometry.file_checks import quiet
 
 #: Below this the best pose is hardly better than the next one found elsewhere.
 UNSURE = 0.2
@@ -60,8 +60,14 @@ class Alignment:
         return self.confidence < UNSURE
 
 
-def align(fixed: Scan, moving: Scan, kind: str = "affine", measure: str = "auto", seed: int = 0,
-          landmarks: tuple[np.ndarray, np.ndarray] | None = None) -> Alignment:
+def align(
+    fixed: Scan,
+    moving: Scan,
+    kind: str = "affine",
+    measure: str = "auto",
+    seed: int = 0,
+    landmarks: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Alignment:
     """Find the pose of two prepared scans.
 
     Args:
@@ -101,8 +107,10 @@ def from_landmarks(fixed: np.ndarray, moving: np.ndarray, affine: bool) -> np.nd
     fixed, moving = np.asarray(fixed, float), np.asarray(moving, float)
     need = 4 if affine else 3
     if len(fixed) != len(moving) or len(fixed) < need:
-        raise InputError(f"{len(fixed)} fixed and {len(moving)} moving landmarks were given.",
-                         f"Give the same number on both sides, at least {need}.")
+        raise InputError(
+            f"{len(fixed)} fixed and {len(moving)} moving landmarks were given.",
+            f"Give the same number on both sides, at least {need}.",
+        )
     cf, cm = fixed.mean(0), moving.mean(0)
     if affine:
         linear = np.linalg.lstsq(fixed - cf, moving - cm, rcond=None)[0].T
@@ -124,14 +132,18 @@ def read_linear(path: str) -> np.ndarray:
         with quiet():
             transform = sitk.ReadTransform(str(existing_file(path, "initial transform")))
     except RuntimeError:
-        raise InputError(f"initial transform '{path}' could not be read.",
-                         "Give none, centre, rigid, affine, or an ITK transform file (.h5, .tfm, .mat, .txt).") from None
+        raise InputError(
+            f"initial transform '{path}' could not be read.",
+            "Give none, centre, rigid, affine, or an ITK transform file (.h5, .tfm, .mat, .txt).",
+        ) from None
     if transform.GetDimension() != 3:
         raise InputError(f"initial transform '{path}' is {transform.GetDimension()}-D.", "Give one for 3-D scans.")
     if not transform.IsLinear():
-        raise InputError(f"initial transform '{path}' is not linear ({transform.GetName()}).",
-                         "Only rigid and affine transforms can start a registration.")
-    columns = np.array([transform.TransformPoint(p) for p in ((0., 0, 0), (1., 0, 0), (0., 1, 0), (0., 0, 1))])
+        raise InputError(
+            f"initial transform '{path}' is not linear ({transform.GetName()}).",
+            "Only rigid and affine transforms can start a registration.",
+        )
+    columns = np.array([transform.TransformPoint(p) for p in ((0.0, 0, 0), (1.0, 0, 0), (0.0, 1, 0), (0.0, 0, 1))])
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = (columns[1:] - columns[0]).T, columns[0]
     if not 1e-6 < abs(np.linalg.det(matrix[:3, :3])) < 1e6 or not np.isfinite(matrix).all():
@@ -159,6 +171,7 @@ def _shift(vector: np.ndarray) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------- the search
+
 
 def _axis_turns() -> np.ndarray:
     """(23, 3) rotation vectors that take coordinate axes onto each other: swapped and flipped axes of exports."""
@@ -195,7 +208,9 @@ class _Level:
             matrix[:3, 3] -= 1
             self.to_grid.append(matrix[[2, 1, 0, 3]].to(device))
             valid = torch.ones_like(scan.image) if scan.mask is None else scan.mask
-            self.images.append(torch.cat([scan.image * valid, valid], 1) if scan.cut or scan.mask is not None else scan.image)
+            self.images.append(
+                torch.cat([scan.image * valid, valid], 1) if scan.cut or scan.mask is not None else scan.image
+            )
 
     def sampled(self, which: int, matrices: Tensor) -> tuple[Tensor, Tensor | None]:
         """Intensity and validity (K, n) of scan ``which`` at the points mapped by (K, 4, 4) mid -> scan mm."""
@@ -213,16 +228,27 @@ class _Level:
         weight = va if vb is None else vb if va is None else va * vb
         overlap = None
         if weight is not None:
-            possible = min(float(image.shape[2] * image.shape[3] * image.shape[4]) * float(np.prod(scan.grid.spacing))
-                           for image, scan in zip(self.images, self.scans)) / self.spacing**3
+            possible = (
+                min(
+                    float(image.shape[2] * image.shape[3] * image.shape[4]) * float(np.prod(scan.grid.spacing))
+                    for image, scan in zip(self.images, self.scans)
+                )
+                / self.spacing**3
+            )
             # Without gradient: overlap ranks poses, but must not pull them together.
             overlap = (weight.detach().sum(1) / (0.6 * min(possible, len(self.points)))).clamp(max=1)
             # Intensities of partly valid samples were multiplied by their validity on the way in.
             a, b = a / va.clamp_min(0.5) if va is not None else a, b / vb.clamp_min(0.5) if vb is not None else b
         if measure == "mi":
-            values = [-mutual_information(x[None, None, None, None], y[None, None, None, None], 24,
-                                          None if weight is None else w[None, None, None, None])
-                      for x, y, w in zip(a, b, weight if weight is not None else a)]
+            values = [
+                -mutual_information(
+                    x[None, None, None, None],
+                    y[None, None, None, None],
+                    24,
+                    None if weight is None else w[None, None, None, None],
+                )
+                for x, y, w in zip(a, b, weight if weight is not None else a)
+            ]
             value = torch.stack(values)
         else:
             value = _correlation(a, b, weight)
@@ -267,7 +293,7 @@ class _Search:
             candidates, scores = self._refine(candidates, group, self.level(12), 30, 0.04)
             winner = int(scores.argmax())
             confidence = self._confidence(candidates, scores, winner)
-            best = candidates[winner: winner + 1]
+            best = candidates[winner : winner + 1]
         else:
             best, confidence = self._generator(self.start)[None], 1.0
         best, scores = self._refine(best, kind, self.level(24), 40 if kind == "affine" else 25, 0.012)
@@ -277,7 +303,8 @@ class _Search:
         return Alignment(to_fixed, to_moving, kind, float(scores[0]), confidence, self.measure)
 
     def _generator(self, matrix: np.ndarray) -> Tensor:
-        """The X whose exponential is ``matrix`` (rigid, LPS mm, fixed -> moving) seen between the two content middles."""
+        """The X whose exponential is ``matrix`` (rigid, LPS mm, fixed -> moving) seen between the two content
+        middles."""
         between = np.linalg.inv(self.centres[1].cpu().numpy()) @ matrix @ self.centres[0].cpu().numpy()
         x = np.zeros((4, 4))
         angle = np.arccos(np.clip((np.trace(between[:3, :3]) - 1) / 2, -1, 1))
@@ -310,8 +337,12 @@ class _Search:
             rotations = torch.cat([rotations, grown])
         level = self.level(8)
         with torch.no_grad():
-            scores = torch.cat([level.score(*self._poses(part), "ncc" if self.measure == "ncc" else "mi")
-                                for part in rotations.split(160)])
+            scores = torch.cat(
+                [
+                    level.score(*self._poses(part), "ncc" if self.measure == "ncc" else "mi")
+                    for part in rotations.split(160)
+                ]
+            )
             scores[0] = scores[0] + 0.02  # prefer the header's pose among equals
             chosen = rotations[self._apart(rotations, scores, self.SHIFTED, 25.0)]
             shifted = torch.cat([chosen, self._best_shifts(chosen)])
@@ -319,7 +350,8 @@ class _Search:
             return shifted[self._apart(shifted, scores, self.REFINED, 15.0)]
 
     def _apart(self, x: Tensor, scores: Tensor, count: int, degrees: float) -> list[int]:
-        """Indices of the best ``count`` poses of which no two are near each other, so that every basin gets its chance."""
+        """Indices of the best ``count`` poses of which no two are near each other, so that every basin gets its
+        chance."""
         poses = torch.matrix_exp(x.double()).cpu()
         kept: list[int] = []
         for k in scores.argsort(descending=True).tolist():
@@ -359,7 +391,8 @@ class _Search:
         flat = correlation.flatten(1).argmax(1)
         shift = torch.stack([flat // (4 * n * n), flat // (2 * n) % (2 * n), flat % (2 * n)], 1)
         shift = torch.where(shift > n, shift - 2 * n, shift).double() * level.spacing
-        # correlation peaks where fixed(p + s) meets moving(p): in mid-space the pair must part by -s, half on each side.
+        # correlation peaks where fixed(p + s) meets moving(p): in mid-space the pair must part by -s, half on each
+        # side.
         matrices = torch.matrix_exp(rotations)
         out = rotations.clone()
         for k in range(len(out)):
@@ -400,7 +433,9 @@ class _Search:
         if not rest:
             return 1.0
         best, other = float(scores[winner]), max(max(rest), 0.0)
-        return float(np.clip((best - other) / max(1 - other, 1e-3) if self.measure == "ncc" else 1 - other / best, 0, 1))
+        return float(
+            np.clip((best - other) / max(1 - other, 1e-3) if self.measure == "ncc" else 1 - other / best, 0, 1)
+        )
 
 
 def _distances(poses: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
@@ -423,7 +458,8 @@ def _left_jacobian(skew: Tensor) -> Tensor:
 
 
 def _project(x: Tensor, kind: str) -> None:
-    """Keep generators (or their gradients) in the chosen group: rigid = skew linear part, similarity = plus a multiple of I."""
+    """Keep generators (or their gradients) in the chosen group: rigid = skew linear part, similarity = plus a multiple
+    of I."""
     x[:, 3] = 0
     if kind in ("rigid", "similarity"):
         linear = x[:, :3, :3]

@@ -66,10 +66,18 @@ def peak_memory_gb() -> float:
 
 def listing() -> list[dict]:
     """Every device with its name and memory in GB, CPU first, for the user interface."""
-    rows = [{"name": "cpu", "title": f"CPU, {os.cpu_count()} cores", "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-             "free_gb": round(free_memory(torch.device("cpu")) / 1e9, 1)}]
+    rows = [
+        {
+            "name": "cpu",
+            "title": f"CPU, {os.cpu_count()} cores",
+            "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+            "free_gb": round(free_memory(torch.device("cpu")) / 1e9, 1),
+        }
+    ]
     if torch.cuda.is_available():
         for k in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(k)
-            rows.append({"name": f"cuda:{k}", "title": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)})
+            rows.append(
+                {"name": f"cuda:{k}", "title": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)}
+            )
     return rows

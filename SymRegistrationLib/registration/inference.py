@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import devices, weights
 from .. import networks
 from ..fields import FieldPair, resize, resize_field
 from ..job import InputError, Options, Progress, RegistrationError, silent
 from ..networks._base import Card, SymmetricNetwork, crop_to, measured_pair, pad_to, padded_shape
+from . import devices, weights
 
 #: Part of the free memory that a run may plan with when the user gave no bound.
 SHARE = 0.8
@@ -44,7 +44,8 @@ def load_network(name: str, options: Options, device: torch.device | None = None
 
     Args:
         name: of the method.
-        options: ``weights`` and ``method_options`` (``size`` picks shipped weights, the rest are the method's switches).
+        options: ``weights`` and ``method_options`` (``size`` picks shipped weights, the rest are the method's
+            switches).
 
     Raises:
         InputError: no weights, weights that do not fit, unknown switches.
@@ -63,7 +64,8 @@ def load_network(name: str, options: Options, device: torch.device | None = None
 
 
 def working_spacing(name: str, options: Options) -> float:
-    """Voxel size in mm of the working grid: what the run's weights were trained at, else the method's own. Raises InputError."""
+    """Voxel size in mm of the working grid: what the run's weights were trained at, else the method's own. Raises
+    InputError."""
     path = weights.find(name, options.weights, options.method_options.get("size"))
     spacing = weights.read_card(path).get("plan", {}).get("spacing")
     return float(spacing) if isinstance(spacing, (int, float)) and spacing > 0 else networks.card(name).spacing
@@ -83,8 +85,14 @@ def _loaded(name: str, path: Path, stamp: int, switches: str, device: torch.devi
 
 
 @torch.no_grad()
-def run_network(moving: Tensor, fixed: Tensor, name: str, options: Options = Options(),
-                network: SymmetricNetwork | None = None, progress: Progress = silent) -> FieldPair:
+def run_network(
+    moving: Tensor,
+    fixed: Tensor,
+    name: str,
+    options: Options = Options(),
+    network: SymmetricNetwork | None = None,
+    progress: Progress = silent,
+) -> FieldPair:
     """Both directions of one pair by a learned method.
 
     Args:
@@ -127,11 +135,17 @@ def run_network(moving: Tensor, fixed: Tensor, name: str, options: Options = Opt
             if coarser == 1.0:
                 coarser, text = 1.5, "the GPU ran out of memory; trying again on a coarser grid"
             else:
-                coarser, device, text = 1.0, torch.device("cpu"), "the GPU ran out of memory twice; going on with the CPU"
+                coarser, device, text = (
+                    1.0,
+                    torch.device("cpu"),
+                    "the GPU ran out of memory twice; going on with the CPU",
+                )
             notes.append(text)
             progress("method", 0.05, text)
     if not (torch.isfinite(pair.fixed_to_moving).all() and torch.isfinite(pair.moving_to_fixed).all()):
-        raise RegistrationError(f"{name} gave fields that are not finite.", "Check the scans' intensities and the weights.")
+        raise RegistrationError(
+            f"{name} gave fields that are not finite.", "Check the scans' intensities and the weights."
+        )
     progress("method", 1.0, f"{name} done")
     return replace(pair, details={"notes": notes, "device": str(plan.device), "shape": plan.shape})
 
@@ -145,17 +159,28 @@ def memory_needed(network: SymmetricNetwork, shape: tuple[int, ...], batch: int 
 
 def _check(moving: Tensor, fixed: Tensor, card: Card) -> None:
     if moving.shape != fixed.shape or moving.dim() != 5 or moving.shape[1] != 1:
-        raise InputError(f"{card.name} needs two (N, 1, D, H, W) volumes on one grid, got {tuple(moving.shape)} and "
-                         f"{tuple(fixed.shape)}.")
+        raise InputError(
+            f"{card.name} needs two (N, 1, D, H, W) volumes on one grid, got {tuple(moving.shape)} and "
+            f"{tuple(fixed.shape)}."
+        )
     # Up to twice the size may be padding; beyond that a network sees mostly nothing.
     least = card.minimum_size // 2
     if min(moving.shape[2:]) < least:
-        raise InputError(f"the working grid {tuple(moving.shape[2:])} is too small for {card.name}, which needs at least "
-                         f"{least} voxels per axis.", "Choose a smaller --spacing, or --method syn.")
+        raise InputError(
+            f"the working grid {tuple(moving.shape[2:])} is too small for {card.name}, which needs at least "
+            f"{least} voxels per axis.",
+            "Choose a smaller --spacing, or --method syn.",
+        )
 
 
-def _planned(network: SymmetricNetwork, batch: int, shape: tuple[int, ...], device: torch.device, options: Options,
-             coarser: float) -> _Plan:
+def _planned(
+    network: SymmetricNetwork,
+    batch: int,
+    shape: tuple[int, ...],
+    device: torch.device,
+    options: Options,
+    coarser: float,
+) -> _Plan:
     """The finest lattice, at least ``coarser`` times the voxel, whose estimate fits the memory."""
     room = options.memory_gb * 1e9 if options.memory_gb else SHARE * devices.free_memory(device)
     factor, lattice = coarser, _lattice(shape, coarser, network.card)
@@ -166,13 +191,16 @@ def _planned(network: SymmetricNetwork, batch: int, shape: tuple[int, ...], devi
             raise RegistrationError(
                 f"{network.card.name} needs {memory_needed(network, shape, batch) / 1e9:.2f} GB for this working grid and "
                 f"{room / 1e9:.2f} GB may be used; a grid coarse enough to fit would be too coarse.",
-                "Raise --memory, free memory, choose a larger --spacing, or --method syn.")
+                "Raise --memory, free memory, choose a larger --spacing, or --method syn.",
+            )
     if lattice == shape:
         return _Plan(device, shape)
     note = ""
     if factor > coarser:
-        note = (f"{network.card.name} would need {memory_needed(network, shape, batch) / 1e9:.2f} GB and "
-                f"{room / 1e9:.2f} GB may be used: its working grid was made {factor:.2f} times coarser")
+        note = (
+            f"{network.card.name} would need {memory_needed(network, shape, batch) / 1e9:.2f} GB and "
+            f"{room / 1e9:.2f} GB may be used: its working grid was made {factor:.2f} times coarser"
+        )
     return _Plan(device, lattice, note)
 
 
@@ -208,8 +236,10 @@ def _run(moving: Tensor, fixed: Tensor, network: SymmetricNetwork, plan: _Plan) 
     moved, kept = (pad_to(resize(x.to(plan.device).float(), plan.shape), whole) for x in (moving, fixed))
     with _precision(plan.device, network.card):
         pair = network(moved, kept).pair
-    fields = [resize_field(crop_to(u.float(), plan.shape), moving.shape[2:]).to(moving.device)
-              for u in (pair.fixed_to_moving, pair.moving_to_fixed)]
+    fields = [
+        resize_field(crop_to(u.float(), plan.shape), moving.shape[2:]).to(moving.device)
+        for u in (pair.fixed_to_moving, pair.moving_to_fixed)
+    ]
     return measured_pair(*fields, pair.inverse_method)
 
 

@@ -1,6 +1,7 @@
 """One registry of all that ``--method`` takes: the optimisers and the networks.
 
-A new optimiser is one file in ``registration/optimisers/``, a new network one file in ``networks/``; nothing else has to know it.
+A new optimiser is one file in ``registration/optimisers/``, a new network one file in ``networks/``; nothing else has
+to know it.
 """
 
 from __future__ import annotations

@@ -12,9 +12,8 @@ from ..geometry.lattice import affine_displacement, affine_grid
 from ..geometry.transforms import DenseTransform, TransformPair
 from .working_grid import WorkingPair
 
-
-#: Transforms reach so far beyond the scan, mm, but not further than this part of its longest side: 6 mm around a scan of
-#: 2 mm would be a thousand times its volume.
+#: Transforms reach so far beyond the scan, mm, but not further than this part of its longest side: 6 mm around a scan
+#: of 2 mm would be a thousand times its volume.
 MARGIN_MM, MARGIN_SHARE = 6.0, 1 / 8
 
 
@@ -29,7 +28,9 @@ def to_physical(pair: FieldPair, space: WorkingPair, fixed: Grid, moving: Grid) 
     lattices = []
     for grid in (fixed, moving):
         grown = grid.padded(min(MARGIN_MM, MARGIN_SHARE * float((np.asarray(grid.shape) * grid.spacing).max())))
-        lattices.append(grown if (grid.spacing > 0.8 * spacing).all() else grown.resampled(np.maximum(grid.spacing, spacing)))
+        lattices.append(
+            grown if (grid.spacing > 0.8 * spacing).all() else grown.resampled(np.maximum(grid.spacing, spacing))
+        )
     to_fixed, to_moving = space.mid_to_fixed, space.mid_to_moving
     forward = _physical(pair.fixed_to_moving, space.grid, lattices[0], np.linalg.inv(to_fixed), to_moving)
     inverse = _physical(pair.moving_to_fixed, space.grid, lattices[1], np.linalg.inv(to_moving), to_fixed)

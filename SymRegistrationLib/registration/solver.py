@@ -1,11 +1,11 @@
-"""The chosen method on its working grid(s): network or optimiser, then refinement; a perturbed copy of the same on request."""
+"""The chosen method on its working grid(s): network or optimiser, then refinement; a perturbed copy of the same on
+request."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
-
 
 from ..fields import FieldPair, gaussian, resize, resize_field, warp
 from ..job import InputError, Options, Progress, silent
@@ -49,7 +49,8 @@ class Solver:
         notes: gets what was done other than asked, in words.
 
     Attributes:
-        space: the working pair that results refer to; for a refined network that finds the pose itself only after :meth:`run`.
+        space: the working pair that results refer to; for a refined network that finds the pose itself only after
+            :meth:`run`.
         similarity: what the optimiser maximises, ``network`` where none runs.
         learned: whether the method is a network.
 
@@ -82,7 +83,7 @@ class Solver:
         else:
             self._refine_on(pose)
 
-    def other(self, name: str) -> "Solver":
+    def other(self, name: str) -> Solver:
         """The same scans in the same pose for another method, with its shipped weights and its own switches."""
         options = replace(self.options, method=name, weights=None, method_options={}, ensemble="", average=False)
         return Solver(self.scans, self.pose, options, self.notes)
@@ -105,7 +106,12 @@ class Solver:
         space = self.space if perturbation is None else perturbation.intensities(self.space)
         start = working_grid.to_working_grid(pair, self.coarse, space)
         return self.optimiser.run(
-            space, self.preset, self.similarity, start, self.options.refine, stiffness,
+            space,
+            self.preset,
+            self.similarity,
+            start,
+            self.options.refine,
+            stiffness,
             lambda stage, f, text: progress(stage, share + (1 - share) * f, text),
         )
 
@@ -119,7 +125,9 @@ class Solver:
     def _refine_on(self, pose: Alignment) -> None:
         """Lay the optimiser's grid over what both scans show at this pose, and choose its similarity."""
         budget = self._voxel_budget()
-        self.space = self._space(pose, self.options.spacing or max(self.finest, (self._volume(pose) / budget) ** (1 / 3)))
+        self.space = self._space(
+            pose, self.options.spacing or max(self.finest, (self._volume(pose) / budget) ** (1 / 3))
+        )
         self.similarity = _similarity(self.options.metric, pose, self.notes)
 
     def _found(self, pair: FieldPair) -> Alignment:
@@ -135,7 +143,9 @@ class Solver:
         if perturbation is None:
             pair = inference.run_network(space.moving, space.fixed, name, self.options, progress=progress)
         else:
-            pair = predict_perturbed(perturbation.geometry(perturbation.intensities(space)), self.options, perturbation, progress)
+            pair = predict_perturbed(
+                perturbation.geometry(perturbation.intensities(space)), self.options, perturbation, progress
+            )
         for note in pair.details.get("notes", ()):
             if note not in self.notes:
                 self.notes.append(note)
@@ -143,7 +153,11 @@ class Solver:
 
     def _room(self, share: float) -> float:
         """Bytes that may be used: what the user allows, or ``share`` of what is free."""
-        return self.options.memory_gb * 1e9 if self.options.memory_gb else share * devices.free_memory(self.scans[0].image.device)
+        return (
+            self.options.memory_gb * 1e9
+            if self.options.memory_gb
+            else share * devices.free_memory(self.scans[0].image.device)
+        )
 
     def _check_room(self, voxels: float, refined: bool) -> None:
         """Refuse a working voxel that was asked for when its grid cannot fit the memory. Raises InputError."""
@@ -152,19 +166,24 @@ class Solver:
         if need > room:
             raise InputError(
                 f"--spacing {self.options.spacing:g} makes {voxels:.3g} voxels, which need about {need / 1e9:.3g} GB; "
-                f"{room / 1e9:.3g} GB may be used.", "Choose a larger --spacing, or leave it out.")
+                f"{room / 1e9:.3g} GB may be used.",
+                "Choose a larger --spacing, or leave it out.",
+            )
 
     def _voxel_budget(self) -> float:
         """Voxels of the working grid: what the preset wants, or what fits the memory, said aloud."""
         room = self._room(SHARE)
         fits = max(room / self.optimiser.card.bytes_per_voxel, 10_000)
         if fits < self.preset.voxels:
-            self.notes.append(f"the working grid was coarsened to {fits:.3g} voxels to stay within {room / 1e9:.1f} GB of memory")
+            self.notes.append(
+                f"the working grid was coarsened to {fits:.3g} voxels to stay within {room / 1e9:.1f} GB of memory"
+            )
         return min(self.preset.voxels, fits)
 
 
 def predict_perturbed(space: WorkingPair, options: Options, change: Perturbation, progress: Progress) -> FieldPair:
-    """A network under a perturbation: dropping where it has dropout, and seeing a coarser grid where it shall be stiffer."""
+    """A network under a perturbation: dropping where it has dropout, and seeing a coarser grid where it shall be
+    stiffer."""
     from . import inference
 
     network = inference.load_network(options.method, options, devices.resolve(options.device))

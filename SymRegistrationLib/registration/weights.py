@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -68,18 +69,27 @@ def save(path: str | Path, network: nn.Module, card: Mapping[str, Any] | None = 
     path = Path(path)
     if path.suffix != SUFFIX:
         raise InputError(f"weights are stored as {SUFFIX}, not as '{path.name}'.")
-    tensors = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in network.state_dict().items()}
+    tensors = {
+        name: value.detach().to("cpu", torch.float16).contiguous() for name, value in network.state_dict().items()
+    }
     bad = _not_finite(tensors)
     if bad:
-        raise InputError(f"the network's '{bad}' holds values that are not finite in half precision; nothing was written.")
+        raise InputError(
+            f"the network's '{bad}' holds values that are not finite in half precision; nothing was written."
+        )
     about = {"method": network.card.name, "size": network.size, "version": __version__}
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in network.options.items()}
     temporary = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, temporary, metadata={**about, "options": json.dumps(options, sort_keys=True)})
-        full = {**about, "options": options, "sha256": sha256(temporary),
-                "parameters": sum(value.numel() for value in tensors.values()), **(card or {})}
+        full = {
+            **about,
+            "options": options,
+            "sha256": sha256(temporary),
+            "parameters": sum(value.numel() for value in tensors.values()),
+            **(card or {}),
+        }
         part = card_path(temporary)
         part.write_text(json.dumps(full, indent=1) + "\n", encoding="utf-8")
         os.chmod(temporary, part.stat().st_mode)  # safetensors writes files that only their owner can read
@@ -107,21 +117,31 @@ def load(path: str | Path, method: str | None = None) -> Weights:
     digest = sha256(path)
     card = read_card(path)
     if card and card.get("sha256") != digest:
-        raise InputError(f"'{path}' is not the file its model card describes (SHA-256 differs): damaged or exchanged.",
-                         "Fetch or train it again; after a deliberate change delete the .json beside it.")
+        raise InputError(
+            f"'{path}' is not the file its model card describes (SHA-256 differs): damaged or exchanged.",
+            "Fetch or train it again; after a deliberate change delete the .json beside it.",
+        )
     about, tensors = _read_tensors(path)
     if "method" not in about:
-        raise InputError(f"'{path}' holds tensors but does not say of which method.", "Use a file that `symreg train` wrote.")
+        raise InputError(
+            f"'{path}' holds tensors but does not say of which method.", "Use a file that `symreg train` wrote."
+        )
     if method is not None and about["method"] != method:
-        raise InputError(f"'{path}' holds weights of {about['method']}, not of {method}.",
-                         f"Use --method {about['method']}, or other weights.")
+        raise InputError(
+            f"'{path}' holds weights of {about['method']}, not of {method}.",
+            f"Use --method {about['method']}, or other weights.",
+        )
     bad = _not_finite(tensors)
     if bad:
-        raise InputError(f"'{path}' is unusable: '{bad}' holds NaN or infinite values.", "Train again from an earlier checkpoint.")
+        raise InputError(
+            f"'{path}' is unusable: '{bad}' holds NaN or infinite values.", "Train again from an earlier checkpoint."
+        )
     options = parsed_json(about.get("options", "{}"), f"the header of '{path}'")
     if not isinstance(options, dict):
         raise InputError(f"'{path}' has a damaged header.", "Fetch or train it again.")
-    return Weights(path, about["method"], about.get("size", ""), options, about.get("version", ""), tensors, digest, card)
+    return Weights(
+        path, about["method"], about.get("size", ""), options, about.get("version", ""), tensors, digest, card
+    )
 
 
 def fill(network: nn.Module, weights: Weights) -> None:
@@ -131,8 +151,11 @@ def fill(network: nn.Module, weights: Weights) -> None:
         if name not in weights.tensors:
             raise _mismatch(network, weights, f"'{name}' is missing")
         if own[name].shape != weights.tensors[name].shape:
-            raise _mismatch(network, weights, f"'{name}' is {tuple(weights.tensors[name].shape)} and should be "
-                                              f"{tuple(own[name].shape)}")
+            raise _mismatch(
+                network,
+                weights,
+                f"'{name}' is {tuple(weights.tensors[name].shape)} and should be {tuple(own[name].shape)}",
+            )
     for name in weights.tensors:
         if name not in own:
             raise _mismatch(network, weights, f"'{name}' is not part of it")
@@ -142,7 +165,7 @@ def fill(network: nn.Module, weights: Weights) -> None:
 def shipped(method: str) -> dict[str, Path]:
     """Weights that came with the package, by size."""
     start = f"{method}-"
-    return {path.name[len(start):-len(SUFFIX)]: path for path in sorted(FOLDER.glob(f"{start}*{SUFFIX}"))}
+    return {path.name[len(start) : -len(SUFFIX)]: path for path in sorted(FOLDER.glob(f"{start}*{SUFFIX}"))}
 
 
 def find(method: str, file: str | None = None, size: str | None = None) -> Path:
@@ -156,14 +179,19 @@ def find(method: str, file: str | None = None, size: str | None = None) -> Path:
     here = shipped(method)
     if not here or (size and size not in here):
         what = f"{method} ({size})" if size else method
-        raise InputError(f"there are no weights for {what}.",
-                         f"Train them with `symreg train --method {method}` or pass --weights FILE; --method syn needs none.")
+        raise InputError(
+            f"there are no weights for {what}.",
+            f"Train them with `symreg train --method {method}` or pass --weights FILE; --method syn needs none.",
+        )
     return here[size] if size else next(iter(here.values()))
 
 
 def _mismatch(network: nn.Module, weights: Weights, what: str) -> InputError:
-    return InputError(f"'{weights.path}' (size '{weights.size}') does not fit {network.card.name} of size "
-                      f"'{network.size}' with these options: {what}.", "Use the size and options it was trained with.")
+    return InputError(
+        f"'{weights.path}' (size '{weights.size}') does not fit {network.card.name} of size "
+        f"'{network.size}' with these options: {what}.",
+        "Use the size and options it was trained with.",
+    )
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -185,8 +213,10 @@ def _read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with safe_open(path, framework="pt", device="cpu") as stream:
             return dict(stream.metadata() or {}), {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118, not a mapping
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"'{path}' is not a complete safetensors file ({error}).",
-                         "Fetch or train it again; pickled .pt files are never read.") from None
+        raise InputError(
+            f"'{path}' is not a complete safetensors file ({error}).",
+            "Fetch or train it again; pickled .pt files are never read.",
+        ) from None
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> str:

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..fields import FieldPair, gaussian, sample
-from ..geometry.grid import Grid, transform_points, canonical_axes, index_map
-from ..job import InputError
+from ..geometry.grid import Grid, canonical_axes, index_map, transform_points
 from ..geometry.lattice import affine_displacement, affine_grid
 from ..geometry.volumes import Volume, foreground, robust_range
+from ..job import InputError
 
 #: Content may be cut by the field of view; a face of the volume with more than this share of foreground counts as cut.
 CUT_FACE = 0.05
@@ -115,8 +115,15 @@ class WorkingPair:
     mid_to_moving: np.ndarray
 
 
-def working_pair(fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid_to_moving: np.ndarray,
-              spacing: float, multiple: int = 1, whole: bool = False) -> WorkingPair:
+def working_pair(
+    fixed: Scan,
+    moving: Scan,
+    mid_to_fixed: np.ndarray,
+    mid_to_moving: np.ndarray,
+    spacing: float,
+    multiple: int = 1,
+    whole: bool = False,
+) -> WorkingPair:
     """Resample both scans onto a common isotropic grid half-way between them.
 
     Args:
@@ -137,8 +144,15 @@ def working_pair(fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid_to_mov
     return WorkingPair(images[0], images[1], weight, grid, mid_to_fixed, mid_to_moving)
 
 
-def working_grid(fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid_to_moving: np.ndarray,
-                 spacing: float, multiple: int = 1, whole: bool = False) -> Grid:
+def working_grid(
+    fixed: Scan,
+    moving: Scan,
+    mid_to_fixed: np.ndarray,
+    mid_to_moving: np.ndarray,
+    spacing: float,
+    multiple: int = 1,
+    whole: bool = False,
+) -> Grid:
     """Isotropic grid over what both scans show, with a margin; its axes lie half-way between theirs.
 
     With ``whole`` it covers what either shows, along the patient's axes: two headers far apart have no half-way that is
@@ -154,8 +168,10 @@ def working_grid(fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid_to_mov
     inner, outer = (np.minimum, np.maximum) if whole else (np.maximum, np.minimum)
     low, high = inner(boxes[0][0], boxes[1][0]), outer(boxes[0][1], boxes[1][1])
     if (high <= low).any():
-        raise InputError("the two scans do not overlap in space after the initial alignment.",
-                         "Use --initial centre, rigid or affine, or check that they show the same part of the body.")
+        raise InputError(
+            "the two scans do not overlap in space after the initial alignment.",
+            "Use --initial centre, rigid or affine, or check that they show the same part of the body.",
+        )
     margin = 0.06 * (high - low).max() + 2 * spacing
     size = (high - low) + 2 * margin
     shape = [max(4, multiple * math.ceil((s / spacing + 1) / multiple)) for s in size]
@@ -190,9 +206,12 @@ def resample(scan: Scan, grid: Grid, to_scan: np.ndarray) -> tuple[Tensor, Tenso
 
 
 def to_working_grid(pair: FieldPair, source: WorkingPair, target: WorkingPair) -> FieldPair:
-    """A field pair carried from one working grid to another of the same scans, whatever their mid-spaces; voxels of ``target``."""
-    to_fixed, to_moving = (np.linalg.inv(old) @ new for old, new in ((source.mid_to_fixed, target.mid_to_fixed),
-                                                                     (source.mid_to_moving, target.mid_to_moving)))
+    """A field pair carried from one working grid to another of the same scans, whatever their mid-spaces; voxels of
+    ``target``."""
+    to_fixed, to_moving = (
+        np.linalg.inv(old) @ new
+        for old, new in ((source.mid_to_fixed, target.mid_to_fixed), (source.mid_to_moving, target.mid_to_moving))
+    )
 
     def carried(u: Tensor, enter: np.ndarray, leave: np.ndarray) -> Tensor:
         at = affine_grid(target.grid.shape, source.grid.inverse @ enter @ target.grid.matrix, u)
@@ -200,15 +219,19 @@ def to_working_grid(pair: FieldPair, source: WorkingPair, target: WorkingPair) -
         moved += affine_displacement(leave @ enter, target.grid).to(u).reshape(3, -1)
         return (torch.from_numpy(target.grid.inverse[:3, :3]).to(u) @ moved).view(1, 3, *target.grid.shape)
 
-    return FieldPair(carried(pair.fixed_to_moving, to_fixed, np.linalg.inv(to_moving)),
-                     carried(pair.moving_to_fixed, to_moving, np.linalg.inv(to_fixed)), pair.inverse_method, pair.residual)
+    return FieldPair(
+        carried(pair.fixed_to_moving, to_fixed, np.linalg.inv(to_moving)),
+        carried(pair.moving_to_fixed, to_moving, np.linalg.inv(to_fixed)),
+        pair.inverse_method,
+        pair.residual,
+    )
 
 
 def fit_affine(pair: FieldPair, space: WorkingPair) -> tuple[np.ndarray, np.ndarray]:
     """The affine map that explains a field pair best where either scan shows content.
 
-    Points p of the fixed side and q of the moving side are fitted by q - p = L (p + q) / 2 + t, so that exchanging the scans
-    inverts the map exactly.
+    Points p of the fixed side and q of the moving side are fitted by q - p = L (p + q) / 2 + t, so that exchanging the
+    scans inverts the map exactly.
 
     Returns:
         (4, 4) LPS mm, fixed point -> moving point, and the (3,) fixed point in the middle.
@@ -225,6 +248,6 @@ def fit_affine(pair: FieldPair, space: WorkingPair) -> tuple[np.ndarray, np.ndar
     half[:3, :3] = np.linalg.lstsq(middle - centre, apart - push, rcond=None)[0].T / 2
     half[:3, 3] = push / 2 - half[:3, :3] @ centre
     matrix = (np.eye(4) + half) @ np.linalg.inv(np.eye(4) - half)
-    return space.mid_to_moving @ matrix @ np.linalg.inv(space.mid_to_fixed), transform_points(space.mid_to_fixed, centre - push / 2)
-
-
+    return space.mid_to_moving @ matrix @ np.linalg.inv(space.mid_to_fixed), transform_points(
+        space.mid_to_fixed, centre - push / 2
+    )

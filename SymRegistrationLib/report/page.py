@@ -7,21 +7,21 @@ second also for large volumes.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Iterable, Sequence
 
 import numpy as np
 
-from . import drawing
 from ..console import duration, jsonable, number
-from .drawing import DIVERGING, FOLDED, SEQUENTIAL
+from ..geometry.volumes import foreground
 from ..quality.checks import checks, verdict
+from . import drawing
+from .drawing import DIVERGING, FOLDED, SEQUENTIAL
 from .rows import command_of, number_rows
-from .views import Page, draw_maps, draw_scans
 from .style import SCRIPT, STYLE
 from .trust import trust_section
-from ..geometry.volumes import foreground
+from .views import Page, draw_maps, draw_scans
 
 STAGES = (("before", "As scanned"), ("aligned", "Aligned"), ("after", "Registered"))
 MODES = (("slide", "Slide"), ("flicker", "Flicker"), ("checker", "Checkerboard"), ("moving", "Moving only"))

@@ -140,7 +140,9 @@ def summary(metrics: dict, output: str) -> str:
     told = metrics.get("uncertainty")
     if told:
         what = "68 % radius, calibrated" if told["calibrated"] else "relative only"
-        lines.append(f"uncertainty                {number(told['mean_mm'], 2)} mm mean, {number(told['p95_mm'], 2)} mm 95 % ({what})")
+        lines.append(
+            f"uncertainty                {number(told['mean_mm'], 2)} mm mean, {number(told['p95_mm'], 2)} mm 95 % ({what})"
+        )
     if metrics["alignment"].get("unsure"):
         lines.append("the initial alignment is UNSURE: look at the report before you use this")
     report = Path(output) / "report.html"

@@ -12,9 +12,9 @@ from html import escape
 
 import numpy as np
 
+from ..geometry.volumes import robust_range
 from . import drawing
 from .drawing import DIVERGING, FOLDED, SEQUENTIAL, Plane
-from ..geometry.volumes import robust_range
 
 OUTLINE = np.array([64, 224, 208])
 LATTICE = np.array([150, 215, 255])
@@ -132,9 +132,7 @@ def _draw_millimetres(page: Page, greys: list[np.ndarray], name: str, values: np
     limit = _scale(cuts, greys, _MM_STEPS)
     for plane, grey, cut in zip(page.planes, greys, cuts):
         share = np.clip(cut / limit, 0, 1)
-        page.picture(
-            name, plane, drawing.overlay(grey, drawing.colour(share, SEQUENTIAL), 0.25 + 0.6 * np.sqrt(share))
-        )
+        page.picture(name, plane, drawing.overlay(grey, drawing.colour(share, SEQUENTIAL), 0.25 + 0.6 * np.sqrt(share)))
     return limit
 
 

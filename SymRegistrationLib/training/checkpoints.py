@@ -31,8 +31,11 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
         RegistrationError: disk full or not writable; the earlier checkpoint is untouched.
     """
     with replacing(path, GO_ON) as temporary:
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, temporary,
-                  metadata={"facts": json.dumps(facts)})
+        save_file(
+            {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
+            temporary,
+            metadata={"facts": json.dumps(facts)},
+        )
         with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
 
@@ -44,11 +47,14 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             facts = json.loads((stream.metadata() or {})["facts"])
             return {name: stream.get_tensor(name) for name in stream.keys()}, facts  # noqa: SIM118, not a mapping
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"the checkpoint '{path}' is damaged ({error}).",
-                         "Delete it to begin anew, or choose another --output.") from None
+        raise InputError(
+            f"the checkpoint '{path}' is damaged ({error}).", "Delete it to begin anew, or choose another --output."
+        ) from None
 
 
-def pack(network: nn.Module, optimiser: torch.optim.Adam, averages: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def pack(
+    network: nn.Module, optimiser: torch.optim.Adam, averages: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
     """Everything that changes during training as named tensors.
 
     Args:
@@ -66,7 +72,9 @@ def pack(network: nn.Module, optimiser: torch.optim.Adam, averages: Mapping[str,
     return tensors
 
 
-def unpack(tensors: Mapping[str, Tensor], network: nn.Module, optimiser: torch.optim.Adam) -> dict[str, dict[str, Tensor]]:
+def unpack(
+    tensors: Mapping[str, Tensor], network: nn.Module, optimiser: torch.optim.Adam
+) -> dict[str, dict[str, Tensor]]:
     """Undo :func:`pack`; returns the averages."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():

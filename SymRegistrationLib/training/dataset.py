@@ -21,22 +21,42 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..registration import working_grid
-from ..geometry.grid import Grid, canonical_axes
 from ..files import reason, replacing
-from ..job import InputError, Progress, RegistrationError, existing_file, silent
+from ..geometry.grid import Grid, canonical_axes
 from ..geometry.points import read_points
-from .synthetic import LabelMap, label_map
 from ..geometry.volumes import Volume, read_labels, read_mask, read_volume, resample_labels
+from ..job import InputError, Progress, RegistrationError, existing_file, silent
+from ..registration import working_grid
+from .synthetic import LabelMap, label_map
 
 #: Raised when what the cache holds is made another way.
 CACHE_VERSION = 2
 _VOLUMES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh")
 _POINTS = (".mrk.json", ".fcsv", ".csv")
-_KINDS = {"labels": ("aseg", "dseg", "seg", "segmentation", "label", "labels", "labelmap", "lobes", "parc", "aparc+aseg"),
-          "mask": ("mask", "brainmask"), "points": ("landmarks", "points", "fiducials", "landmark")}
+_KINDS = {
+    "labels": ("aseg", "dseg", "seg", "segmentation", "label", "labels", "labelmap", "lobes", "parc", "aparc+aseg"),
+    "mask": ("mask", "brainmask"),
+    "points": ("landmarks", "points", "fiducials", "landmark"),
+}
 #: Last words of a file name that say what a scan is, not whom it shows.
-_MODALITIES = ("t1w", "t2w", "t1", "t2", "flair", "pd", "ct", "mr", "mri", "pet", "brain", "head", "image", "img", "norm", "orig")
+_MODALITIES = (
+    "t1w",
+    "t2w",
+    "t1",
+    "t2",
+    "flair",
+    "pd",
+    "ct",
+    "mr",
+    "mri",
+    "pet",
+    "brain",
+    "head",
+    "image",
+    "img",
+    "norm",
+    "orig",
+)
 _COLUMNS = ("image", "labels", "mask", "points", "subject", "split")
 _PAIR = tuple(f"{side}_{name}" for side in ("fixed", "moving") for name in ("labels", "mask", "points"))
 
@@ -96,12 +116,14 @@ class Facts:
 
 # ---------------------------------------------------------------------------------------------- finding
 
+
 def find(path: str | Path, only_labels: bool = False) -> Listing:
     """List the scans of a folder or table.
 
     Args:
         path: folder, or CSV/TSV with a column ``image`` (and ``labels``, ``mask``, ``points``, ``subject``, ``split``),
-            or with ``fixed`` and ``moving`` (and ``fixed_labels`` ...) for fixed pairs. Paths are relative to the table.
+            or with ``fixed`` and ``moving`` (and ``fixed_labels`` ...) for fixed pairs. Paths are relative to the
+            table.
         only_labels: every volume is a label map.
 
     Raises:
@@ -111,7 +133,9 @@ def find(path: str | Path, only_labels: bool = False) -> Listing:
     listing = _find_folder(path, only_labels) if path.is_dir() else _find_table(path, only_labels)
     if not listing.cases:
         what = "label map" if only_labels else "scan"
-        raise InputError(f"'{path}' holds no {what}.", "Readable are NIfTI, NRRD, MHA/MHD and MGZ; or give a CSV table.")
+        raise InputError(
+            f"'{path}' holds no {what}.", "Readable are NIfTI, NRRD, MHA/MHD and MGZ; or give a CSV table."
+        )
     return listing
 
 
@@ -137,7 +161,7 @@ def _find_folder(folder: Path, only_labels: bool) -> Listing:
     for image in images:
         subject = _key(image)[0]
         # "bert_brain" may belong to "bert_brain_mask" as well as to "bert_aseg".
-        stem = image.name[:len(image.name) - len(_ending(image, _VOLUMES))]
+        stem = image.name[: len(image.name) - len(_ending(image, _VOLUMES))]
         found = {**extras.get(stem.rpartition("_")[0], {}), **extras.get(subject, {}), **extras.get(stem, {})}
         cases.append(Case(str(image), subject=subject, **{kind: str(file) for kind, file in found.items()}))
     return Listing(tuple(cases), source=str(folder))
@@ -145,7 +169,7 @@ def _find_folder(folder: Path, only_labels: bool) -> Listing:
 
 def _key(file: Path) -> tuple[str, str]:
     """(subject, kind) by name: ``sub-01_desc-brain_dseg.nii.gz`` and ``sub-01_T1w.nii.gz`` are both of ``sub-01``."""
-    stem = file.name[:len(file.name) - len(_ending(file, (*_VOLUMES, *_POINTS)))]
+    stem = file.name[: len(file.name) - len(_ending(file, (*_VOLUMES, *_POINTS)))]
     parts = stem.split("_")
     last = parts[-1].lower()
     kind = next((k for k, words in _KINDS.items() if last in words), "image")
@@ -160,9 +184,13 @@ def _find_table(table: Path, only_labels: bool) -> Listing:
     try:
         text = table.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"table '{table}' could not be read as text ({error}).", "Give a folder, or a CSV or TSV file.") from None
+        raise InputError(
+            f"table '{table}' could not be read as text ({error}).", "Give a folder, or a CSV or TSV file."
+        ) from None
     lines = [line for line in text.splitlines() if line.strip()]
-    separator = "\t" if lines and "\t" in lines[0] else ";" if lines and lines[0].count(";") > lines[0].count(",") else ","
+    separator = (
+        "\t" if lines and "\t" in lines[0] else ";" if lines and lines[0].count(";") > lines[0].count(",") else ","
+    )
     try:
         rows = list(csv.DictReader(lines, delimiter=separator))
     except csv.Error as error:
@@ -171,11 +199,15 @@ def _find_table(table: Path, only_labels: bool) -> Listing:
     paired = {"fixed", "moving"} <= names
     known = {"fixed", "moving", "split", *_PAIR} if paired else set(_COLUMNS)
     if not (paired or ("labels" if only_labels else "image") in names):
-        raise InputError(f"table '{table}' has neither a column 'image' nor columns 'fixed' and 'moving'.",
-                         f"Its first line must name the columns: {', '.join(_COLUMNS)}.")
+        raise InputError(
+            f"table '{table}' has neither a column 'image' nor columns 'fixed' and 'moving'.",
+            f"Its first line must name the columns: {', '.join(_COLUMNS)}.",
+        )
     if names - known:
-        raise InputError(f"table '{table}' has unknown columns: {', '.join(sorted(map(str, names - known)))}.",
-                         f"Known: {', '.join(sorted(known))}.")
+        raise InputError(
+            f"table '{table}' has unknown columns: {', '.join(sorted(map(str, names - known)))}.",
+            f"Known: {', '.join(sorted(known))}.",
+        )
     rows = [{str(k).strip().lower(): (v or "").strip() for k, v in row.items() if k is not None} for row in rows]
     for number, row in enumerate(rows, 2):
         if row.get("split", "") not in ("", "train", "validation"):
@@ -188,8 +220,15 @@ def _path(table: Path, value: str) -> str | None:
 
 
 def _case_rows(table: Path, rows: list[dict], only_labels: bool) -> Listing:
-    cases = [Case(None if only_labels else _path(table, row["image"]), *(_path(table, row.get(k, "")) for k in _COLUMNS[1:4]),
-                  row.get("subject", "") or f"row {number}", row.get("split", "")) for number, row in enumerate(rows, 2)]
+    cases = [
+        Case(
+            None if only_labels else _path(table, row["image"]),
+            *(_path(table, row.get(k, "")) for k in _COLUMNS[1:4]),
+            row.get("subject", "") or f"row {number}",
+            row.get("split", ""),
+        )
+        for number, row in enumerate(rows, 2)
+    ]
     return Listing(tuple(case for case in cases if case.image or case.labels), source=str(table))
 
 
@@ -209,6 +248,7 @@ def _pair_rows(table: Path, rows: list[dict]) -> Listing:
 
 
 # ---------------------------------------------------------------------------------------------- checking
+
 
 def check(listing: Listing, bad: str = "refuse", progress: Progress = silent) -> tuple[Listing, list[Facts]]:
     """Read every file once; what cannot be used is named.
@@ -233,8 +273,10 @@ def check(listing: Listing, bad: str = "refuse", progress: Progress = silent) ->
     if problems and (bad == "refuse" or not good):
         told = "\n".join(f"  {message}" for _, message in problems[:20])
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise InputError(f"{len(problems)} of {len(listing.cases)} scans in '{listing.source}' cannot be used:\n{told}{more}\n",
-                         "Repair or remove them, or leave them out with --bad-scans skip.")
+        raise InputError(
+            f"{len(problems)} of {len(listing.cases)} scans in '{listing.source}' cannot be used:\n{told}{more}\n",
+            "Repair or remove them, or leave them out with --bad-scans skip.",
+        )
     place = {old: new for new, old in enumerate(good)}
     pairs = listing.pairs
     if pairs is not None:
@@ -249,7 +291,9 @@ def _check_case(case: Case) -> Facts:
     if labels is not None and not (labels.array > 0).any():
         raise InputError(f"label map '{case.labels}' holds no label.", "Draw something into it, or leave it out.")
     if labels is not None and len(np.unique(labels.array)) > 2000:
-        raise InputError(f"label map '{case.labels}' has {len(np.unique(labels.array))} values: it looks like an image.")
+        raise InputError(
+            f"label map '{case.labels}' has {len(np.unique(labels.array))} values: it looks like an image."
+        )
     if labels is not None and volume is not None and not (resample_labels(labels, volume.grid) > 0).any():
         raise InputError(f"label map '{case.labels}' lies wholly outside its scan '{case.image}'.")
     if case.mask:
@@ -285,21 +329,29 @@ def divide(listing: Listing, validation: str, seed: int) -> Listing:
         raise InputError(f"validation is {validation}.", "Give a share from 0 to 0.9, or names of scans.")
     count = min(len(subjects) - 1, max(2 if len(subjects) >= 6 else 1, round(share * len(subjects)))) if share else 0
     held = set(np.random.default_rng(seed).permutation(subjects)[:count])
-    return replace(listing, cases=tuple(replace(c, split="validation" if c.subject in held else "train")
-                                        for c in listing.cases))
+    return replace(
+        listing, cases=tuple(replace(c, split="validation" if c.subject in held else "train") for c in listing.cases)
+    )
 
 
 def _divide_by_name(listing: Listing, names: list[str]) -> Listing:
     for name in names:
         if not any(name in Path(c.name).name or name == c.subject for c in listing.cases):
-            raise InputError(f"--validation names '{name}', which no scan in '{listing.source}' is called.",
-                             "Give parts of file names, subjects, or a share such as 0.15.")
-    return replace(listing, cases=tuple(
-        replace(c, split="validation" if any(n in Path(c.name).name or n == c.subject for n in names) else "train")
-        for c in listing.cases))
+            raise InputError(
+                f"--validation names '{name}', which no scan in '{listing.source}' is called.",
+                "Give parts of file names, subjects, or a share such as 0.15.",
+            )
+    return replace(
+        listing,
+        cases=tuple(
+            replace(c, split="validation" if any(n in Path(c.name).name or n == c.subject for n in names) else "train")
+            for c in listing.cases
+        ),
+    )
 
 
 # ---------------------------------------------------------------------------------------------- cache
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -315,8 +367,9 @@ class Cache:
     shape: tuple[int, int, int]
 
     def scan(self, case: Case) -> dict[str, Tensor]:
-        """``image`` (1, 1, D, H, W) half precision, black outside its mask, and, where given, ``labels`` int32 and ``points``
-        (1, P, 3) voxels, all on a grid of canonical axes about the content. Raises InputError when a file has gone bad."""
+        """``image`` (1, 1, D, H, W) half precision, black outside its mask, and, where given, ``labels`` int32 and
+        ``points`` (1, P, 3) voxels, all on a grid of canonical axes about the content. Raises InputError when a file
+        has gone bad."""
         return self._kept(case, "scan", lambda: self._make_scan(case))
 
     def labels(self, case: Case) -> LabelMap:
@@ -362,7 +415,9 @@ class Cache:
         image, _ = working_grid.resample(scan, grid, np.eye(4))
         out = {"image": image.half()}
         if case.labels:
-            out["labels"] = torch.from_numpy(resample_labels(read_labels(case.labels), grid).astype(np.int32))[None, None]
+            out["labels"] = torch.from_numpy(resample_labels(read_labels(case.labels), grid).astype(np.int32))[
+                None, None
+            ]
         if case.points:
             out["points"] = torch.from_numpy(grid.indices(read_points(case.points).points)).float()[None]
         return out

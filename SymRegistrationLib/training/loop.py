@@ -22,15 +22,17 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .. import networks
-from . import checkpoints, plan as training_plan, result as training_result
-from ..registration import weights
-from .samples import Samples, seed_of
 from ..files import write_whole
 from ..job import InputError, Progress, RegistrationError, silent
 from ..networks._base import SymmetricNetwork
+from ..registration import weights
+from . import checkpoints
+from . import plan as training_plan
+from . import result as training_result
 from .loss import step_terms, validate
 from .options import TrainingOptions
 from .plan import TrainingPlan
+from .samples import Samples, seed_of
 from .stop import Stopper
 
 #: Longest gradient that a step may take in one part (child module) of a network; longer ones are shortened to it.
@@ -152,7 +154,9 @@ class Trainer:
         self.rank, self.world = rank, world
         self.folder = Path(options.output)
         self.network = training_plan.new_network(options).to(self.device)
-        self.ema_network = networks.create(options.method, options.size, **options.method_options).to(self.device).eval()
+        self.ema_network = (
+            networks.create(options.method, options.size, **options.method_options).to(self.device).eval()
+        )
         if options.gradient_checkpointing:
             enable_gradient_checkpointing(self.network)
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=1e-4)
@@ -181,13 +185,18 @@ class Trainer:
             try:
                 row = self._step()
             except torch.cuda.OutOfMemoryError:
-                raise RegistrationError("the GPU ran out of memory.", "Use --gradient-checkpointing or a larger --spacing in a "
-                                        "new --output, or free the GPU and give the same command again.") from None
+                raise RegistrationError(
+                    "the GPU ran out of memory.",
+                    "Use --gradient-checkpointing or a larger --spacing in a "
+                    "new --output, or free the GPU and give the same command again.",
+                ) from None
             except RuntimeError as error:
                 if "CUDA error" not in str(error):
                     raise
-                raise RegistrationError(f"the GPU failed in mid-run ({str(error).splitlines()[0]}).",
-                                        "Give the same command again: the run goes on from its last checkpoint.") from None
+                raise RegistrationError(
+                    f"the GPU failed in mid-run ({str(error).splitlines()[0]}).",
+                    "Give the same command again: the run goes on from its last checkpoint.",
+                ) from None
             now = time.monotonic()
             self.state.seconds = before + now - begun
             stopping = self._agreed(bool(self.options.stop_after) and now - begun > 60 * self.options.stop_after)
@@ -224,8 +233,9 @@ class Trainer:
         for k in range(self.plan.batch):
             position = (state.step * self.plan.batch + k) * self.world + self.rank
             drawn = self.samples.training(position, grown, self.options.weights.published > 0)
-            passes = step_terms(self.network, drawn, stage.level, self.options.weights,
-                                seed_of(self.options.seed, "labels", position))
+            passes = step_terms(
+                self.network, drawn, stage.level, self.options.weights, seed_of(self.options.seed, "labels", position)
+            )
             while True:
                 with self._precision():
                     parts = next(passes, None)
@@ -244,13 +254,23 @@ class Trainer:
         else:
             state.bad += 1
             if state.bad > MOST_BAD_STEPS:
-                raise RegistrationError(f"{state.bad} steps in a row had no finite gradient.",
-                                        "Lower --learning-rate, or use --precision float32, in a new --output.")
+                raise RegistrationError(
+                    f"{state.bad} steps in a row had no finite gradient.",
+                    "Lower --learning-rate, or use --precision float32, in a new --output.",
+                )
         state.step += 1
         state.stage_step += 1
-        return {"step": state.step, "stage": state.stage + 1, "level": stage.level, "rate": rate, "loss": sum(terms.values()),
-                "terms": terms, "gradient": length if math.isfinite(length) else None, "pair": drawn.pair.name,
-                "seconds": round(time.perf_counter() - started, 4)}
+        return {
+            "step": state.step,
+            "stage": state.stage + 1,
+            "level": stage.level,
+            "rate": rate,
+            "loss": sum(terms.values()),
+            "terms": terms,
+            "gradient": length if math.isfinite(length) else None,
+            "pair": drawn.pair.name,
+            "seconds": round(time.perf_counter() - started, 4),
+        }
 
     def _active(self, level: int, frozen: bool) -> list[torch.nn.Parameter]:
         """Parameters that this step may change; the others' gradients are switched off."""
@@ -261,7 +281,8 @@ class Trainer:
         return list(used.values())
 
     def _gather(self, active: list[torch.nn.Parameter]) -> float:
-        """Gradients summed over the processes; returns their length. What no pair touched gets zeros, in every process."""
+        """Gradients summed over the processes; returns their length. What no pair touched gets zeros, in every
+        process."""
         for parameter in active:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -315,7 +336,8 @@ class Trainer:
     def _stage_is_over(self) -> bool:
         stage = self.plan.stages[self.state.stage]
         return self.state.stage_step >= stage.iterations or bool(
-            self.options.patience and self.state.waiting >= self.options.patience)
+            self.options.patience and self.state.waiting >= self.options.patience
+        )
 
     def _advance(self) -> None:
         """On to the next stage when this one is over or no longer gains."""
@@ -357,19 +379,29 @@ class Trainer:
                 self.state = TrainingState(**facts)
                 averages = checkpoints.unpack(tensors, self.network, self.optimiser)
             except (TypeError, KeyError, RuntimeError) as error:
-                raise InputError(f"the checkpoint '{self._file}' does not fit this run ({str(error).splitlines()[0]}).",
-                                 "Choose another --output to begin anew.") from None
-            self.average, self.best = ({n: v.to(self.device) for n, v in averages[w].items()} for w in ("average", "best"))
+                raise InputError(
+                    f"the checkpoint '{self._file}' does not fit this run ({str(error).splitlines()[0]}).",
+                    "Choose another --output to begin anew.",
+                ) from None
+            self.average, self.best = (
+                {n: v.to(self.device) for n, v in averages[w].items()} for w in ("average", "best")
+            )
         if self.rank == 0:
             for name in ("log.jsonl", "validation.jsonl"):
                 checkpoints.cut_log(self.folder / name, self.state.step)
 
     def _outcome(self) -> dict[str, Any]:
         """Write the weights when there is nothing left to do."""
-        result = {"finished": self.state.finished, "step": self.state.step, "steps": self.plan.iterations,
-                  "output": str(self.folder), "seconds": round(self.state.seconds, 1), "weights": None,
-                  "notes": list(self.plan.notes), "validation": training_result.last_row(self.folder / "validation.jsonl",
-                                                                                        self.state.best_step)}
+        result = {
+            "finished": self.state.finished,
+            "step": self.state.step,
+            "steps": self.plan.iterations,
+            "output": str(self.folder),
+            "seconds": round(self.state.seconds, 1),
+            "weights": None,
+            "notes": list(self.plan.notes),
+            "validation": training_result.last_row(self.folder / "validation.jsonl", self.state.best_step),
+        }
         if self.state.finished and self.rank == 0:
             self.ema_network.load_state_dict(self.best)
             path = self.folder / f"{self.plan.method}-{self.plan.size}{weights.SUFFIX}"
@@ -385,11 +417,12 @@ class Trainer:
         cost = self._costs()
         stages = self.plan.stages
         return sum(stages[k].iterations * cost[k] for k in range(self.state.stage)) + (
-            self.state.stage_step * cost[self.state.stage])
+            self.state.stage_step * cost[self.state.stage]
+        )
 
     def _costs(self) -> list[float]:
         known = self.plan.seconds_a_step
-        return [known.get(str(stage.level), 2.0 ** stage.level if not known else 1.0) for stage in self.plan.stages]
+        return [known.get(str(stage.level), 2.0**stage.level if not known else 1.0) for stage in self.plan.stages]
 
     def _fraction(self, first: float, elapsed: float) -> float:
         """Of what this process has to do."""
@@ -400,12 +433,15 @@ class Trainer:
 
     def _message(self, row: dict[str, Any]) -> str:
         best = f", best score {self.state.best:.4f}" if math.isfinite(self.state.best) else ""
-        return (f"step {row['step']} of {self.plan.iterations}, level {row['level']}, loss {row['loss']:.4f}, "
-                f"{row['seconds']:.2f} s a step{best}")
+        return (
+            f"step {row['step']} of {self.plan.iterations}, level {row['level']}, loss {row['loss']:.4f}, "
+            f"{row['seconds']:.2f} s a step{best}"
+        )
 
 
 def learning_rate(plan: TrainingPlan, stage: int, step: int) -> float:
-    """Adam's rate at a step of a stage: as published (constant, or halved), or warmed up and cooled down by a cosine."""
+    """Adam's rate at a step of a stage: as published (constant, or halved), or warmed up and cooled down by a
+    cosine."""
     leg = plan.stages[stage]
     if plan.rate == "published":
         return leg.learning_rate * 0.5 ** (step // plan.halve_every if plan.halve_every else 0)
@@ -430,5 +466,3 @@ def _forgetful(forward):
         return forward(*args, **named)
 
     return wrapped
-
-

@@ -13,20 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .samples import Sample
 from ..fields import identity, inverse_consistency, jacobian_determinant, sample_at, warp
 from ..losses import diffusion, negative_jacobian
 from ..networks._base import SymmetricNetwork
 from ..quality.metrics import similarity
-from .synthetic import Pair
 from .options import Weighting
+from .samples import Sample
+from .synthetic import Pair
 
 #: Labels compared in one step, drawn at random; all of a whole head would take too much memory.
 LABELS_A_STEP = 12
 
 
-def step_terms(network: SymmetricNetwork, drawn: Sample, level: int, weights: Weighting, seed: int
-               ) -> Iterator[dict[str, Tensor]]:
+def step_terms(
+    network: SymmetricNetwork, drawn: Sample, level: int, weights: Weighting, seed: int
+) -> Iterator[dict[str, Tensor]]:
     """The weighted terms of one pair by name; their sum is minimised. One dictionary for each pass through the network,
     so that the caller can go backward before the next pass takes memory.
 
@@ -48,8 +49,9 @@ def step_terms(network: SymmetricNetwork, drawn: Sample, level: int, weights: We
         yield supervised_terms(maps, pair, weights, seed, 2 if level < network.levels else 1)
 
 
-def supervised_terms(maps: Sequence[tuple[Tensor | None, Tensor | None]], pair: Pair, weights: Weighting, seed: int,
-                     factor: int = 1) -> dict[str, Tensor]:
+def supervised_terms(
+    maps: Sequence[tuple[Tensor | None, Tensor | None]], pair: Pair, weights: Weighting, seed: int, factor: int = 1
+) -> dict[str, Tensor]:
     """Labels, true map and landmarks against a network's maps (see ``SymmetricNetwork.mappings``).
 
     Args:
@@ -80,8 +82,10 @@ def _chosen(pair: Pair, seed: int) -> list[int]:
     """Up to ``LABELS_A_STEP`` foreground labels that both scans show."""
     if pair.moving_labels is None or pair.fixed_labels is None:
         return []
-    counts = [torch.bincount(labels.reshape(-1).long(), minlength=len(pair.values))
-              for labels in (pair.moving_labels, pair.fixed_labels)]
+    counts = [
+        torch.bincount(labels.reshape(-1).long(), minlength=len(pair.values))
+        for labels in (pair.moving_labels, pair.fixed_labels)
+    ]
     shown = ((counts[0] > 0) & (counts[1] > 0)).nonzero().flatten().tolist()
     shown = [k for k in shown if pair.values[k] != 0]
     return sorted(random.Random(seed).sample(shown, min(LABELS_A_STEP, len(shown))))
@@ -110,8 +114,8 @@ def end_point(to_moving: Tensor | None, to_fixed: Tensor | None, pair: Pair) -> 
     """Mean distance in voxels between where a point goes and where it belongs, over the content that both scans show.
 
     From each point p of the maps' grid: the fixed point is p + to_fixed(p), its true partner lies at fixed_to_moving of
-    it, and the network's at p + to_moving(p). Without ``to_moving`` the grid is the moving scan's, and the true map back
-    judges ``to_fixed`` directly, so that no map has to be inverted.
+    it, and the network's at p + to_moving(p). Without ``to_moving`` the grid is the moving scan's, and the true map
+    back judges ``to_fixed`` directly, so that no map has to be inverted.
     """
     if to_moving is None:
         error, seen = to_fixed - pair.moving_to_fixed, _content(pair.moving, pair.moving_to_fixed)
@@ -144,6 +148,7 @@ def _length(u: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------- validation
+
 
 @dataclass(frozen=True)
 class ValidationScores:

@@ -48,26 +48,29 @@ class TrainingOptions:
         real: share of the steps that see real scans, when there are scans and label maps.
         two_people: share of the pairs from label maps that show two people (labels known, true map not).
         one_contrast: share of the synthetic pairs whose two scans have one contrast.
-        t1: share of the scans synthesised from FreeSurfer's labels that look T1-weighted; the others have random contrasts.
+        t1: share of the scans synthesised from FreeSurfer's labels that look T1-weighted; the others have random
+            contrasts.
         output: folder of the run; a run that is already in it goes on.
         validation: share of the subjects kept for validation, or names of them.
         bad_scans: ``skip`` or ``refuse``.
         spacing, shape: of the working grid, mm and voxels; ``None`` = planned from data and memory.
         batch: pairs per optimiser step and process.
         iterations: optimiser steps of all stages together; ``None`` = published, or what fits ``minutes``.
-        stages: share of the work of each stage, coarsest first; ``None`` = as published (by time where ``minutes`` is set
+        stages: share of the work of each stage, coarsest first; ``None`` = as published (by time where ``minutes`` is
+            set
             and there is no GPU: the same for each).
         freeze: levels up to this one stay as they are while finer ones are trained.
         minutes: the whole plan is made to fit in this time.
         stop_after: end this process after so many minutes with a checkpoint; the same command goes on.
         learning_rate, rate: peak, and its shape: ``auto``, ``published`` or ``cosine``.
-        supervised: share of the synthetic steps that are trained on labels and true maps; the others on the published loss.
+        supervised: share of the synthetic steps that are trained on labels and true maps; the others on the published
+            loss.
         weights: see :class:`Weighting`.
         rotation, shift, scale: largest poses of pairs, degrees, mm, share.
         curriculum: share of each stage over which poses grow from a fifth to their full range.
         ema: decay of the moving average of the weights; 0 = none.
-        validate_every, patience: steps between validations (``None`` = 20 in the plan), and how many without progress end a
-            stage; 0 = never.
+        validate_every, patience: steps between validations (``None`` = 20 in the plan), and how many without progress
+            end a stage; 0 = never.
         validation_pairs: number of them.
         checkpoint_minutes: between checkpoints; one is also written at each validation.
         precision: ``auto`` (bfloat16 on CUDA), ``float32`` or ``bfloat16``.
@@ -126,16 +129,36 @@ class TrainingOptions:
         for name in ("shapes", "real", "two_people", "one_contrast", "t1", "supervised", "curriculum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name.replace('_', '-')} is {getattr(self, name)}.", "It is a share: give 0 to 1.")
-        for name, least in (("batch", 1), ("iterations", 1), ("minutes", 0.01), ("stop_after", 0.01), ("spacing", 0.01),
-                            ("learning_rate", 1e-9), ("validate_every", 1), ("validation_pairs", 1), ("memory_gb", 0.01),
-                            ("threads", 1), ("rotation", 0), ("shift", 0), ("scale", 0), ("freeze", 0), ("patience", 0),
-                            ("checkpoint_minutes", 0)):
+        for name, least in (
+            ("batch", 1),
+            ("iterations", 1),
+            ("minutes", 0.01),
+            ("stop_after", 0.01),
+            ("spacing", 0.01),
+            ("learning_rate", 1e-9),
+            ("validate_every", 1),
+            ("validation_pairs", 1),
+            ("memory_gb", 0.01),
+            ("threads", 1),
+            ("rotation", 0),
+            ("shift", 0),
+            ("scale", 0),
+            ("freeze", 0),
+            ("patience", 0),
+            ("checkpoint_minutes", 0),
+        ):
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
                 raise InputError(f"{name.replace('_', '-')} is {value}.", f"Give at least {least}.")
-        for name, allowed in (("bad_scans", BAD_SCANS), ("rate", RATES), ("precision", ("auto", "float32", "bfloat16"))):
+        for name, allowed in (
+            ("bad_scans", BAD_SCANS),
+            ("rate", RATES),
+            ("precision", ("auto", "float32", "bfloat16")),
+        ):
             if getattr(self, name) not in allowed:
-                raise InputError(f"{name.replace('_', '-')} is '{getattr(self, name)}'.", f"Choose one of: {', '.join(allowed)}.")
+                raise InputError(
+                    f"{name.replace('_', '-')} is '{getattr(self, name)}'.", f"Choose one of: {', '.join(allowed)}."
+                )
         check_seed(self.seed)
         if not 0 <= self.ema < 1:
             raise InputError(f"ema is {self.ema}.", "Give a decay from 0 (none) to below 1.")
@@ -147,7 +170,11 @@ class TrainingOptions:
             raise InputError(f"stages is {self.stages}.", "Give one share per stage, as 0.4,0.3,0.2,0.1.")
         for name, value in vars(self.weights).items():
             if not 0 <= value < math.inf:
-                raise InputError(f"{name.replace('_', '-')}-weight is {value}.", "Give 0 to leave a term out, or a positive number.")
+                raise InputError(
+                    f"{name.replace('_', '-')}-weight is {value}.", "Give 0 to leave a term out, or a positive number."
+                )
         if not (self.weights.published or self.supervised):
-            raise InputError("nothing is left to train on: the published loss weighs 0 and no step is supervised.",
-                             "Raise --published or --supervised.")
+            raise InputError(
+                "nothing is left to train on: the published loss weighs 0 and no step is supervised.",
+                "Raise --published or --supervised.",
+            )

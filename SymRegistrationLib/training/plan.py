@@ -1,6 +1,8 @@
-"""From data and machine to a plan: spacing, size, schedule, precision, memory; printed and written before hours are spent.
+"""From data and machine to a plan: spacing, size, schedule, precision, memory; printed and written before hours are
+spent.
 
-Level 4. The idea is nnU-Net's (Isensee 2021): what can be learned from the data set and the memory is not asked of the user.
+Level 4. The idea is nnU-Net's (Isensee 2021): what can be learned from the data set and the memory is not asked of the
+user.
 """
 
 from __future__ import annotations
@@ -19,17 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import dataset
-from ..registration import devices, weights
 from .. import networks
 from ..console import duration
-from .dataset import Cache, Facts, Listing
-from .samples import Mixture, Part, Sample, Samples, all_pairs
 from ..job import InputError, Progress, silent
 from ..networks._base import Recipe, SymmetricNetwork, padded_shape, parameter_count
-from .synthetic import Synthesis, make_pair
+from ..registration import devices, weights
+from . import dataset
+from .dataset import Cache, Facts, Listing
 from .loss import step_terms
 from .options import TrainingOptions
+from .samples import Mixture, Part, Sample, Samples, all_pairs
+from .synthetic import Synthesis, make_pair
 
 #: Peak memory of a training step over what its forward pass keeps for the backward pass; 1.5 to 2 on the four networks.
 PEAK = 2.0
@@ -100,21 +102,33 @@ class TrainingPlan:
         """Read :meth:`to_json`. Raises InputError when it is damaged."""
         try:
             raw = json.loads(text)
-            return cls(**{**raw, "shape": tuple(raw["shape"]), "notes": tuple(raw["notes"]), "held_out": tuple(raw["held_out"]),
-                          "stages": tuple(StagePlan(**stage) for stage in raw["stages"])})
+            return cls(
+                **{
+                    **raw,
+                    "shape": tuple(raw["shape"]),
+                    "notes": tuple(raw["notes"]),
+                    "held_out": tuple(raw["held_out"]),
+                    "stages": tuple(StagePlan(**stage) for stage in raw["stages"]),
+                }
+            )
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"the plan of the earlier run is damaged ({error}).", "Choose another --output.") from None
 
     def table(self) -> str:
         """For people."""
         total = sum(s.iterations * self.seconds_a_step.get(str(s.level), 0.0) for s in self.stages)
-        lines = [f"method      {self.method}, size {self.size}",
-                 f"grid        {'x'.join(map(str, self.shape))} voxels of {self.spacing:g} mm",
-                 f"data        {', '.join(f'{count} {what}' for what, count in self.data.items() if count) or 'shapes only'}",
-                 f"validation  {', '.join(self.held_out) or 'shapes'}",
-                 f"machine     {self.device}, {self.precision}, about {self.memory_gb:.2f} of {self.room_gb:.1f} GB"]
-        lines += [f"stage {k}     level {s.level}, {s.iterations} steps, learning rate {s.learning_rate:g}"
-                  + (f", coarser levels frozen for {s.frozen}" if s.frozen else "") for k, s in enumerate(self.stages, 1)]
+        lines = [
+            f"method      {self.method}, size {self.size}",
+            f"grid        {'x'.join(map(str, self.shape))} voxels of {self.spacing:g} mm",
+            f"data        {', '.join(f'{count} {what}' for what, count in self.data.items() if count) or 'shapes only'}",
+            f"validation  {', '.join(self.held_out) or 'shapes'}",
+            f"machine     {self.device}, {self.precision}, about {self.memory_gb:.2f} of {self.room_gb:.1f} GB",
+        ]
+        lines += [
+            f"stage {k}     level {s.level}, {s.iterations} steps, learning rate {s.learning_rate:g}"
+            + (f", coarser levels frozen for {s.frozen}" if s.frozen else "")
+            for k, s in enumerate(self.stages, 1)
+        ]
         if total:
             lines.append(f"time        about {duration(total)} on this machine")
         return "\n".join([*lines, *(f"note        {note}" for note in self.notes)])
@@ -160,14 +174,25 @@ def prepare(options: TrainingOptions, progress: Progress = silent, timer: Callab
     else:
         plan = _plan(options, network, [*scan_facts, *map_facts], device, notes)
     cache = Cache(Path(options.output) / "cache", plan.spacing, plan.shape)
-    mixture = Mixture(options.real if options.labels else 1.0, options.shapes if options.labels else 1.0, options.two_people,
-                      options.supervised)
+    mixture = Mixture(
+        options.real if options.labels else 1.0,
+        options.shapes if options.labels else 1.0,
+        options.two_people,
+        options.supervised,
+    )
     samples = Samples(training, validation, cache, synthesis_of(plan, options), mixture, options.seed, device)
     held = {case for case in (*validation.scans, *validation.maps) if case.split == "validation"}
     if not old.is_file():
-        plan = replace(plan, data={"scans": len(scans.cases), "label maps": len(maps.cases), "pairs": len(training.pairs),
-                                   "bad scans left out": len(scans.problems) + len(maps.problems)},
-                       held_out=tuple(Path(c.name).name for c in (*scans.cases, *maps.cases) if c in held))
+        plan = replace(
+            plan,
+            data={
+                "scans": len(scans.cases),
+                "label maps": len(maps.cases),
+                "pairs": len(training.pairs),
+                "bad scans left out": len(scans.problems) + len(maps.problems),
+            },
+            held_out=tuple(Path(c.name).name for c in (*scans.cases, *maps.cases) if c in held),
+        )
     _check_disk(Path(options.output), network, plan, len(scans.cases) + len(maps.cases))
     _fill_cache(cache, training, validation, progress)
     if not old.is_file():
@@ -177,8 +202,15 @@ def prepare(options: TrainingOptions, progress: Progress = silent, timer: Callab
 
 def synthesis_of(plan: TrainingPlan, options: TrainingOptions) -> Synthesis:
     """How far the pairs of a plan vary."""
-    return Synthesis(shape=plan.shape, spacing=plan.spacing, rotation=options.rotation, shift=options.shift,
-                     scale=options.scale, one_contrast=options.one_contrast, t1=options.t1)
+    return Synthesis(
+        shape=plan.shape,
+        spacing=plan.spacing,
+        rotation=options.rotation,
+        shift=options.shift,
+        scale=options.scale,
+        one_contrast=options.one_contrast,
+        t1=options.t1,
+    )
 
 
 # ---------------------------------------------------------------------------------------------- data
@@ -186,8 +218,9 @@ def synthesis_of(plan: TrainingPlan, options: TrainingOptions) -> Synthesis:
 _EMPTY = Listing(())
 
 
-def _listing(source: str | None, options: TrainingOptions, progress: Progress, notes: list[str], only_labels: bool = False
-             ) -> tuple[Listing, list[Facts]]:
+def _listing(
+    source: str | None, options: TrainingOptions, progress: Progress, notes: list[str], only_labels: bool = False
+) -> tuple[Listing, list[Facts]]:
     if source is None:
         return _EMPTY, []
     listing, facts = dataset.check(dataset.find(source, only_labels), options.bad_scans, progress)
@@ -195,11 +228,15 @@ def _listing(source: str | None, options: TrainingOptions, progress: Progress, n
         notes.append(f"left out: {problem}")
     with_labels = sum(case.labels is not None for case in listing.cases)
     if not only_labels and 0 < with_labels < len(listing.cases):
-        notes.append(f"{len(listing.cases) - with_labels} of {len(listing.cases)} scans have no labels: pairs with them learn "
-                     "from intensities only")
+        notes.append(
+            f"{len(listing.cases) - with_labels} of {len(listing.cases)} scans have no labels: pairs with them learn "
+            "from intensities only"
+        )
     if len({round(f.spacing, 2) for f in facts}) > 1:
-        notes.append(f"voxel sizes differ ({min(f.spacing for f in facts):g} to {max(f.spacing for f in facts):g} mm); all are "
-                     "resampled to one grid along their own anatomical axes")
+        notes.append(
+            f"voxel sizes differ ({min(f.spacing for f in facts):g} to {max(f.spacing for f in facts):g} mm); all are "
+            "resampled to one grid along their own anatomical axes"
+        )
     return dataset.divide(listing, options.validation, options.seed), facts
 
 
@@ -222,13 +259,17 @@ def _parts(scans: Listing, maps: Listing, notes: list[str]) -> tuple[Part, Part]
         mixed = tuple((m, f) for m, f in all_pairs(cases) if (m < len(validation.scans)) != (f < len(validation.scans)))
         validation = replace(validation, scans=cases, pairs=mixed)
     if scans.cases and not training.pairs:
-        raise InputError(f"'{scans.source}' leaves {len(training.scans)} scans for training, which make no pair of two subjects.",
-                         "At least two subjects are needed beside those held out; lower --validation, or add --labels.")
+        raise InputError(
+            f"'{scans.source}' leaves {len(training.scans)} scans for training, which make no pair of two subjects.",
+            "At least two subjects are needed beside those held out; lower --validation, or add --labels.",
+        )
     if maps.cases and not training.maps:
         raise InputError(f"'{maps.source}' leaves no label map for training.", "Lower --validation.")
     if 0 < len({c.subject for c in training.scans}) < 5 and not maps.cases:
-        notes.append(f"only {len({c.subject for c in training.scans})} subjects to learn from: expect a network that knows these, "
-                     "not people; add --labels or more scans")
+        notes.append(
+            f"only {len({c.subject for c in training.scans})} subjects to learn from: expect a network that knows these, "
+            "not people; add --labels or more scans"
+        )
     if not (validation.pairs or validation.maps):
         notes.append("nothing is held out: random shapes validate, so early stopping sees no anatomy")
     return training, validation
@@ -240,8 +281,10 @@ def _same_run(plan: TrainingPlan, options: TrainingOptions) -> None:
     now = json.loads(json.dumps(dataclasses.asdict(options)))
     differ = [name for name in now if name not in free and plan.options.get(name) != now[name]]
     if differ:
-        raise InputError(f"'{options.output}' holds a run with other options: {', '.join(differ)}.",
-                         "Use the same options to go on, or another --output to begin anew.")
+        raise InputError(
+            f"'{options.output}' holds a run with other options: {', '.join(differ)}.",
+            "Use the same options to go on, or another --output to begin anew.",
+        )
 
 
 def _fill_cache(cache: Cache, training: Part, validation: Part, progress: Progress) -> None:
@@ -259,20 +302,26 @@ def _check_disk(output: Path, network: SymmetricNetwork, plan: TrainingPlan, fil
         (output / ".writable").write_text("")
         (output / ".writable").unlink()
     except OSError as error:
-        raise InputError(f"output folder '{output}' cannot be written ({error.strerror}).", "Choose another --output.") from None
+        raise InputError(
+            f"output folder '{output}' cannot be written ({error.strerror}).", "Choose another --output."
+        ) from None
     need = 2 * 5 * 4 * parameter_count(network) + files * 7 * math.prod(plan.shape) + 50e6
     free = shutil.disk_usage(output).free
     if free < need:
-        raise InputError(f"'{output}' has {free / 1e9:.2f} GB free, and cache and checkpoints take about {need / 1e9:.2f} GB.",
-                         "Free disk space, or choose another --output.")
+        raise InputError(
+            f"'{output}' has {free / 1e9:.2f} GB free, and cache and checkpoints take about {need / 1e9:.2f} GB.",
+            "Free disk space, or choose another --output.",
+        )
 
 
 # ---------------------------------------------------------------------------------------------- size and memory
 
-def _plan(options: TrainingOptions, network: SymmetricNetwork, facts: list[Facts], device: torch.device, notes: list[str]
-          ) -> TrainingPlan:
+
+def _plan(
+    options: TrainingOptions, network: SymmetricNetwork, facts: list[Facts], device: torch.device, notes: list[str]
+) -> TrainingPlan:
     card = network.card
-    room = (options.memory_gb or SHARE * devices.free_memory(device) / 1e9)
+    room = options.memory_gb or SHARE * devices.free_memory(device) / 1e9
     extent = np.percentile([f.extent for f in facts], 90, axis=0) if facts else np.full(3, 180.0)
     finest = float(np.median([f.spacing for f in facts])) if facts else 0.0
 
@@ -282,14 +331,18 @@ def _plan(options: TrainingOptions, network: SymmetricNetwork, facts: list[Facts
         return options.shape or padded_shape([math.ceil(e * _MARGIN / spacing) for e in extent], card)
 
     spacing = options.spacing or max(card.spacing, finest)
+
     def fits(shape) -> bool:
         return _step_gb(network, shape, per_voxel) <= room
 
     bound = MOST_VOXELS["cuda" if device.type == "cuda" else "cpu"]
     if options.spacing is None and options.shape is not None and facts:
         spacing = max(spacing, float(max(e * _MARGIN / n for e, n in zip(extent, options.shape))))
-    while options.spacing is None and options.shape is None and (
-            math.prod(shape_at(spacing)) > bound or not fits(shape_at(spacing))):
+    while (
+        options.spacing is None
+        and options.shape is None
+        and (math.prod(shape_at(spacing)) > bound or not fits(shape_at(spacing)))
+    ):
         larger = spacing * 1.04
         if min(math.ceil(e * _MARGIN / larger) for e in extent) < card.minimum_size / 2:
             break
@@ -298,18 +351,41 @@ def _plan(options: TrainingOptions, network: SymmetricNetwork, facts: list[Facts
     shape = tuple(int(n) for n in shape_at(spacing))
     if options.spacing is None and spacing > max(card.spacing, finest) * 1.05:
         why = "the time a step takes" if fits(shape_at(spacing / 1.04)) else "the memory"
-        notes.append(f"voxels of {spacing:g} mm instead of {max(card.spacing, finest):g} mm, for {why}; --spacing overrides")
+        notes.append(
+            f"voxels of {spacing:g} mm instead of {max(card.spacing, finest):g} mm, for {why}; --spacing overrides"
+        )
     if padded_shape(shape, card) != shape:
-        raise InputError(f"{card.name} cannot train on {'x'.join(map(str, shape))} voxels.",
-                         f"Every axis must be a multiple of {card.size_multiple} and at least {card.minimum_size}: try "
-                         f"--shape {','.join(map(str, padded_shape(shape, card)))}.")
+        raise InputError(
+            f"{card.name} cannot train on {'x'.join(map(str, shape))} voxels.",
+            f"Every axis must be a multiple of {card.size_multiple} and at least {card.minimum_size}: try "
+            f"--shape {','.join(map(str, padded_shape(shape, card)))}.",
+        )
     need = _step_gb(network, shape, per_voxel)
     if need > room:
-        raise InputError(f"a training step at {'x'.join(map(str, shape))} needs about {need:.2f} GB and {room:.2f} GB may be used.",
-                         "Choose a larger --spacing, a smaller --shape or --size, or raise --memory.")
+        raise InputError(
+            f"a training step at {'x'.join(map(str, shape))} needs about {need:.2f} GB and {room:.2f} GB may be used.",
+            "Choose a larger --spacing, a smaller --shape or --size, or raise --memory.",
+        )
     precision = options.precision if options.precision != "auto" else "bfloat16" if device.type == "cuda" else "float32"
-    return TrainingPlan(card.name, options.size, spacing, shape, options.batch, str(device), precision, (), "published", None, 1,
-                round(need, 3), round(room, 3), {}, (), tuple(notes), json.loads(json.dumps(dataclasses.asdict(options))))
+    return TrainingPlan(
+        card.name,
+        options.size,
+        spacing,
+        shape,
+        options.batch,
+        str(device),
+        precision,
+        (),
+        "published",
+        None,
+        1,
+        round(need, 3),
+        round(room, 3),
+        {},
+        (),
+        tuple(notes),
+        json.loads(json.dumps(dataclasses.asdict(options))),
+    )
 
 
 def _step_gb(network: SymmetricNetwork, shape: Sequence[int], per_voxel: float) -> float:
@@ -317,7 +393,8 @@ def _step_gb(network: SymmetricNetwork, shape: Sequence[int], per_voxel: float) 
 
 
 def kept_bytes(network: SymmetricNetwork, options: TrainingOptions) -> float:
-    """Bytes per voxel that one forward pass in training keeps for the backward pass: counted on a small pair of shapes."""
+    """Bytes per voxel that one forward pass in training keeps for the backward pass: counted on a small pair of
+    shapes."""
     shape = padded_shape((network.card.minimum_size,) * 3, network.card)
     pair = make_pair(None, Synthesis(shape=shape), 0)
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
@@ -332,7 +409,9 @@ def kept_bytes(network: SymmetricNetwork, options: TrainingOptions) -> float:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            passes = list(step_terms(network, Sample(pair, published, not published), network.levels, options.weights, 0))
+            passes = list(
+                step_terms(network, Sample(pair, published, not published), network.levels, options.weights, 0)
+            )
         most = max(most, sum(seen.values()))
         del passes
     return most / math.prod(shape)
@@ -340,13 +419,18 @@ def kept_bytes(network: SymmetricNetwork, options: TrainingOptions) -> float:
 
 # ---------------------------------------------------------------------------------------------- schedule
 
-def _scheduled(plan: TrainingPlan, options: TrainingOptions, network: SymmetricNetwork, samples: Samples, timer) -> TrainingPlan:
+
+def _scheduled(
+    plan: TrainingPlan, options: TrainingOptions, network: SymmetricNetwork, samples: Samples, timer
+) -> TrainingPlan:
     """The published stages, shortened to ``iterations`` or ``minutes``."""
     recipe: Recipe = network.recipe
     published = [stage.iterations for stage in recipe.stages]
     if options.stages is not None and len(options.stages) != len(published):
-        raise InputError(f"--stages has {len(options.stages)} shares and {plan.method} has {len(published)} stages.",
-                         "Give one share per stage, coarsest first.")
+        raise InputError(
+            f"--stages has {len(options.stages)} shares and {plan.method} has {len(published)} stages.",
+            "Give one share per stage, coarsest first.",
+        )
     seconds: dict[str, float] = {}
     if options.minutes and not options.iterations:
         counts, seconds = _by_time(plan, options, recipe, timer, samples)
@@ -360,18 +444,36 @@ def _scheduled(plan: TrainingPlan, options: TrainingOptions, network: SymmetricN
     notes = list(plan.notes)
     factor = 4.0 if short and rate == "cosine" else 1.0
     if short and not options.learning_rate and factor > 1:
-        notes.append(f"{100 * scale:.3g} % of the published steps: the learning rate starts {factor:g} times higher and cools "
-                     "down in each stage")
-    stages = tuple(StagePlan(stage.level, count, options.learning_rate or factor * stage.learning_rate,
-                             round(stage.frozen * count / stage.iterations))
-                   for stage, count in zip(recipe.stages, counts) if count)
+        notes.append(
+            f"{100 * scale:.3g} % of the published steps: the learning rate starts {factor:g} times higher and cools "
+            "down in each stage"
+        )
+    stages = tuple(
+        StagePlan(
+            stage.level,
+            count,
+            options.learning_rate or factor * stage.learning_rate,
+            round(stage.frozen * count / stage.iterations),
+        )
+        for stage, count in zip(recipe.stages, counts)
+        if count
+    )
     halve = round(recipe.halve_every * scale) or 1 if recipe.halve_every else None
     every = options.validate_every or max(1, sum(counts) // 20)
-    return replace(plan, stages=stages, rate=rate, halve_every=halve, validate_every=every, notes=tuple(notes),
-                   seconds_a_step={level: round(s, 4) for level, s in seconds.items()})
+    return replace(
+        plan,
+        stages=stages,
+        rate=rate,
+        halve_every=halve,
+        validate_every=every,
+        notes=tuple(notes),
+        seconds_a_step={level: round(s, 4) for level, s in seconds.items()},
+    )
 
 
-def _by_time(plan: TrainingPlan, options: TrainingOptions, recipe: Recipe, timer, samples: Samples) -> tuple[list[int], dict[str, float]]:
+def _by_time(
+    plan: TrainingPlan, options: TrainingOptions, recipe: Recipe, timer, samples: Samples
+) -> tuple[list[int], dict[str, float]]:
     """Steps of each stage that fit ``minutes``, with a tenth kept for validation and checkpoints."""
     network = new_network(options)
     seconds = {str(stage.level): timer(network, samples, stage.level) for stage in recipe.stages}
@@ -388,8 +490,10 @@ def _by_time(plan: TrainingPlan, options: TrainingOptions, recipe: Recipe, timer
     counts = [min(int(n), most) if n >= 1 else 0 for n, most in zip(counts, published)]
     if any(share and not count for share, count in zip(shares, counts)):
         least = sum(cost) / 54
-        raise InputError(f"{options.minutes:g} minutes are too short: one step of each stage takes {sum(cost):.1f} s.",
-                         f"Give more than {max(least, 1):.0f} minutes, a larger --spacing, or a smaller --size.")
+        raise InputError(
+            f"{options.minutes:g} minutes are too short: one step of each stage takes {sum(cost):.1f} s.",
+            f"Give more than {max(least, 1):.0f} minutes, a larger --spacing, or a smaller --size.",
+        )
     return counts, seconds
 
 

@@ -21,17 +21,70 @@ from ..fields import warp
 from ..files import write_whole
 from ..job import InputError
 from ..report.drawing import png
-from .synthetic import Pair
 from .checkpoints import GO_ON
 from .options import TrainingOptions
 from .plan import TrainingPlan
+from .synthetic import Pair
 
 #: 3 x 5 dots of each character, rows from top to bottom as octal digits.
-_FONT = {c: rows for c, rows in zip(
-    "0123456789.-_ abcdefghijklmnopqrstuvwxyz",
-    ["75557", "26227", "71747", "71717", "55711", "74717", "74757", "71111", "75757", "75717", "00002", "00700", "00007", "00000", "02757", "44656", "03443", "11353", "02743", "32722", "03571", "44655", "20222", "10112", "45655", "62223", "05775", "06555", "02552", "06564", "03531", "03444", "03616", "27223", "05557", "05552", "05577", "05255", "05524", "07127"])}
-_COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207), (140, 86, 75),
-            (227, 119, 194))
+_FONT = {
+    c: rows
+    for c, rows in zip(
+        "0123456789.-_ abcdefghijklmnopqrstuvwxyz",
+        [
+            "75557",
+            "26227",
+            "71747",
+            "71717",
+            "55711",
+            "74717",
+            "74757",
+            "71111",
+            "75757",
+            "75717",
+            "00002",
+            "00700",
+            "00007",
+            "00000",
+            "02757",
+            "44656",
+            "03443",
+            "11353",
+            "02743",
+            "32722",
+            "03571",
+            "44655",
+            "20222",
+            "10112",
+            "45655",
+            "62223",
+            "05775",
+            "06555",
+            "02552",
+            "06564",
+            "03531",
+            "03444",
+            "03616",
+            "27223",
+            "05557",
+            "05552",
+            "05577",
+            "05255",
+            "05524",
+            "07127",
+        ],
+    )
+}
+_COLOURS = (
+    (31, 119, 180),
+    (214, 39, 40),
+    (44, 160, 44),
+    (148, 103, 189),
+    (255, 127, 14),
+    (23, 190, 207),
+    (140, 86, 75),
+    (227, 119, 194),
+)
 
 
 def board(folder: Path) -> Any:
@@ -39,8 +92,10 @@ def board(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise InputError("--tensorboard needs TensorBoard, which is not installed.",
-                         "pip install tensorboard, or leave it out: log.jsonl and curves.png hold the same.") from None
+        raise InputError(
+            "--tensorboard needs TensorBoard, which is not installed.",
+            "pip install tensorboard, or leave it out: log.jsonl and curves.png hold the same.",
+        ) from None
     return SummaryWriter(str(folder / "tensorboard"))
 
 
@@ -62,6 +117,7 @@ def last_row(path: Path, step: int) -> dict[str, Any] | None:
 
 
 # ---------------------------------------------------------------------------------------------- pictures
+
 
 def draw(folder: Path, judge, held_out: Sequence[Pair] | None, writer: Any = None, step: int = 0) -> None:
     """Write curves.png, and validation.png from the first held-out pair. Raises RegistrationError when it cannot."""
@@ -141,10 +197,11 @@ def _write(image: np.ndarray, text: str, row: int, column: int, colour: Sequence
             for x in range(3):
                 if int(digit) >> (2 - x) & 1:
                     top, left = row + y * zoom, column + (4 * number + x) * zoom
-                    image[top:top + zoom, left:left + zoom] = colour
+                    image[top : top + zoom, left : left + zoom] = colour
 
 
 # ---------------------------------------------------------------------------------------------- model card
+
 
 def model_card(plan: TrainingPlan, options: TrainingOptions, result: Mapping[str, Any], state) -> dict[str, Any]:
     """What the weights are: everything needed to judge them or to make them again; plain JSON."""
@@ -152,20 +209,34 @@ def model_card(plan: TrainingPlan, options: TrainingOptions, result: Mapping[str
     log = rows(Path(options.output) / "log.jsonl")
     judged = rows(Path(options.output) / "validation.jsonl")
     return {
-        "title": card.title, "publication": card.publication, "licence": options.licence,
+        "title": card.title,
+        "publication": card.publication,
+        "licence": options.licence,
         "trained_on": _data_words(plan, options),
         "data": {**plan.data, "held_out": list(plan.held_out)},
         "plan": {k: v for k, v in json.loads(plan.to_json()).items() if k not in ("options", "data", "held_out")},
-        "training": {"steps": state.step, "of_planned": plan.iterations, "of_published": _published(plan),
-                     "weights_of_step": state.best_step, "seconds": round(state.seconds), "seed": options.seed,
-                     "averaged": options.ema, "loss_weights": dataclasses.asdict(options.weights),
-                     "poses": {"rotation_degrees": options.rotation, "shift_mm": options.shift, "scale": options.scale}},
+        "training": {
+            "steps": state.step,
+            "of_planned": plan.iterations,
+            "of_published": _published(plan),
+            "weights_of_step": state.best_step,
+            "seconds": round(state.seconds),
+            "seed": options.seed,
+            "averaged": options.ema,
+            "loss_weights": dataclasses.asdict(options.weights),
+            "poses": {"rotation_degrees": options.rotation, "shift_mm": options.shift, "scale": options.scale},
+        },
         "curves": _summary(log),
         "validation": {"pairs": options.validation_pairs, "final": result["validation"], "all": judged[-40:]},
         "limits": _limits(plan, options),
         "command": options.command,
-        "versions": {"symregistration": __version__, "torch": torch.__version__, "numpy": np.__version__,
-                     "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"},
+        "versions": {
+            "symregistration": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}",
+        },
     }
 
 
@@ -190,17 +261,25 @@ def _summary(log: Sequence[Mapping], points: int = 12) -> list[dict[str, float]]
     for part in legs:
         lines = [log[k] for k in part]
         names = {name for line in lines for name in line["terms"]}
-        out.append({"step": lines[-1]["step"], **{
-            name: round(float(np.mean([line["terms"][name] for line in lines if name in line["terms"]])), 5)
-            for name in sorted(names)}})
+        out.append(
+            {
+                "step": lines[-1]["step"],
+                **{
+                    name: round(float(np.mean([line["terms"][name] for line in lines if name in line["terms"]])), 5)
+                    for name in sorted(names)
+                },
+            }
+        )
     return out
 
 
 def _limits(plan: TrainingPlan, options: TrainingOptions) -> list[str]:
     share = 100 * plan.iterations / _published(plan)
-    limits = [f"Trained at {plan.spacing:g} mm on {'x'.join(map(str, plan.shape))} voxels; detail finer than that was not seen.",
-              f"Poses up to {options.rotation:g} degrees, {options.shift:g} mm and {100 * options.scale:g} % were seen.",
-              "Not for clinical use."]
+    limits = [
+        f"Trained at {plan.spacing:g} mm on {'x'.join(map(str, plan.shape))} voxels; detail finer than that was not seen.",
+        f"Poses up to {options.rotation:g} degrees, {options.shift:g} mm and {100 * options.scale:g} % were seen.",
+        "Not for clinical use.",
+    ]
     if share < 99:
         limits.insert(0, f"{share:.3g} % of the published number of steps.")
     if not options.data:

@@ -13,9 +13,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .dataset import Cache, Case
 from ..fields import identity, warp
 from ..job import InputError
+from .dataset import Cache, Case
 from .synthetic import Draw, LabelMap, Pair, Synthesis, label_map, look_up, make_pair, random_poses, voxel_pose
 
 #: Scans and label maps kept in memory.
@@ -74,8 +74,16 @@ class Samples:
         device: where pairs are made; kept as :attr:`device`.
     """
 
-    def __init__(self, training: Part, validation: Part, cache: Cache, synthesis: Synthesis, mixture: Mixture, seed: int,
-                 device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        training: Part,
+        validation: Part,
+        cache: Cache,
+        synthesis: Synthesis,
+        mixture: Mixture,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ):
         if training.scans and not training.pairs:
             raise InputError("the scans give no pair of two subjects.", "Add scans, or name the subjects in a table.")
         self._training, self._validation = training, validation

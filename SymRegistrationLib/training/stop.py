@@ -45,6 +45,8 @@ class Stopper:
 
     def told(self, step: int) -> RegistrationError:
         """What to say, with the exit code of the signal (130 or 143)."""
-        error = RegistrationError(f"stopped after step {step}; the state is saved.", "Give the same command again to go on.")
+        error = RegistrationError(
+            f"stopped after step {step}; the state is saved.", "Give the same command again to go on."
+        )
         error.exit_code = 128 + self.number
         return error

@@ -1,7 +1,7 @@
 """Training pairs made from label maps: any contrast, any pose, and the truth beside them.
 
-Level 2, torch only, on the device of the label map. The principle is SynthSeg's (Billot 2023) and SynthMorph's (Hoffmann
-2022): a network that only ever sees random contrasts must look at shapes. Written from the papers.
+Level 2, torch only, on the device of the label map. The principle is SynthSeg's (Billot 2023) and SynthMorph's
+(Hoffmann 2022): a network that only ever sees random contrasts must look at shapes. Written from the papers.
 
 One label map L becomes two scans. Each is L seen through its own pose A (affine) and its own smooth warp exp(v)::
 
@@ -25,15 +25,60 @@ from torch import Tensor
 from ..fields import exponentiate, gaussian, identity, resize, resize_field, warp
 
 #: FreeSurfer numbers of the right side -> those of the left: both sides of a body have one contrast.
-_LEFT = {41: 2, 42: 3, 43: 4, 44: 5, 46: 7, 47: 8, 49: 10, 50: 11, 51: 12, 52: 13, 53: 17, 54: 18, 58: 26, 60: 28,
-         62: 30, 63: 31, 57: 25, 137: 136, 164: 163}
+_LEFT = {
+    41: 2,
+    42: 3,
+    43: 4,
+    44: 5,
+    46: 7,
+    47: 8,
+    49: 10,
+    50: 11,
+    51: 12,
+    52: 13,
+    53: 17,
+    54: 18,
+    58: 26,
+    60: 28,
+    62: 30,
+    63: 31,
+    57: 25,
+    137: 136,
+    164: 163,
+}
 #: How bright tissues are in a T1-weighted scan, 0 to 1, by FreeSurfer number of the left side.
-_T1 = {0: 0.0, 2: 0.88, 7: 0.85, 16: 0.80, 28: 0.78, 13: 0.78, 10: 0.70, 12: 0.64, 11: 0.58, 26: 0.58, 17: 0.54, 18: 0.54,
-       3: 0.52, 8: 0.52, 25: 0.45, 30: 0.30, 31: 0.35, 4: 0.14, 5: 0.14, 14: 0.14, 15: 0.14, 24: 0.16, 72: 0.14, 85: 0.75,
-       136: 0.5, 163: 0.5}
+_T1 = {
+    0: 0.0,
+    2: 0.88,
+    7: 0.85,
+    16: 0.80,
+    28: 0.78,
+    13: 0.78,
+    10: 0.70,
+    12: 0.64,
+    11: 0.58,
+    26: 0.58,
+    17: 0.54,
+    18: 0.54,
+    3: 0.52,
+    8: 0.52,
+    25: 0.45,
+    30: 0.30,
+    31: 0.35,
+    4: 0.14,
+    5: 0.14,
+    14: 0.14,
+    15: 0.14,
+    24: 0.16,
+    72: 0.14,
+    85: 0.75,
+    136: 0.5,
+    163: 0.5,
+}
 #: FreeSurfer's number of the fluid around the brain, and the first number of what lies outside of that.
 _CSF, _OUTSIDE = 24, 500
-#: Largest change of a velocity from voxel to voxel; its flow stretches by at most e^0.35 along an axis, and stays resolved.
+#: Largest change of a velocity from voxel to voxel; its flow stretches by at most e^0.35 along an axis, and stays
+#: resolved.
 _STEEPEST = 0.35
 
 
@@ -78,8 +123,15 @@ class Synthesis:
     def at(self, progress: float) -> Synthesis:
         """The curriculum: poses and warps of ``progress`` (0..1) times the full range, everything else as it is."""
         p = min(max(progress, 0.0), 1.0)
-        return Synthesis(**{**self.__dict__, "rotation": p * self.rotation, "shift": p * self.shift, "scale": p * self.scale,
-                            "warp": (0.5 + 0.5 * p) * self.warp})
+        return Synthesis(
+            **{
+                **self.__dict__,
+                "rotation": p * self.rotation,
+                "shift": p * self.shift,
+                "scale": p * self.scale,
+                "warp": (0.5 + 0.5 * p) * self.warp,
+            }
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +213,7 @@ class Draw:
 
 # ---------------------------------------------------------------------------------------------- poses and warps
 
+
 def random_poses(synthesis: Synthesis, draw: Draw) -> tuple[Tensor, Tensor]:
     """(4, 4) float64 of fixed and moving: mm about the middle of the content -> mm about the middle of the scan.
 
@@ -217,7 +270,9 @@ def random_warp(synthesis: Synthesis, draw: Draw) -> tuple[Tensor, Tensor]:
     v = torch.zeros(1, 3, *half, device=draw.device)
     for _ in range(2):
         control = max(5.0, math.exp(draw.uniform(math.log(low), math.log(max(high, low)))))
-        v = v + random_velocity(half, control, draw.uniform(0, synthesis.warp) / synthesis.spacing / 2 / math.sqrt(2), draw)
+        v = v + random_velocity(
+            half, control, draw.uniform(0, synthesis.warp) / synthesis.spacing / 2 / math.sqrt(2), draw
+        )
     return tuple(resize_field(exponentiate(sign * v, 6), shape) for sign in (1, -1))
 
 
@@ -228,7 +283,8 @@ def _affine(matrix: Tensor, points: Tensor) -> Tensor:
 
 
 def _centred(matrix: Tensor, scale: tuple[float, float], middle: Sequence[float], target: Sequence[float]) -> Tensor:
-    """(4, 4) voxels: a map ``matrix`` in mm about the voxel ``middle`` -> about the voxel ``target`` of another lattice.
+    """(4, 4) voxels: a map ``matrix`` in mm about the voxel ``middle`` -> about the voxel ``target`` of another
+    lattice.
 
     ``scale``: voxels of the target per voxel of the source, and per mm.
     """
@@ -241,12 +297,15 @@ def _centred(matrix: Tensor, scale: tuple[float, float], middle: Sequence[float]
 
 # ---------------------------------------------------------------------------------------------- labels
 
+
 def label_map(array: Tensor, spacing: float, name: str = "") -> LabelMap:
     """A (D, H, W) integer tensor as a :class:`LabelMap`; label 0 is background even when it does not occur."""
     values = sorted({0, *torch.unique(array).tolist()})
     kind = torch.uint8 if len(values) <= 256 else torch.int16
     table = torch.tensor(values, device=array.device)
-    return LabelMap(torch.searchsorted(table, array.long().contiguous()).to(kind), tuple(int(v) for v in values), spacing, name)
+    return LabelMap(
+        torch.searchsorted(table, array.long().contiguous()).to(kind), tuple(int(v) for v in values), spacing, name
+    )
 
 
 def random_shapes(synthesis: Synthesis, draw: Draw, classes: int = 12) -> LabelMap:
@@ -276,6 +335,7 @@ def look_up(labels: LabelMap, positions: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------- contrast
+
 
 def random_contrast(values: Sequence[int], synthesis: Synthesis, draw: Draw) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every label's brightness, two (K,) tensors; background is mostly black."""
@@ -329,7 +389,8 @@ def _thick_slices(image: Tensor, thick: float, draw: Draw) -> Tensor:
 
 
 def normalised(image: Tensor) -> Tensor:
-    """What ``preprocess.prepare`` does with a scan, in torch: a robust range of all voxels mapped to [0, 1], clipped."""
+    """What ``preprocess.prepare`` does with a scan, in torch: a robust range of all voxels mapped to [0, 1],
+    clipped."""
     values = image.reshape(-1)
     values = values[:: max(1, values.numel() // 60_000)].sort().values
     low, high = _robust(values)
@@ -356,8 +417,14 @@ def _robust(ordered: Tensor) -> tuple[float, float]:
 
 # ---------------------------------------------------------------------------------------------- pairs
 
-def make_pair(labels: LabelMap | None, synthesis: Synthesis, seed: int, other: LabelMap | None = None,
-              device: torch.device | str = "cpu") -> Pair:
+
+def make_pair(
+    labels: LabelMap | None,
+    synthesis: Synthesis,
+    seed: int,
+    other: LabelMap | None = None,
+    device: torch.device | str = "cpu",
+) -> Pair:
     """One synthetic pair.
 
     Args:
@@ -389,8 +456,10 @@ def make_pair(labels: LabelMap | None, synthesis: Synthesis, seed: int, other: L
     known = (None, None)
     if other is None:
         relative = pose_m @ torch.linalg.inv(pose_f)
-        known = tuple(_through(here, start, voxel_pose(matrix, synthesis), end) for start, matrix, end in
-                      ((u_f, relative, back_m), (u_m, torch.linalg.inv(relative), back_f)))
+        known = tuple(
+            _through(here, start, voxel_pose(matrix, synthesis), end)
+            for start, matrix, end in ((u_f, relative, back_m), (u_m, torch.linalg.inv(relative), back_f))
+        )
     return Pair(images[1], images[0], moving, fixed, values, *known, one_contrast=same, name=labels.name)
 
 
@@ -412,7 +481,9 @@ def _through(here: Tensor, start: Tensor, matrix: Tensor, end: Tensor) -> Tensor
     return moved + warp(end, moved)
 
 
-def _shared_values(sides: list[Tensor], labels: LabelMap, other: LabelMap | None) -> tuple[tuple[int, ...], list[Tensor]]:
+def _shared_values(
+    sides: list[Tensor], labels: LabelMap, other: LabelMap | None
+) -> tuple[tuple[int, ...], list[Tensor]]:
     """Both label images as positions in one table."""
     if other is None or other.values == labels.values:
         return labels.values, sides

@@ -1,22 +1,24 @@
 """From predictors of uncertainty to millimetres that can be believed, and how well they can.
 
-Level 2. A calibrated radius is a few numbers, fitted where the true error is known and stored in ``calibration.json`` (for
-learned methods in ``NAME.calibration.json`` beside the weights)::
+Level 2. A calibrated radius is a few numbers, fitted where the true error is known and stored in ``calibration.json``
+(for learned methods in ``NAME.calibration.json`` beside the weights)::
 
     s^2 = floor^2 + sum over predictors of (weight * sign)^2         radius at 68 % = s * radii["68"] * voxel size
 
-Signs are lengths in voxels of the working grid (see :mod:`uncertainty`), so one entry serves all spacings. Every weight is at
-least 0: more of a sign never means less uncertainty. The weights maximise the likelihood of the errors as lengths of 3-D normal
-vectors of variance s^2 / 3 an axis; the three radii are then plain quantiles of error / s, because real errors have longer tails.
+Signs are lengths in voxels of the working grid (see :mod:`uncertainty`), so one entry serves all spacings. Every weight
+is at
+least 0: more of a sign never means less uncertainty. The weights maximise the likelihood of the errors as lengths of
+3-D normal vectors of variance s^2 / 3 an axis; the three radii are then plain quantiles of error / s, because real
+errors have longer tails.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Mapping
 
 import numpy as np
 import torch
@@ -36,7 +38,8 @@ class Calibration:
     """What turns predictors into radii for one method and preset.
 
     Attributes:
-        method, preset, metric: what it was fitted for; a run with others is not calibrated by it. :data:`ANY_PRESET` fits all.
+        method, preset, metric: what it was fitted for; a run with others is not calibrated by it. :data:`ANY_PRESET`
+            fits all.
         kind: ``runs`` (perturbed runs were made) or ``fast`` (predictors of the single run only).
         floor: voxels.
         weights: per sign, at least 0.
@@ -61,12 +64,12 @@ class Calibration:
     patch_mm: float = 0.0
     sha256: str = ""
 
-    def scale(self, predictors: Mapping[str, "torch.Tensor | np.ndarray"]):
+    def scale(self, predictors: Mapping[str, torch.Tensor | np.ndarray]):
         """s in voxels, of the predictors' own type and shape. A sign that is missing raises KeyError."""
         squared = sum((weight * predictors[name]) ** 2 for name, weight in self.weights.items())
         return (squared + self.floor**2) ** 0.5
 
-    def radius(self, predictors: Mapping[str, "torch.Tensor | np.ndarray"], level: int = 68):
+    def radius(self, predictors: Mapping[str, torch.Tensor | np.ndarray], level: int = 68):
         """Radius in voxels that holds ``level`` percent (50, 68 or 95) of the true errors."""
         return self.scale(predictors) * self.radii[str(level)]
 
@@ -81,7 +84,9 @@ def read_calibrations(path: Path = STORE) -> list[Calibration]:
     try:
         return [Calibration(**entry) for entry in json.loads(Path(path).read_text(encoding="utf-8"))["entries"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"calibration file '{path}' cannot be read ({error}).", "Reinstall, or fit it again.") from None
+        raise InputError(
+            f"calibration file '{path}' cannot be read ({error}).", "Reinstall, or fit it again."
+        ) from None
 
 
 def write_calibrations(entries: list[Calibration], path: Path = STORE) -> None:
@@ -100,9 +105,11 @@ def beside(weights: Path) -> Path:
     return Path(weights).with_suffix(".calibration.json")
 
 
-def find(method: str, preset: str, metric: str, kind: str, refine: int = 0, weights: Path | None = None,
-         sha256: str = "") -> Calibration | None:
-    """The calibration of such runs: from beside the weights for a learned method, else from the package; ``None`` = there is none.
+def find(
+    method: str, preset: str, metric: str, kind: str, refine: int = 0, weights: Path | None = None, sha256: str = ""
+) -> Calibration | None:
+    """The calibration of such runs: from beside the weights for a learned method, else from the package; ``None`` =
+    there is none.
 
     Args:
         method, preset, metric, kind, refine: see :class:`Calibration`.
@@ -113,14 +120,18 @@ def find(method: str, preset: str, metric: str, kind: str, refine: int = 0, weig
     path = STORE if weights is None else beside(weights)
     if not path.is_file() or (weights is not None and not sha256):
         return None
-    fitting = (entry for entry in _read(path, path.stat().st_mtime_ns) if entry.fits(method, preset, metric, kind, refine))
+    fitting = (
+        entry for entry in _read(path, path.stat().st_mtime_ns) if entry.fits(method, preset, metric, kind, refine)
+    )
     return next((entry for entry in fitting if entry.sha256 == sha256), None)
 
 
 # ---------------------------------------------------------------------------------------------- fitting
 
 
-def fit(predictors: Mapping[str, np.ndarray], errors: np.ndarray, steps: int = 400) -> tuple[float, dict[str, float], dict[str, float]]:
+def fit(
+    predictors: Mapping[str, np.ndarray], errors: np.ndarray, steps: int = 400
+) -> tuple[float, dict[str, float], dict[str, float]]:
     """Floor, weights and radii from points whose true error is known.
 
     Args:
@@ -135,14 +146,20 @@ def fit(predictors: Mapping[str, np.ndarray], errors: np.ndarray, steps: int = 4
         ValueError: fewer than 100 points, or values that are not finite.
     """
     names = list(predictors)
-    columns = torch.from_numpy(np.stack([np.asarray(predictors[name], float) for name in names] or [0 * errors], 1)) ** 2
+    columns = (
+        torch.from_numpy(np.stack([np.asarray(predictors[name], float) for name in names] or [0 * errors], 1)) ** 2
+    )
     squared = torch.from_numpy(np.asarray(errors, float)) ** 2
     if len(squared) < 100 or not (torch.isfinite(columns).all() and torch.isfinite(squared).all()):
         raise ValueError("a calibration needs at least 100 points with finite values")
     typical = columns.mean(0).clamp_min(1e-12)
     # exp keeps every share positive; the start gives each sign an equal part of the mean squared error.
-    logs = torch.full((len(names) + 1,), float((squared.mean() / (len(names) + 1)).clamp_min(1e-12).log()), dtype=torch.float64,
-                      requires_grad=True)
+    logs = torch.full(
+        (len(names) + 1,),
+        float((squared.mean() / (len(names) + 1)).clamp_min(1e-12).log()),
+        dtype=torch.float64,
+        requires_grad=True,
+    )
     optimiser = torch.optim.Adam([logs], 0.05)
     for _ in range(steps):
         optimiser.zero_grad()
@@ -155,7 +172,9 @@ def fit(predictors: Mapping[str, np.ndarray], errors: np.ndarray, steps: int = 4
     weights = {name: float((shares[k + 1] / typical[k]).sqrt()) if kept[k] else 0.0 for k, name in enumerate(names)}
     floor = float(shares[0].sqrt())
     draft = Calibration("", "", "", "", floor, weights, {}, "")
-    ratio = np.asarray(errors, float) / np.maximum(draft.scale({name: np.asarray(predictors[name], float) for name in names}), 1e-9)
+    ratio = np.asarray(errors, float) / np.maximum(
+        draft.scale({name: np.asarray(predictors[name], float) for name in names}), 1e-9
+    )
     return floor, weights, {str(level): float(np.percentile(ratio, level)) for level in LEVELS}
 
 
@@ -179,7 +198,8 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def sparsification(errors: np.ndarray, order_by: np.ndarray) -> np.ndarray:
-    """Mean error of what is left when the :data:`SHARES` of highest ``order_by`` are left out, in units of the mean of all."""
+    """Mean error of what is left when the :data:`SHARES` of highest ``order_by`` are left out, in units of the mean of
+    all."""
     errors = np.asarray(errors, float)
     ordered = errors[np.argsort(np.asarray(order_by, float), kind="stable")]
     means = np.cumsum(ordered) / np.arange(1, len(ordered) + 1)
@@ -188,5 +208,6 @@ def sparsification(errors: np.ndarray, order_by: np.ndarray) -> np.ndarray:
 
 
 def ause(errors: np.ndarray, uncertainty: np.ndarray) -> float:
-    """Area between the sparsification curves of an uncertainty and of the errors themselves (Ilg et al., ECCV 2018); 0 = perfect."""
+    """Area between the sparsification curves of an uncertainty and of the errors themselves (Ilg et al., ECCV 2018); 0
+    = perfect."""
     return float((sparsification(errors, uncertainty) - sparsification(errors, errors)).mean())

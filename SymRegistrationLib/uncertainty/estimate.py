@@ -10,19 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import calibration
-from ..registration import working_grid
 from ..fields import FieldPair, gaussian, jacobian_determinant, resize, resize_field, sample, warp
 from ..geometry.grid import Grid
-from ..job import Progress
 from ..geometry.lattice import affine_grid
+from ..geometry.regions import values_at
+from ..geometry.volumes import Volume, foreground, resample_labels
+from ..job import Progress
+from ..quality.volume_change import volume_changes
+from ..registration import working_grid
 from ..registration.solver import Solver
 from ..registration.working_grid import WorkingPair
-from ..quality.volume_change import volume_changes
-from ..geometry.regions import values_at
-from .predictors import LogMean, Runs, contrast_predictor, perturbations, single_run_predictors, with_low_contrast
+from . import calibration
 from .map import UncertaintyMap, uncertainty_map
-from ..geometry.volumes import Volume, foreground, resample_labels
+from .predictors import LogMean, Runs, contrast_predictor, perturbations, single_run_predictors, with_low_contrast
 
 #: Coarse-to-fine maps: factor of each level, coarsest first.
 SCALES = (4, 2, 1)
@@ -64,7 +64,9 @@ def estimate_uncertainty(solver: Solver, pair: FieldPair, fixed: Volume, progres
     kind = "runs" if isinstance(options.uncertainty, int) and options.uncertainty else "fast"
     content = foreground(fixed.array)
     # A mean of runs errs differently from the single result that the calibration was fitted on.
-    known = None if options.average or (kind == "fast" and options.uncertainty != "fast") else _calibration(solver, kind)
+    known = (
+        None if options.average or (kind == "fast" and options.uncertainty != "fast") else _calibration(solver, kind)
+    )
     found = uncertainty_map(predictors, runs, solver.space, fixed.grid, content, known)
     return UncertaintyEstimate(mean.pair() if mean else pair, found, time.perf_counter() - started)
 
@@ -98,7 +100,8 @@ def _calibration(solver: Solver, kind: str) -> calibration.Calibration | None:
 
 
 def complete(result, space: WorkingPair, pair: FieldPair, extras, maps: bool) -> None:
-    """Add to a result what its map makes possible: radii of landmarks, volume changes, and with ``maps`` further maps."""
+    """Add to a result what its map makes possible: radii of landmarks, volume changes, and with ``maps`` further
+    maps."""
     marks = result.metrics["landmarks"]
     if marks:
         marks["radius_mm"] = landmark_radii(extras.fixed_points.points, result)
@@ -113,8 +116,9 @@ def coarse_to_fine(space: WorkingPair, pair: FieldPair, grid: Grid) -> dict[str,
 
     Returns:
         ``appearance_4``, ``_2``, ``_1`` (mm that a point could move unnoticed at that scale, see
-        :func:`uncertainty.contrast_predictor`) and ``log_jacobian_4``, ``_2``, ``_1`` (natural logarithm of the determinant of the
-        deformation without the alignment, at that scale; 0 = no change); (D, H, W) float32 on ``grid``.
+        :func:`uncertainty.contrast_predictor`) and ``log_jacobian_4``, ``_2``, ``_1`` (natural logarithm of the
+        determinant of the deformation without the alignment, at that scale; 0 = no change); (D, H, W) float32 on
+        ``grid``.
     """
     shape = space.fixed.shape[2:]
     voxel = float(space.grid.spacing[0])
@@ -123,25 +127,38 @@ def coarse_to_fine(space: WorkingPair, pair: FieldPair, grid: Grid) -> dict[str,
     for factor in SCALES:
         level = [max(min(n, 8), round((n - 1) / factor) + 1) for n in shape]
         sigma = 0.5 * max(factor**2 - 1, 0) ** 0.5
-        fixed, moving, u = (gaussian(x, sigma) if sigma else x for x in (space.fixed, space.moving, pair.fixed_to_moving))
+        fixed, moving, u = (
+            gaussian(x, sigma) if sigma else x for x in (space.fixed, space.moving, pair.fixed_to_moving)
+        )
         fixed, moving, u = resize(fixed, level), resize(moving, level), resize_field(u, level)
-        for name, values in (("appearance", contrast_predictor(fixed, warp(moving, u))[None, None] * voxel * factor),
-                             ("log_jacobian", jacobian_determinant(u).clamp_min(1e-3).log())):
+        for name, values in (
+            ("appearance", contrast_predictor(fixed, warp(moving, u))[None, None] * voxel * factor),
+            ("log_jacobian", jacobian_determinant(u).clamp_min(1e-3).log()),
+        ):
             values = resize(values, shape)
             maps[f"{name}_{factor}"] = sample(values, affine_grid(grid.shape, matrix, values))[0, 0].cpu().numpy()
     return maps
 
 
 def landmark_radii(points: np.ndarray, result) -> list[float | None] | None:
-    """Per fixed landmark (n, 3) the calibrated 68 % radius in mm, None outside the map; None when there is no calibrated map."""
+    """Per fixed landmark (n, 3) the calibrated 68 % radius in mm, None outside the map; None when there is no
+    calibrated map."""
     if not (result.metrics["uncertainty"] or {}).get("calibrated"):
         return None
-    return [None if np.isnan(value) else round(float(value), 3) for value in values_at(result.uncertainty, result.fixed.grid, points)]
+    return [
+        None if np.isnan(value) else round(float(value), 3)
+        for value in values_at(result.uncertainty, result.fixed.grid, points)
+    ]
 
 
 def volumes(labels: Volume, result) -> dict:
     """Volume change per fixed label with its confidence, see :func:`quality_volumes.volume_changes`."""
     grid, doubt = result.fixed.grid, result.metrics["uncertainty"] or {}
     array = labels.array if labels.grid.same_as(grid) else resample_labels(labels, grid)
-    return volume_changes(array, result.jacobian, grid, result.uncertainty if doubt.get("calibrated") else None,
-                          doubt.get("patch_mm", 0.0))
+    return volume_changes(
+        array,
+        result.jacobian,
+        grid,
+        result.uncertainty if doubt.get("calibrated") else None,
+        doubt.get("patch_mm", 0.0),
+    )

@@ -1,26 +1,28 @@
-"""The uncertainty map that a user gets: predictors put together, in mm on the fixed scan, with words on what it is worth.
+"""The uncertainty map that a user gets: predictors put together, in mm on the fixed scan, with words on what it is
+worth.
 
 Level 5, beside :mod:`uncertainty`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Mapping
 
 import numpy as np
 from torch import Tensor
 
-from .calibration import Calibration
 from ..fields import sample
 from ..geometry.grid import Grid
 from ..geometry.lattice import affine_grid
-from ..registration.working_grid import WorkingPair
 from ..geometry.regions import regions
 from ..quality.checks import uncertainty_statement
+from ..registration.working_grid import WorkingPair
+from .calibration import Calibration
 from .predictors import Runs
 
-#: Runs (or methods) are said to disagree wildly when this many percent of the content move by more than :data:`WILD` voxels.
+#: Runs (or methods) are said to disagree wildly when this many percent of the content move by more than :data:`WILD`
+#: voxels.
 WILD_PERCENT, WILD = 10, 3.0
 #: Regions of the highest uncertainty: above this percentile of the content and above twice its median.
 WORST_PERCENTILE, WORST_TIMES = 97.0, 1.5
@@ -34,7 +36,8 @@ class UncertaintyMap:
     """The answer to "how far off may it be, here?".
 
     Attributes:
-        mm: (D, H, W) float32 on the fixed grid. Calibrated: the radius that holds 68 % of the true errors; otherwise relative.
+        mm: (D, H, W) float32 on the fixed grid. Calibrated: the radius that holds 68 % of the true errors; otherwise
+            relative.
         spread: (D, H, W) mm, root trace of the covariance of the runs; ``None`` without runs.
         axis: (D, H, W) mm, standard deviation along the direction of largest spread; ``None`` without runs.
         summary: the part ``uncertainty`` of metrics.json.
@@ -53,12 +56,19 @@ class UncertaintyMap:
         return {} if self.spread is None else {"uncertainty_spread": self.spread, "uncertainty_axis": self.axis}
 
 
-def uncertainty_map(predictors: Mapping[str, Tensor], runs: Runs | None, space: WorkingPair, grid: Grid, content: np.ndarray,
-                    calibration: Calibration | None) -> UncertaintyMap:
+def uncertainty_map(
+    predictors: Mapping[str, Tensor],
+    runs: Runs | None,
+    space: WorkingPair,
+    grid: Grid,
+    content: np.ndarray,
+    calibration: Calibration | None,
+) -> UncertaintyMap:
     """Put the predictors of one registration together.
 
     Args:
-        predictors: (D, H, W) voxels of the working grid, from the single run and, when there were some, the perturbed runs.
+        predictors: (D, H, W) voxels of the working grid, from the single run and, when there were some, the perturbed
+            runs.
         runs: the perturbed runs; ``None`` = fast mode.
         space: the working grid's place.
         grid: where the map is wanted, the fixed scan's.
@@ -82,14 +92,27 @@ def uncertainty_map(predictors: Mapping[str, Tensor], runs: Runs | None, space: 
         mm = placed((predictors["contrast"].square() + predictors["bend"].square()).sqrt() * voxel)
     seen = mm[content] if content.any() else mm.ravel()
     worst, notes = _worst(mm, grid, content), []
-    summary = {"kind": "runs" if runs else "fast", "runs": runs.spread.count - 1 if runs else 0, "level": 68 if calibration else None,
-               "mean_mm": float(seen.mean()), "median_mm": float(np.median(seen)), "p95_mm": float(np.percentile(seen, 95)),
-               "calibrated": calibration is not None, "worst": worst, "voxel_mm": voxel}
+    summary = {
+        "kind": "runs" if runs else "fast",
+        "runs": runs.spread.count - 1 if runs else 0,
+        "level": 68 if calibration else None,
+        "mean_mm": float(seen.mean()),
+        "median_mm": float(np.median(seen)),
+        "p95_mm": float(np.percentile(seen, 95)),
+        "calibrated": calibration is not None,
+        "worst": worst,
+        "voxel_mm": voxel,
+    }
     if calibration is None:
         notes.append(NOT_MM)
     else:
         times = {level: round(k / calibration.radii["68"], 4) for level, k in calibration.radii.items()}
-        summary |= {"on": calibration.on, "judged": dict(calibration.judged), "times": times, "patch_mm": calibration.patch_mm}
+        summary |= {
+            "on": calibration.on,
+            "judged": dict(calibration.judged),
+            "times": times,
+            "patch_mm": calibration.patch_mm,
+        }
     disagreement = _disagreement(predictors, content, placed)
     if disagreement:
         notes.append(disagreement)
@@ -104,8 +127,10 @@ def _disagreement(predictors: Mapping[str, Tensor], content: np.ndarray, placed)
             apart = placed(predictors[name])
             share = 100 * float(np.mean((apart[content] if content.any() else apart) > WILD))
             if share > WILD_PERCENT:
-                return (f"{who} disagree wildly: by more than {WILD:g} voxels of the working grid in {share:.0f} % of the content; "
-                        "trust none of them before you have looked")
+                return (
+                    f"{who} disagree wildly: by more than {WILD:g} voxels of the working grid in {share:.0f} % of the content; "
+                    "trust none of them before you have looked"
+                )
     return ""
 
 
@@ -115,5 +140,3 @@ def _worst(mm: np.ndarray, grid: Grid, content: np.ndarray) -> list[dict]:
     threshold = max(float(np.percentile(seen, WORST_PERCENTILE)), WORST_TIMES * float(np.median(seen)))
     found, _ = regions((mm > threshold) & (content if content.any() else True), mm, grid, most=5)
     return [region.plain() for region in found if region.ml >= LEAST_ML]
-
-

@@ -1,13 +1,14 @@
 """How far a result can be trusted, voxel by voxel: perturbed runs, and the cheap predictors that one run leaves.
 
-Level 5 of the rooms, between methods and pipeline. The same registration is repeated with what should not matter changed: scans
-exchanged, axes flipped, brightness curve and noise, the sampling lattice shifted by part of a voxel (*jitter*), and, every
-other time, with the method made *stiffer*. The stiffer runs are what finds errors: where images show little, every run of equal
-stiffness invents the same deformation, so plain repetition agrees there (measured on known warps: rank correlation of the
-spread with the true error 0.1 to 0.2 with jitter alone, 0.4 to 0.7 with stiffness).
+Level 5 of the rooms, between methods and pipeline. The same registration is repeated with what should not matter
+changed: scans exchanged, axes flipped, brightness curve and noise, the sampling lattice shifted by part of a voxel
+(*jitter*), and, every other time, with the method made *stiffer*. The stiffer runs are what finds errors: where images
+show little, every run of equal stiffness invents the same deformation, so plain repetition agrees there (measured on
+known warps: rank correlation of the spread with the true error 0.1 to 0.2 with jitter alone, 0.4 to 0.7 with
+stiffness).
 
-Directions count: the **covariance of displacement vectors** is collected in one pass, never the spread of vector lengths, for which
-two opposite fields agree. What the map is worth in mm is the business of :mod:`calibration`.
+Directions count: the **covariance of displacement vectors** is collected in one pass, never the spread of vector
+lengths, for which two opposite fields agree. What the map is worth in mm is the business of :mod:`calibration`.
 """
 
 from __future__ import annotations
@@ -26,16 +27,19 @@ from ..registration.working_grid import WorkingPair
 
 #: Stiffer runs smooth the whole field by this factor of the preset's sigma, lowest and highest.
 STIFFEST = (1.2, 2.5)
-#: The predictors of one voxel that a calibration may weigh, with perturbed runs and without; all in voxels of the working grid.
+#: The predictors of one voxel that a calibration may weigh, with perturbed runs and without; all in voxels of the
+#: working grid.
 PREDICTORS = ("jitter", "stiff", "stiff_low_contrast", "bend_low_contrast")
 FAST_PREDICTORS = ("bend", "bend_low_contrast", "relax", "relax_low_contrast")
 #: Largest shift that no contrast at all leaves unnoticed, voxels per direction; sets where ``contrast`` levels off.
 NOTHING_SEEN = 1.0
 #: Sigma in voxels of the surroundings over which a sign counts where nothing is seen.
 SURROUNDINGS = {"stiff": 1.0, "bend": 2.0, "relax": 1.0}
-#: Steps of :func:`relaxation_predictor` and the sigma in voxels by which each smooths the whole field: twice that of the optimiser.
+#: Steps of :func:`relaxation_predictor` and the sigma in voxels by which each smooths the whole field: twice that of
+#: the optimiser.
 RELAXING_STEPS, RELAXING_SIGMA = 4, 1.5
-#: Root mean square of the force below which it is not scaled up: real scans have 0.02 to 0.03, two equal ones 0.0001 of rounding.
+#: Root mean square of the force below which it is not scaled up: real scans have 0.02 to 0.03, two equal ones 0.0001 of
+#: rounding.
 LEAST_FORCE = 2e-3
 
 
@@ -108,7 +112,8 @@ class Perturbation:
 
 
 def perturbations(count: int, seed: int) -> list[Perturbation]:
-    """``count`` different ones, the same for the same seed: by turns a stiffer method, and jitter with and without exchange.
+    """``count`` different ones, the same for the same seed: by turns a stiffer method, and jitter with and without
+    exchange.
 
     Stiffness walks over its range by the golden ratio, so that any number of runs covers it evenly.
     """
@@ -116,11 +121,18 @@ def perturbations(count: int, seed: int) -> list[Perturbation]:
     low, high = np.log(STIFFEST)
     found = []
     for k in range(count):
-        jitter = Perturbation(swap=k % 4 == 1, flips=tuple(bool(b) for b in random.integers(0, 2, 3)),
-                              gammas=tuple(np.exp(random.uniform(-0.2, 0.2, 2))), noise=float(random.uniform(0.01, 0.03)),
-                              shift=tuple(random.uniform(-0.5, 0.5, 3)), seed=int(random.integers(2**31)))
+        jitter = Perturbation(
+            swap=k % 4 == 1,
+            flips=tuple(bool(b) for b in random.integers(0, 2, 3)),
+            gammas=tuple(np.exp(random.uniform(-0.2, 0.2, 2))),
+            noise=float(random.uniform(0.01, 0.03)),
+            shift=tuple(random.uniform(-0.5, 0.5, 3)),
+            seed=int(random.integers(2**31)),
+        )
         share = (0.7 + 0.618034 * (k // 2)) % 1
-        stiffer = Perturbation(False, (False,) * 3, (1.0, 1.0), 0.0, (0.0,) * 3, 0, float(np.exp(low + share * (high - low))))
+        stiffer = Perturbation(
+            False, (False,) * 3, (1.0, 1.0), 0.0, (0.0,) * 3, 0, float(np.exp(low + share * (high - low)))
+        )
         found.append(jitter if k % 2 else stiffer)
     return found
 
@@ -151,10 +163,13 @@ class VectorSpread:
     def length(self, matrix: np.ndarray | None = None) -> Tensor:
         """(D, H, W): square root of the trace after ``matrix`` (3, 3), which takes field units to mm."""
         metric = np.eye(3) if matrix is None else matrix.T @ matrix
-        return torch.einsum("abdhw,ab->dhw", self.covariance(), torch.from_numpy(metric).to(self.mean)).clamp_min(0).sqrt()
+        return (
+            torch.einsum("abdhw,ab->dhw", self.covariance(), torch.from_numpy(metric).to(self.mean)).clamp_min(0).sqrt()
+        )
 
     def largest_axis(self, matrix: np.ndarray | None = None) -> Tensor:
-        """(D, H, W): standard deviation along the direction in which the vectors differ most, after ``matrix`` (3, 3)."""
+        """(D, H, W): standard deviation along the direction in which the vectors differ most, after ``matrix`` (3,
+        3)."""
         linear = torch.from_numpy(np.eye(3) if matrix is None else np.asarray(matrix, float)).to(self.mean)
         covariance = linear @ self.covariance().permute(2, 3, 4, 0, 1) @ linear.T
         return torch.linalg.eigvalsh(covariance)[..., -1].clamp_min(0).sqrt()
@@ -165,9 +180,9 @@ class Runs:
 
     Attributes:
         spread: of the delivered result and all runs.
-        offsets: per kind of run (``jitter``, ``stiff``, ``methods``) the mean squared distance from the delivered result,
-            (D, H, W) squared voxels, and the number of runs. Around the delivered result, not around their mean: a result that
-            all runs agree to be wrong must not look certain.
+        offsets: per kind of run (``jitter``, ``stiff``, ``methods``) the mean squared distance from the delivered
+            result, (D, H, W) squared voxels, and the number of runs. Around the delivered result, not around their
+            mean: a result that all runs agree to be wrong must not look certain.
     """
 
     def __init__(self, delivered: Tensor) -> None:
@@ -211,16 +226,17 @@ class LogMean:
         return measured_pair(exponentiate(self.velocity), exponentiate(-self.velocity), "svf")
 
 
-# ---------------------------------------------------------------------------------------------- predictors of a single run
+# ---------------------------------------------------------------------------------------------- predictors of a single
+# run
 
 
 def contrast_predictor(fixed: Tensor, warped: Tensor, window: int = 7, sigma: float = 1.5) -> Tensor:
     """(D, H, W) voxels: how far a point could move unnoticed, given the contrast around it and what noise is left.
 
     The Cramer-Rao bound of a local match: with the structure tensor J of both images (both directions of a symmetric
-    result) and the residual variance r of their local linear fit, the covariance of a shift is ``(J / r + 1 / t^2)^-1``; its
-    root trace goes to ``t sqrt(3)``, t = :data:`NOTHING_SEEN`, where there is nothing to see. Gain, offset and sign of the
-    contrast do not count.
+    result) and the residual variance r of their local linear fit, the covariance of a shift is ``(J / r + 1 /
+    t^2)^-1``; its root trace goes to ``t sqrt(3)``, t = :data:`NOTHING_SEEN`, where there is nothing to see. Gain,
+    offset and sign of the contrast do not count.
     """
     _, _, var_a, var_b, cov = local_moments(fixed, warped, window)
     residual = gaussian(2 * ((var_a * var_b).sqrt() - cov.abs()).clamp_min(0) + 1e-5, sigma)
@@ -254,8 +270,9 @@ def bending_predictor(u: Tensor, contrast: Tensor, sigma: float = 4.0) -> Tensor
 def relaxation_predictor(fixed: Tensor, moving: Tensor, u: Tensor, seen: Tensor | None = None) -> Tensor:
     """(D, H, W) voxels: how far a point moves in a few steps of a stiffer optimiser that starts from the result.
 
-    Where contrast holds the field it stays, elsewhere it slips: the cheapest stand-in for a stiffer run. The force is the
-    local correlation's, without the adjoint of its windows (Avants et al. 2008); only the map on the fixed grid moves.
+    Where contrast holds the field it stays, elsewhere it slips: the cheapest stand-in for a stiffer run. The force is
+    the local correlation's, without the adjoint of its windows (Avants et al. 2008); only the map on the fixed grid
+    moves.
 
     Args:
         fixed, moving: (1, 1, D, H, W).
@@ -277,12 +294,16 @@ def relaxation_predictor(fixed: Tensor, moving: Tensor, u: Tensor, seen: Tensor 
 
 
 def with_low_contrast(predictors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add ``stiff_low_contrast``, ``bend_low_contrast`` and ``relax_low_contrast``: the root mean square of the sign around a voxel, times the share (0 to 1) of its
-    place that the contrast leaves open. Lack of contrast alone says little; where the field is restless it says much.
+    """Add ``stiff_low_contrast``, ``bend_low_contrast`` and ``relax_low_contrast``: the root mean square of the sign
+    around a voxel, times the share (0 to 1) of its place that the contrast leaves open. Lack of contrast alone says
+    little; where the field is restless it says much.
     """
     share = predictors["contrast"] / (3**0.5 * NOTHING_SEEN)
-    more = {f"{name}_low_contrast": gaussian(predictors[name].square()[None, None], sigma)[0, 0].clamp_min(0).sqrt() * share
-            for name, sigma in SURROUNDINGS.items() if name in predictors}
+    more = {
+        f"{name}_low_contrast": gaussian(predictors[name].square()[None, None], sigma)[0, 0].clamp_min(0).sqrt() * share
+        for name, sigma in SURROUNDINGS.items()
+        if name in predictors
+    }
     return {**predictors, **more}
 
 
@@ -302,4 +323,8 @@ def single_run_predictors(space: WorkingPair, pair: FieldPair) -> dict[str, Tens
     if space.weight is not None:  # what a mask hides is not seen
         seen = space.weight[:1] * warp(space.weight[1:], u, padding="zeros")
         contrast = torch.where(seen[0, 0] > 0.5, contrast, contrast.new_tensor(3**0.5 * NOTHING_SEEN))
-    return {"contrast": contrast, "bend": bending_predictor(u, contrast), "relax": relaxation_predictor(space.fixed, space.moving, u, seen)}
+    return {
+        "contrast": contrast,
+        "bend": bending_predictor(u, contrast),
+        "relax": relaxation_predictor(space.fixed, space.moving, u, seen),
+    }

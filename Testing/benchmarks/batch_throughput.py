@@ -1,15 +1,17 @@
 """Throughput, memory and kills of ``symreg batch``.
 
     python Testing/benchmarks/batch_throughput.py throughput --pairs 50      batch against the sum of single warm runs
-    python Testing/benchmarks/batch_throughput.py memory --pairs 200         growth of a worker and of the batch, MB a pair
-    python Testing/benchmarks/batch_throughput.py kill --pairs 20 --kills 30 kill -9 at random moments, resume, compare
+    python Testing/benchmarks/batch_throughput.py memory --pairs 200         growth of a worker and of the batch, MB a
+    pair python Testing/benchmarks/batch_throughput.py kill --pairs 20 --kills 30 kill -9 at random moments, resume,
+    compare
 
-Everything is made here: small synthetic heads, 48^3 voxels of 4 mm unless --size says otherwise. ``throughput``: the same
-pairs are first done by one warm worker with all cores, one after the other, and their times are summed (that of the first,
-which loads the libraries, is left out); then by a batch of its own choice of workers. The goal is a ratio of at most 1.10.
-``memory``: one worker does all pairs; the slope of its resident size over the last three quarters is the leak; goal: below
-1 MB a pair. ``kill``: the whole batch, workers included, is hit at random moments within a pair's time; after the last kill
-the batch is let finish, and every transform and image is compared with an undisturbed run, voxel by voxel.
+Everything is made here: small synthetic heads, 48^3 voxels of 4 mm unless --size says otherwise. ``throughput``: the
+same pairs are first done by one warm worker with all cores, one after the other, and their times are summed (that of
+the first, which loads the libraries, is left out); then by a batch of its own choice of workers. The goal is a ratio of
+at most 1.10.
+``memory``: one worker does all pairs; the slope of its resident size over the last three quarters is the leak; goal:
+below 1 MB a pair. ``kill``: the whole batch, workers included, is hit at random moments within a pair's time; after the
+last kill the batch is let finish, and every transform and image is compared with an undisturbed run, voxel by voxel.
 """
 
 from __future__ import annotations
@@ -36,17 +38,25 @@ import SimpleITK as sitk  # noqa: E402
 from SymRegistrationLib.cohort import workers  # noqa: E402
 from SymRegistrationLib.cohort.pair import PairRequest  # noqa: E402
 from SymRegistrationLib.geometry.grid import Grid  # noqa: E402
-from SymRegistrationLib.job import Job, Options  # noqa: E402
 from SymRegistrationLib.geometry.volumes import write_volume  # noqa: E402
+from SymRegistrationLib.job import Job, Options  # noqa: E402
 
 
 def head(path: Path, size: int, seed: int) -> None:
     """A body full of structure, bent by ``seed``."""
     draw = np.random.default_rng(seed)
     grid = Grid.centred((size, size + 2, size - 2), 192.0 / size, (3, -5, 8))
-    x, y, z = (axis / 60 for axis in np.moveaxis(grid.points(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1)) - grid.centre, -1, 0))
+    x, y, z = (
+        axis / 60
+        for axis in np.moveaxis(
+            grid.points(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1)) - grid.centre, -1, 0
+        )
+    )
     bend = draw.normal(0, 0.06, (3, 3))
-    x, y, z = (p + b[0] * np.sin(2 * q) + b[1] * np.cos(2 * r) + b[2] for p, q, r, b in ((x, y, z, bend[0]), (y, z, x, bend[1]), (z, x, y, bend[2])))
+    x, y, z = (
+        p + b[0] * np.sin(2 * q) + b[1] * np.cos(2 * r) + b[2]
+        for p, q, r, b in ((x, y, z, bend[0]), (y, z, x, bend[1]), (z, x, y, bend[2]))
+    )
     body = 1 / (1 + np.exp(12 * (np.sqrt(x**2 + (y / 1.2) ** 2 + (z / 1.1) ** 2) - 1)))
     texture = 1 + 0.35 * np.sin(9 * x + 1) * np.cos(8 * y) * np.sin(7 * z) + 0.25 * np.cos(14 * x * y) * np.sin(11 * z)
     write_volume(path, (700 * body * texture).astype(np.int16), grid)
@@ -67,7 +77,18 @@ def table(folder: Path, pairs: int, size: int) -> Path:
 
 
 def command(pairs: Path, out: Path, arguments: argparse.Namespace, *more: str) -> list[str]:
-    words = ["batch", str(pairs), "-o", str(out), "--preset", arguments.preset, "--initial", arguments.initial, "--json", *more]
+    words = [
+        "batch",
+        str(pairs),
+        "-o",
+        str(out),
+        "--preset",
+        arguments.preset,
+        "--initial",
+        arguments.initial,
+        "--json",
+        *more,
+    ]
     return [sys.executable, "-m", "SymRegistrationLib", *words]
 
 
@@ -76,7 +97,9 @@ def jobs(pairs: Path, out: Path, arguments: argparse.Namespace, threads: int) ->
     for line in pairs.read_text().splitlines()[1:]:
         fixed, moving, name = line.split(",")
         options = Options(preset=arguments.preset, initial=arguments.initial, threads=threads)
-        found.append(PairRequest(Job(str(pairs.parent / fixed), str(pairs.parent / moving), str(out / name), options=options)))
+        found.append(
+            PairRequest(Job(str(pairs.parent / fixed), str(pairs.parent / moving), str(out / name), options=options))
+        )
     return found
 
 
@@ -103,9 +126,15 @@ def throughput(folder: Path, arguments: argparse.Namespace) -> dict:
     started = time.perf_counter()
     result = run(command(pairs, folder / "batch", arguments))
     seconds = time.perf_counter() - started
-    return {"pairs": arguments.pairs, "sum of single warm runs, s": round(single, 1), "batch, s": round(seconds, 1),
-            "ratio": round(seconds / single, 3), "goal": "at most 1.10", "done": result["done"],
-            "settings of the batch": json.loads((folder / "batch/batch.json").read_text())}
+    return {
+        "pairs": arguments.pairs,
+        "sum of single warm runs, s": round(single, 1),
+        "batch, s": round(seconds, 1),
+        "ratio": round(seconds / single, 3),
+        "goal": "at most 1.10",
+        "done": result["done"],
+        "settings of the batch": json.loads((folder / "batch/batch.json").read_text()),
+    }
 
 
 def memory(folder: Path, arguments: argparse.Namespace) -> dict:
@@ -118,7 +147,7 @@ def memory(folder: Path, arguments: argparse.Namespace) -> dict:
         worker.ask("pair", {"pair": request.to_dict()}, 3600)
         sizes.append(psutil.Process(worker.pid).memory_info().rss / 1e6)
     worker.close()
-    late = np.array(sizes[len(sizes) // 4:])
+    late = np.array(sizes[len(sizes) // 4 :])
     slope = float(np.polyfit(np.arange(len(late)), late, 1)[0]) if len(late) > 2 else float("nan")
     peaks = []
     process = subprocess.Popen(command(pairs, folder / "batch", arguments), cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -127,9 +156,15 @@ def memory(folder: Path, arguments: argparse.Namespace) -> dict:
             peaks.append(psutil.Process(process.pid).memory_info().rss / 1e6)
     process.wait()
     growth = float(np.polyfit(np.arange(len(peaks)), peaks, 1)[0]) if len(peaks) > 2 else float("nan")
-    return {"pairs": arguments.pairs, "worker after pair 1, MB": round(sizes[0]), "after a quarter": round(float(late[0])),
-            "at the end": round(sizes[-1]), "worker, MB a pair": round(slope, 3), "batch process, MB a pair": round(growth, 3),
-            "goal": "below 1"}
+    return {
+        "pairs": arguments.pairs,
+        "worker after pair 1, MB": round(sizes[0]),
+        "after a quarter": round(float(late[0])),
+        "at the end": round(sizes[-1]),
+        "worker, MB a pair": round(slope, 3),
+        "batch process, MB a pair": round(growth, 3),
+        "goal": "below 1",
+    }
 
 
 def digest(out: Path) -> dict[str, str]:
@@ -142,7 +177,10 @@ def digest(out: Path) -> dict[str, str]:
             field = sitk.ReadImage(str(path))
         else:
             continue
-        content = sitk.GetArrayFromImage(field).tobytes() + repr((field.GetOrigin(), field.GetSpacing(), field.GetDirection())).encode()
+        content = (
+            sitk.GetArrayFromImage(field).tobytes()
+            + repr((field.GetOrigin(), field.GetSpacing(), field.GetDirection())).encode()
+        )
         found[f"{path.parent.name}/{path.name}"] = hashlib.sha256(content).hexdigest()
     return found
 
@@ -159,12 +197,22 @@ def kill(folder: Path, arguments: argparse.Namespace) -> dict:
     draw = random.Random(seed)
     out, finished, kills = folder / "killed", [], 0
     while kills < arguments.kills:
-        process = subprocess.Popen(command(pairs, out, arguments, *threads), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(
+            command(pairs, out, arguments, *threads),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         line = next((line for line in process.stdout if json.loads(line).get("stage") == "start"), None)
         if line is None:
             break  # everything is finished
         time.sleep(draw.uniform(0, arguments.reach * each))
-        victims = [process.pid] if draw.random() < 0.5 else [child.pid for child in psutil.Process(process.pid).children(recursive=True)] + [process.pid]
+        victims = (
+            [process.pid]
+            if draw.random() < 0.5
+            else [child.pid for child in psutil.Process(process.pid).children(recursive=True)] + [process.pid]
+        )
         for pid in victims:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -180,10 +228,20 @@ def kill(folder: Path, arguments: argparse.Namespace) -> dict:
         run(command(pairs, one, arguments, *threads))
         results[one.name] = digest(one)
     wanted = digest(folder / "whole")
-    different = {name: sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key)) for name, found in results.items()}
+    different = {
+        name: sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))
+        for name, found in results.items()
+    }
     left = [str(path) for one in folder.glob("killed*") for path in one.glob("*/.*")]
-    return {"pairs": arguments.pairs, "kills": kills, "seed": seed, "pairs finished after each kill": finished,
-            "files compared": len(wanted) * len(results), "different": {k: v for k, v in different.items() if v}, "left behind": left}
+    return {
+        "pairs": arguments.pairs,
+        "kills": kills,
+        "seed": seed,
+        "pairs finished after each kill": finished,
+        "files compared": len(wanted) * len(results),
+        "different": {k: v for k, v in different.items() if v},
+        "left behind": left,
+    }
 
 
 def main() -> None:

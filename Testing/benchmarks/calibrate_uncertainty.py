@@ -1,20 +1,23 @@
 """Does the uncertainty map predict the error? Fitted on known warps of some people, judged on others.
 
-    python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER [--preset fast] [--runs 4] [--store]
-    python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER --judge-only --preset default
-    python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER --method hsyn [--weights FILE] --store
+    python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER [--preset fast] [--runs 4]
+    [--store] python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER --judge-only
+    --preset default python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER --method
+    hsyn [--weights FILE] --store
 
-Known warps: a real scan is the fixed scan, the same scan pulled through a random diffeomorphism (3 to 10 mm root mean square over
-distances of 16 to 60 mm) the moving one, both then given their own bias field, gamma, blur, white and correlated noise, so that
-they are not the same picture twice. The registration starts from the headers. Errors are lengths of (found - true) on the working
-grid inside the content of the fixed scan. Landmarks: real breathing states, aligned and registered as a user would.
+Known warps: a real scan is the fixed scan, the same scan pulled through a random diffeomorphism (3 to 10 mm root mean
+square over distances of 16 to 60 mm) the moving one, both then given their own bias field, gamma, blur, white and
+correlated noise, so that they are not the same picture twice. The registration starts from the headers. Errors are
+lengths of (found - true) on the working grid inside the content of the fixed scan. Landmarks: real breathing states,
+aligned and registered as a user would.
 
-``sd of lengths`` is the standard deviation of the lengths of the displacement vectors over the same runs. AUSE: area between the
-sparsification curve and the best possible one, in units of the mean error. A case in the work folder is not computed again.
-``--store`` writes the numbers into the package.
+``sd of lengths`` is the standard deviation of the lengths of the displacement vectors over the same runs. AUSE: area
+between the sparsification curve and the best possible one, in units of the mean error. A case in the work folder is not
+computed again. ``--store`` writes the numbers into the package.
 
-A learned method (``--method``, no refinement) starts from the headers too, with 4 cases to fit and 3 to judge: 7 registrations and
-28 perturbed ones. Its numbers are stored beside its weights and tied to them by their SHA-256; other weights, another study.
+A learned method (``--method``, no refinement) starts from the headers too, with 4 cases to fit and 3 to judge: 7
+registrations and 28 perturbed ones. Its numbers are stored beside its weights and tied to them by their SHA-256; other
+weights, another study.
 """
 
 from __future__ import annotations
@@ -30,24 +33,44 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from SymRegistrationLib.registration import alignment, working_grid, weights
-from SymRegistrationLib.uncertainty import calibration, predictors
 from SymRegistrationLib import pipeline
-from SymRegistrationLib.registration.solver import Solver
-from SymRegistrationLib.training import synthetic
 from SymRegistrationLib.fields import gaussian, jacobian_determinant, resize, sample, square_sum, warp
 from SymRegistrationLib.geometry.lattice import affine_grid
-from SymRegistrationLib.job import Options
 from SymRegistrationLib.geometry.points import read_points
-from SymRegistrationLib.quality.volume_change import volume_changes
 from SymRegistrationLib.geometry.volumes import Volume, foreground, read_labels, read_volume
+from SymRegistrationLib.job import Options
+from SymRegistrationLib.quality.volume_change import volume_changes
+from SymRegistrationLib.registration import alignment, weights, working_grid
+from SymRegistrationLib.registration.solver import Solver
+from SymRegistrationLib.training import synthetic
+from SymRegistrationLib.uncertainty import calibration, predictors
 
-FIT = ["brain/sub-01_brain:1", "brain/sub-02_brain:2", "brain/bert_brain:3", "lung/mr_0004_image:4", "brain/sub-01_brain:5",
-       "brain/bert_brain:6"]
-JUDGE = ["brain/sub-03_brain:11", "brain/sub-04_brain:12", "brain/plotatlas_brain:13", "lung/thorax_ct_2mm:14",
-         "lung/thorax_ct_2mm:15", "lung/mr_0006_image:16", "liver/19_exhale:17", "brain/sub-03_brain:18"]
+FIT = [
+    "brain/sub-01_brain:1",
+    "brain/sub-02_brain:2",
+    "brain/bert_brain:3",
+    "lung/mr_0004_image:4",
+    "brain/sub-01_brain:5",
+    "brain/bert_brain:6",
+]
+JUDGE = [
+    "brain/sub-03_brain:11",
+    "brain/sub-04_brain:12",
+    "brain/plotatlas_brain:13",
+    "lung/thorax_ct_2mm:14",
+    "lung/thorax_ct_2mm:15",
+    "lung/mr_0006_image:16",
+    "liver/19_exhale:17",
+    "brain/sub-03_brain:18",
+]
 #: Never looked at while the signs were chosen; ``--check`` judges on these.
-CHECK = ["brain/sub-04_brain:21", "lung/mr_0007_image:22", "liver/18_exhale:23", "brain/plotatlas_brain:24", "lung/thorax_ct_2mm:25"]
+CHECK = [
+    "brain/sub-04_brain:21",
+    "lung/mr_0007_image:22",
+    "liver/18_exhale:23",
+    "brain/plotatlas_brain:24",
+    "lung/thorax_ct_2mm:25",
+]
 #: A learned method has fewer, so that all four take no longer than ``syn``.
 LEARNED_FIT = FIT[:4]
 LEARNED_JUDGE = [JUDGE[0], JUDGE[2], JUDGE[5]]
@@ -86,20 +109,26 @@ class Study:
     @property
     def stem(self) -> str:
         """Names the files of its cases; one of a learned method never serves other weights."""
-        special = f"{self.method}-{self.sha256[:12]}_" if self.learned else "" if self.metric == "lncc" else f"{self.metric}_"
+        special = (
+            f"{self.method}-{self.sha256[:12]}_" if self.learned else "" if self.metric == "lncc" else f"{self.metric}_"
+        )
         return f"{special}{self.preset}_{self.runs}"
 
     def entry(self, kind: str, floor: float, weights_: dict, radii: dict, on: str) -> calibration.Calibration:
         """A calibration of such runs."""
         preset, metric = (calibration.ANY_PRESET, "network") if self.learned else (self.preset, self.metric)
-        return calibration.Calibration(self.method, preset, metric, kind, floor, weights_, radii, on, sha256=self.sha256)
+        return calibration.Calibration(
+            self.method, preset, metric, kind, floor, weights_, radii, on, sha256=self.sha256
+        )
 
     def store(self, entries: list[calibration.Calibration]) -> Path:
         """Write the entries where :func:`calibration.find` looks; those of other studies in the same file stay."""
         path = calibration.beside(self.weights) if self.learned else calibration.STORE
         ours = {(entry.method, entry.preset, entry.metric, entry.kind) for entry in entries}
         old = calibration.read_calibrations(path) if path.exists() and not self.learned else []
-        calibration.write_calibrations([e for e in old if (e.method, e.preset, e.metric, e.kind) not in ours] + entries, path)
+        calibration.write_calibrations(
+            [e for e in old if (e.method, e.preset, e.metric, e.kind) not in ours] + entries, path
+        )
         return path
 
 
@@ -110,7 +139,9 @@ def known_warp(path: Path, seed: int) -> tuple[Volume, Volume, torch.Tensor]:
     grid = volume.grid.resampled(np.maximum(volume.grid.spacing, 2.0))
     image = F.adaptive_avg_pool3d(torch.from_numpy(volume.array.astype(np.float32))[None, None], grid.shape)
     image = synthetic.normalised(image)
-    settings = synthetic.Synthesis(shape=grid.shape, spacing=float(grid.spacing.mean()), warp=draw.uniform(3.0, 10.0), control=(16.0, 60.0))
+    settings = synthetic.Synthesis(
+        shape=grid.shape, spacing=float(grid.spacing.mean()), warp=draw.uniform(3.0, 10.0), control=(16.0, 60.0)
+    )
     to_moving, to_fixed = synthetic.random_warp(settings, draw)
 
     def seen(x: torch.Tensor) -> torch.Tensor:
@@ -121,7 +152,10 @@ def known_warp(path: Path, seed: int) -> tuple[Volume, Volume, torch.Tensor]:
         noise = draw.uniform(0.005, 0.06) * draw.normal(1, 1, *grid.shape) + draw.uniform(0, 0.04) * grain / grain.std()
         return (x + noise * (x > 0.02)).clamp(0, 1.5)
 
-    pair = [Volume(x[0, 0].numpy(), grid, name) for x, name in ((seen(image), "fixed"), (seen(warp(image, to_moving)), "moving"))]
+    pair = [
+        Volume(x[0, 0].numpy(), grid, name)
+        for x, name in ((seen(image), "fixed"), (seen(warp(image, to_moving)), "moving"))
+    ]
     linear = torch.from_numpy(grid.matrix[:3, :3].copy()).float()
     return pair[0], pair[1], torch.einsum("ij,njdhw->nidhw", linear, to_fixed)
 
@@ -149,9 +183,15 @@ def collect(data: Path, case: str, study: Study) -> dict[str, np.ndarray]:
     linear = torch.from_numpy(np.linalg.inv((space.mid_to_moving @ space.grid.matrix)[:3, :3])).float()
     truth = torch.einsum("ij,njdhw->nidhw", linear, sample(truth_mm, at))
     content = sample(torch.from_numpy(foreground(fixed.array))[None, None].float(), at)[0, 0] > 0.5
-    out = {**signs, "error": square_sum(pair.fixed_to_moving - truth).sqrt()[0, 0], "baseline": torch.stack(lengths).std(0),
-           "spread": found.spread.length(), "jacobian": jacobian_determinant(pair.fixed_to_moving)[0, 0],
-           "true_jacobian": jacobian_determinant(truth)[0, 0], "content": content}
+    out = {
+        **signs,
+        "error": square_sum(pair.fixed_to_moving - truth).sqrt()[0, 0],
+        "baseline": torch.stack(lengths).std(0),
+        "spread": found.spread.length(),
+        "jacobian": jacobian_determinant(pair.fixed_to_moving)[0, 0],
+        "true_jacobian": jacobian_determinant(truth)[0, 0],
+        "content": content,
+    }
     out = {key: value.numpy().astype(np.float16 if value.is_floating_point() else bool) for key, value in out.items()}
     aseg = data / f"{name.replace('_brain', '_aseg')}.nii.gz"
     if "brain" in name and aseg.exists():
@@ -169,7 +209,9 @@ def cached(work: Path, data: Path, case: str, study: Study) -> dict[str, np.ndar
         np.savez(store, **collect(data, case, study))
         print(case, study.stem, "collected", flush=True)
     case_data = dict(np.load(store))
-    signs = {name: torch.from_numpy(case_data[name].astype(np.float32)) for name in ("contrast", "bend", "relax", "stiff")}
+    signs = {
+        name: torch.from_numpy(case_data[name].astype(np.float32)) for name in ("contrast", "bend", "relax", "stiff")
+    }
     return case_data | {name: value.numpy() for name, value in predictors.with_low_contrast(signs).items()}
 
 
@@ -194,9 +236,15 @@ def judged(entry: calibration.Calibration, case: dict) -> dict[str, float]:
     """How well the radii of one case predict its errors, beside the standard deviation of lengths."""
     signs, errors, baseline = points_of(case, list(entry.weights), np.random.default_rng(1))
     radius = entry.radius(signs)
-    row = {f"coverage_{level}": calibration.coverage(errors, entry.radius(signs, level)) for level in calibration.LEVELS}
-    row |= {"rank": calibration.rank_correlation(radius, errors), "rank_baseline": calibration.rank_correlation(baseline, errors),
-            "ause": calibration.ause(errors, radius), "ause_baseline": calibration.ause(errors, baseline)}
+    row = {
+        f"coverage_{level}": calibration.coverage(errors, entry.radius(signs, level)) for level in calibration.LEVELS
+    }
+    row |= {
+        "rank": calibration.rank_correlation(radius, errors),
+        "rank_baseline": calibration.rank_correlation(baseline, errors),
+        "ause": calibration.ause(errors, radius),
+        "ause_baseline": calibration.ause(errors, baseline),
+    }
     return row | {"error_mm": float(errors.mean() * _voxel(case)), "voxel_mm": _voxel(case)}
 
 
@@ -214,8 +262,10 @@ def volume_errors(entry: calibration.Calibration, cases: list[dict], patch_mm: f
             continue
         grid = Grid(case["labels"].shape, case["matrix"])
         radius = entry.radius({name: case[name].astype(float) for name in entry.weights}) * _voxel(case)
-        found, true = (volume_changes(case["labels"], case[name].astype(float), grid, radius, patch_mm)
-                       for name in ("jacobian", "true_jacobian"))
+        found, true = (
+            volume_changes(case["labels"], case[name].astype(float), grid, radius, patch_mm)
+            for name in ("jacobian", "true_jacobian")
+        )
         for n in found:
             if found[n]["fixed_ml"] > LEAST_LABEL_ML:
                 errors.append(abs(found[n]["change_ml"] - true[n]["change_ml"]))
@@ -224,7 +274,8 @@ def volume_errors(entry: calibration.Calibration, cases: list[dict], patch_mm: f
 
 
 def patch_of(entry: calibration.Calibration, cases: list[dict]) -> float:
-    """The patch size in mm for which one standard deviation covers 68 % of the volume errors; 0 = no case has labels."""
+    """The patch size in mm for which one standard deviation covers 68 % of the volume errors; 0 = no case has
+    labels."""
     if not any("labels" in case for case in cases):
         return 0.0
     sizes = np.geomspace(1, 60, 40)
@@ -242,33 +293,53 @@ def landmarks(data: Path, subject: str, state: str, preset: str, runs: int) -> d
     errors = np.linalg.norm(result.forward.map_points(here) - there, axis=1)
     index = np.clip(np.round(fixed.grid.indices(here)).astype(int), 0, np.array(fixed.grid.shape) - 1)
     radius = result.uncertainty[tuple(index.T)]
-    return {"pair": f"liver {subject} exhale<-{state}", "count": len(errors), "tre_mm": float(errors.mean()), "radius_mm": float(radius.mean()),
-            "calibrated": result.metrics["uncertainty"]["calibrated"],
-            "coverage_68": calibration.coverage(errors, radius), "rank": calibration.rank_correlation(radius, errors)}
+    return {
+        "pair": f"liver {subject} exhale<-{state}",
+        "count": len(errors),
+        "tre_mm": float(errors.mean()),
+        "radius_mm": float(radius.mean()),
+        "calibrated": result.metrics["uncertainty"]["calibrated"],
+        "coverage_68": calibration.coverage(errors, radius),
+        "rank": calibration.rank_correlation(radius, errors),
+    }
 
 
 def table(entry: calibration.Calibration, names: list[str], rows: list[dict]) -> str:
     """Markdown of the judged cases and their mean."""
-    lines = ["| case | voxel mm | mean error mm | 50 / 68 / 95 % radius covers | rank correlation (sd of lengths) | AUSE (sd of lengths) | ratio |",
-             "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| case | voxel mm | mean error mm | 50 / 68 / 95 % radius covers | rank correlation (sd of lengths) | AUSE (sd of lengths) | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
     mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     for name, row in [*zip(names, rows), (f"**mean, {entry.kind}**", mean)]:
         cover = " / ".join(f"{row[f'coverage_{level}']:.0f}" for level in calibration.LEVELS)
-        lines.append(f"| {name} | {row['voxel_mm']:.1f} | {row['error_mm']:.2f} | {cover} | {row['rank']:.2f} ({row['rank_baseline']:.2f}) "
-                     f"| {row['ause']:.3f} ({row['ause_baseline']:.3f}) | {row['ause'] / row['ause_baseline']:.2f} |")
+        lines.append(
+            f"| {name} | {row['voxel_mm']:.1f} | {row['error_mm']:.2f} | {cover} | {row['rank']:.2f} ({row['rank_baseline']:.2f}) "
+            f"| {row['ause']:.3f} ({row['ause_baseline']:.3f}) | {row['ause'] / row['ause_baseline']:.2f} |"
+        )
     return "\n".join(lines)
 
 
-def one_kind(kind: str, study: Study, fits: list[dict], judges: list[dict], on: str) -> tuple[calibration.Calibration, list[dict], str]:
-    """(entry with what it was judged, row of every judged case, sentence on volumes); without ``fits`` the one of ``fast`` is judged."""
+def one_kind(
+    kind: str, study: Study, fits: list[dict], judges: list[dict], on: str
+) -> tuple[calibration.Calibration, list[dict], str]:
+    """(entry with what it was judged, row of every judged case, sentence on volumes); without ``fits`` the one of
+    ``fast`` is judged."""
     names = predictors.PREDICTORS if kind == "runs" else predictors.FAST_PREDICTORS
     if fits:
         entry = fitted(fits, names, kind, study, on)
         entry = replace(entry, patch_mm=patch_of(entry, fits))
     else:
         entry = calibration.find("syn", "fast", "lncc", kind)
-        told = [f"the preset {entry.preset}"] * (study.preset != "fast") + [f"the metric {entry.metric}"] * (study.metric != "lncc")
-        entry = replace(entry, on=", with ".join((entry.on, " and ".join(told))) if told else entry.on, preset=study.preset, metric=study.metric)
+        told = [f"the preset {entry.preset}"] * (study.preset != "fast") + [f"the metric {entry.metric}"] * (
+            study.metric != "lncc"
+        )
+        entry = replace(
+            entry,
+            on=", with ".join((entry.on, " and ".join(told))) if told else entry.on,
+            preset=study.preset,
+            metric=study.metric,
+        )
     rows = [judged(entry, case) for case in judges]
     errors, sigmas = volume_errors(entry, judges, entry.patch_mm)
     mean = {key: round(float(np.mean([row[key] for row in rows])), 3) for key in rows[0]}
@@ -280,23 +351,39 @@ def one_kind(kind: str, study: Study, fits: list[dict], judges: list[dict], on: 
     return replace(entry, judged=mean), rows, volumes
 
 
-def run(study: Study, data: Path, work: Path, fit: list[str], judge: list[str], store: bool) -> list[calibration.Calibration]:
+def run(
+    study: Study, data: Path, work: Path, fit: list[str], judge: list[str], store: bool
+) -> list[calibration.Calibration]:
     """Collect, fit (``fit`` empty: judge what is stored), judge, print, and store when asked."""
     work.mkdir(parents=True, exist_ok=True)
     fits, judges = ([cached(work, data, case, study) for case in cases] for cases in (fit, judge))
-    organs = ", ".join(name for folder, name in (("brain", "brain MR"), ("lung/mr", "lung MR"), ("liver", "liver MR"), ("lung/thorax", "thorax CT"))
-                       if any(case.startswith(folder) for case in fit))
+    organs = ", ".join(
+        name
+        for folder, name in (
+            ("brain", "brain MR"),
+            ("lung/mr", "lung MR"),
+            ("liver", "liver MR"),
+            ("lung/thorax", "thorax CT"),
+        )
+        if any(case.startswith(folder) for case in fit)
+    )
     on = f"known warps of {len(set(case.split(':')[0] for case in fit))} people ({organs})"
     entries = []
     for kind in ("runs", "fast"):
         entry, rows, volumes = one_kind(kind, study, fits, judges, on)
         entries.append(entry)
         print(f"\n### {kind}, {study.stem}\n")
-        print(json.dumps({"floor": entry.floor, "weights": entry.weights, "radii": entry.radii, "patch_mm": entry.patch_mm}))
+        print(
+            json.dumps(
+                {"floor": entry.floor, "weights": entry.weights, "radii": entry.radii, "patch_mm": entry.patch_mm}
+            )
+        )
         print(table(entry, judge, rows) + f"\n\n{volumes}")
     one, fast, many = np.sum([case["seconds"] for case in (*fits, *judges)], 0)
-    print(f"\nCPU seconds: one run {one:.1f}, fast mode adds {100 * fast / one:.1f} %, {study.runs} runs cost {(many - one - fast) / one:.2f} "
-          "runs more")
+    print(
+        f"\nCPU seconds: one run {one:.1f}, fast mode adds {100 * fast / one:.1f} %, {study.runs} runs cost {(many - one - fast) / one:.2f} "
+        "runs more"
+    )
     if store:
         print("stored in", study.store(entries))
     return entries
@@ -320,18 +407,31 @@ def main() -> None:
     parser.add_argument("--preset", default="fast", choices=("fast", "default", "thorough"))
     parser.add_argument("--metric", default="lncc", choices=("lncc", "mse", "ncc", "mind"), help="of syn")
     parser.add_argument("--runs", type=int, default=4)
-    parser.add_argument("--judge-only", action="store_true", help="judge the weights that the package has for the preset 'fast' and 'lncc'")
-    parser.add_argument("--check", action="store_true", help="judge on the cases that had no part in the choice of the signs")
-    parser.add_argument("--only", default="", help="judge only cases that contain one of these comma-separated words; none = no case")
-    parser.add_argument("--landmarks", type=int, default=0, help="so many of the landmark pairs too (full registrations)")
+    parser.add_argument(
+        "--judge-only",
+        action="store_true",
+        help="judge the weights that the package has for the preset 'fast' and 'lncc'",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="judge on the cases that had no part in the choice of the signs"
+    )
+    parser.add_argument(
+        "--only", default="", help="judge only cases that contain one of these comma-separated words; none = no case"
+    )
+    parser.add_argument(
+        "--landmarks", type=int, default=0, help="so many of the landmark pairs too (full registrations)"
+    )
     parser.add_argument("--store", action="store_true")
     arguments = parser.parse_args()
     study = study_of(arguments)
     if study.learned and arguments.judge_only:
         parser.error("a learned method is fitted: no other's numbers serve it")
     words = [word for word in arguments.only.split(",") if word]
-    judge = [case for case in (CHECK if arguments.check else LEARNED_JUDGE if study.learned else JUDGE)
-             if not words or any(word in case for word in words)]
+    judge = [
+        case
+        for case in (CHECK if arguments.check else LEARNED_JUDGE if study.learned else JUDGE)
+        if not words or any(word in case for word in words)
+    ]
     for subject, state in LANDMARKS[: arguments.landmarks]:
         print(json.dumps(landmarks(arguments.data, subject, state, arguments.preset, arguments.runs)), flush=True)
     if arguments.only == "none":

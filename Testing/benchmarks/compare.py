@@ -1,13 +1,13 @@
 """Side by side: symreg and its peers on the same pairs, one after the other, each in a fresh process with two threads.
 
-    python Testing/benchmarks/compare.py --data DEVELOPMENT_DATA --work FOLDER [--tools symreg,ants-syn,greedy] [--pad 256]
-    python Testing/benchmarks/compare.py --table pairs.csv --work FOLDER
+    python Testing/benchmarks/compare.py --data DEVELOPMENT_DATA --work FOLDER [--tools symreg,ants-syn,greedy] [--pad
+    256] python Testing/benchmarks/compare.py --table pairs.csv --work FOLDER
 
 ``pairs.csv`` has the columns id, fixed, moving and optionally fixed_labels, moving_labels, labels (space separated
 numbers that are scored), fixed_points, moving_points. ``--data`` builds that table from the development data.
 ``alignment`` scores the affine start of the ``symreg`` run before it. The tool NAME of a learned method is its shipped
-network alone, started from the headers; NAME-aligned starts it from the affine alignment; NAME-refined adds one level of
-the optimiser, NAME-refined3 three, NAME-fine three on the grid of the preset thorough.
+network alone, started from the headers; NAME-aligned starts it from the affine alignment; NAME-refined adds one level
+of the optimiser, NAME-refined3 three, NAME-fine three on the grid of the preset thorough.
 ``--variant rotated`` turns the moving scan's header by 60 degrees, ``--variant contrast`` inverts its brightness.
 ``--pad N`` first puts every image into an N^3 box of air, as many scanners and FreeSurfer deliver them.
 Peers need ``pip install .[bench]``; ``--peers-python`` names another Python that has them.
@@ -31,19 +31,28 @@ from pathlib import Path
 
 import numpy as np
 
-from SymRegistrationLib.quality import metrics as quality
 from SymRegistrationLib.geometry import transforms
 from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.geometry.points import read_points
 from SymRegistrationLib.geometry.volumes import foreground, read_labels, read_volume, write_volume
+from SymRegistrationLib.quality import metrics as quality
 
 HERE = Path(__file__).parent
 ASEG = "2 3 4 7 8 10 11 12 13 14 15 16 17 18 26 28 41 42 43 46 47 49 50 51 52 53 54 58 60"
 LEARNED = ("hsyn", "sm-gicnet", "ad-regnet", "caml")
-#: A network alone, from the headers and from the alignment; with one or three levels of refinement, and with three that end finer.
-NETWORKS = {f"{method}{suffix}": ["--method", method, *extra] for method in LEARNED for suffix, extra in
-            (("", ["--initial", "none"]), ("-aligned", []), ("-refined", ["--initial", "none", "--refine", "1"]),
-             ("-refined3", ["--initial", "none", "--refine", "3"]), ("-fine", ["--initial", "none", "--refine", "3", "--preset", "thorough"]))}
+#: A network alone, from the headers and from the alignment; with one or three levels of refinement, and with three that
+#: end finer.
+NETWORKS = {
+    f"{method}{suffix}": ["--method", method, *extra]
+    for method in LEARNED
+    for suffix, extra in (
+        ("", ["--initial", "none"]),
+        ("-aligned", []),
+        ("-refined", ["--initial", "none", "--refine", "1"]),
+        ("-refined3", ["--initial", "none", "--refine", "3"]),
+        ("-fine", ["--initial", "none", "--refine", "3", "--preset", "thorough"]),
+    )
+}
 SYMREG = {"symreg": [], "symreg-fast": ["--preset", "fast"], "symreg-thorough": ["--preset", "thorough"], **NETWORKS}
 TOOLS = ["symreg", "alignment", *list(SYMREG)[1:], "ants-syn", "greedy", "elastix", "ants-syncc"]
 #: Header rotation of ``--variant rotated``: degrees, about (1, 1, 1).
@@ -55,10 +64,16 @@ def development_pairs(data: Path) -> list[dict]:
     rows = []
 
     def brain(one: str, other: str, kind: str = "brain") -> None:
-        rows.append({"id": f"{one}<-{other}" + ("" if kind == "brain" else f" ({kind})"),
-                     "fixed": f"{data}/brain/{one}_{kind}.nii.gz", "moving": f"{data}/brain/{other}_{kind}.nii.gz",
-                     "fixed_labels": f"{data}/brain/{one}_aseg.nii.gz", "moving_labels": f"{data}/brain/{other}_aseg.nii.gz",
-                     "labels": ASEG})
+        rows.append(
+            {
+                "id": f"{one}<-{other}" + ("" if kind == "brain" else f" ({kind})"),
+                "fixed": f"{data}/brain/{one}_{kind}.nii.gz",
+                "moving": f"{data}/brain/{other}_{kind}.nii.gz",
+                "fixed_labels": f"{data}/brain/{one}_aseg.nii.gz",
+                "moving_labels": f"{data}/brain/{other}_aseg.nii.gz",
+                "labels": ASEG,
+            }
+        )
 
     for one, other in (("sub-01", "sub-02"), ("sub-02", "sub-03"), ("sub-03", "sub-04"), ("bert", "plotatlas")):
         brain(one, other), brain(other, one)
@@ -66,9 +81,15 @@ def development_pairs(data: Path) -> list[dict]:
     for subject, states in (("18", ("cyc_1_10", "cyc_3_10")), ("19", ("cyc_1_6", "cyc_1_9"))):
         for state in states:
             name = f"{data}/liver/{subject}"
-            rows.append({"id": f"liver {subject} exhale<-{state}", "fixed": f"{name}_exhale.nii.gz",
-                         "moving": f"{name}_{state}.nii.gz", "fixed_points": f"{name}_exhale_landmarks.csv",
-                         "moving_points": f"{name}_{state}_landmarks.csv"})
+            rows.append(
+                {
+                    "id": f"liver {subject} exhale<-{state}",
+                    "fixed": f"{name}_exhale.nii.gz",
+                    "moving": f"{name}_{state}.nii.gz",
+                    "fixed_points": f"{name}_exhale_landmarks.csv",
+                    "moving_points": f"{name}_{state}_landmarks.csv",
+                }
+            )
     return rows
 
 
@@ -111,12 +132,27 @@ def run_tool(tool: str, row: dict, out: Path, peers_python: str, threads: int) -
     """One tool on one pair in its own process; {seconds, process_seconds, cpu_seconds, memory_gb} or {error}."""
     out.mkdir(parents=True, exist_ok=True)
     if tool in SYMREG:
-        command = [sys.executable, "-m", "SymRegistrationLib", "register", row["fixed"], row["moving"], "-o", str(out),
-                   "--threads", str(threads), *SYMREG[tool]]
+        command = [
+            sys.executable,
+            "-m",
+            "SymRegistrationLib",
+            "register",
+            row["fixed"],
+            row["moving"],
+            "-o",
+            str(out),
+            "--threads",
+            str(threads),
+            *SYMREG[tool],
+        ]
     else:
         command = [peers_python, str(HERE / "peers.py"), tool, row["fixed"], row["moving"], str(out)]
-    environment = {**os.environ, "SYMREG_BENCH_THREADS": str(threads), "OMP_NUM_THREADS": str(threads),
-                   "PYTHONPATH": str(HERE.parents[1])}
+    environment = {
+        **os.environ,
+        "SYMREG_BENCH_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": str(HERE.parents[1]),
+    }
     start = time.perf_counter()
     with open(out / "log.txt", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
@@ -125,8 +161,12 @@ def run_tool(tool: str, row: dict, out: Path, peers_python: str, threads: int) -
     if status:
         return {"error": (out / "log.txt").read_text().strip().splitlines()[-1:] or ["?"]}
     own = seconds if tool in SYMREG else json.loads((out / "run.json").read_text())["seconds"]
-    return {"seconds": own, "process_seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime,
-            "memory_gb": usage.ru_maxrss * 1024 / 1e9}
+    return {
+        "seconds": own,
+        "process_seconds": seconds,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "memory_gb": usage.ru_maxrss * 1024 / 1e9,
+    }
 
 
 def score_alignment(row: dict, out: Path) -> dict:
@@ -135,9 +175,15 @@ def score_alignment(row: dict, out: Path) -> dict:
     labels = read_labels(row["fixed_labels"]), read_labels(row["moving_labels"])
     warped = transforms.resample_through(labels[1], np.array(metrics["alignment"]["matrix"]), labels[0].grid, "nearest")
     wanted = [int(n) for n in row["labels"].split()] if row.get("labels") else None
-    return {"dice": quality.mean(quality.dice(labels[0].array, warped, wanted)), "folded_voxels": 0, "sd_log_jacobian": 0.0,
-            "seconds": metrics["seconds"]["read"] + metrics["seconds"]["align"] if "read" in metrics["seconds"]
-            else metrics["seconds"]["align"], "memory_gb": 0.0}
+    return {
+        "dice": quality.mean(quality.dice(labels[0].array, warped, wanted)),
+        "folded_voxels": 0,
+        "sd_log_jacobian": 0.0,
+        "seconds": metrics["seconds"]["read"] + metrics["seconds"]["align"]
+        if "read" in metrics["seconds"]
+        else metrics["seconds"]["align"],
+        "memory_gb": 0.0,
+    }
 
 
 def score(row: dict, out: Path) -> dict:
@@ -168,8 +214,10 @@ def score(row: dict, out: Path) -> dict:
 
 def markdown(rows: list[dict], results: dict, tools: list[str]) -> str:
     """Tables per pair, and ratios to the first tool."""
-    lines = ["| pair | tool | Dice or TRE mm (outside) | folded | SDlogJ | ICE mean / 95 % / max mm | seconds | GB |",
-             "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| pair | tool | Dice or TRE mm (outside) | folded | SDlogJ | ICE mean / 95 % / max mm | seconds | GB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         for tool in tools:
             r = results.get(f"{row['id']}|{tool}")
@@ -179,17 +227,31 @@ def markdown(rows: list[dict], results: dict, tools: list[str]) -> str:
                 lines.append(f"| {row['id']} | {tool} | failed: {r['error']} | | | | | |")
                 continue
             quality_text = f"{r['dice']:.4f}" if "dice" in r else f"{r['tre_mm']:.2f} ({r['tre_outside_mm']:.2f})"
-            ice = f"{r['ice_mean_mm']:.3f} / {r['ice_p95_mm']:.3f} / {r['ice_max_mm']:.2f}" if "ice_mean_mm" in r else "no inverse"
-            lines.append(f"| {row['id']} | {tool} | {quality_text} | {r['folded_voxels']} | {r['sd_log_jacobian']:.3f} | {ice} "
-                         f"| {r['seconds']:.1f} | {r['memory_gb']:.1f} |")
-    lines += ["", "Over the pairs that both did, against each peer (difference of mean Dice or TRE; time of the tool / time of the peer):",
-              "", "| tool | peer | pairs | Dice | TRE mm | time ratio |", "|---|---|---|---|---|---|"]
+            ice = (
+                f"{r['ice_mean_mm']:.3f} / {r['ice_p95_mm']:.3f} / {r['ice_max_mm']:.2f}"
+                if "ice_mean_mm" in r
+                else "no inverse"
+            )
+            lines.append(
+                f"| {row['id']} | {tool} | {quality_text} | {r['folded_voxels']} | {r['sd_log_jacobian']:.3f} | {ice} "
+                f"| {r['seconds']:.1f} | {r['memory_gb']:.1f} |"
+            )
+    lines += [
+        "",
+        "Over the pairs that both did, against each peer (difference of mean Dice or TRE; time of the tool / time of the peer):",
+        "",
+        "| tool | peer | pairs | Dice | TRE mm | time ratio |",
+        "|---|---|---|---|---|---|",
+    ]
     for tool in (t for t in tools if t in SYMREG):
         for peer in (t for t in tools if t == "symreg" or t not in SYMREG and t != "alignment"):
             if tool == peer:
                 continue
-            both = [(results[f"{row['id']}|{tool}"], results[f"{row['id']}|{peer}"]) for row in rows
-                    if all("seconds" in results.get(f"{row['id']}|{t}", {}) for t in (tool, peer))]
+            both = [
+                (results[f"{row['id']}|{tool}"], results[f"{row['id']}|{peer}"])
+                for row in rows
+                if all("seconds" in results.get(f"{row['id']}|{t}", {}) for t in (tool, peer))
+            ]
             if not both:
                 continue
 

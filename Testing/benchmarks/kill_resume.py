@@ -1,10 +1,12 @@
-"""Kill at random moments and go on: every result must be that of an undisturbed run. By hand; half an hour on two cores.
+"""Kill at random moments and go on: every result must be that of an undisturbed run. By hand; half an hour on two
+cores.
 
     python Testing/benchmarks/kill_resume.py [--moments 30] [--seed 1] [--what register,train,batch] [--folder DIR]
 
-``register``: each moment is one run, killed (SIGKILL, or SIGTERM for every third) at a random time of what the undisturbed
-run took, and run again. ``train`` and ``batch``: one long run each, killed at a random time after each start, until all
-moments are used; then it is let finish. Compared are transforms, images, weights and log, number by number.
+``register``: each moment is one run, killed (SIGKILL, or SIGTERM for every third) at a random time of what the
+undisturbed run took, and run again. ``train`` and ``batch``: one long run each, killed at a random time after each
+start, until all moments are used; then it is let finish. Compared are transforms, images, weights and log, number by
+number.
 """
 
 from __future__ import annotations
@@ -30,14 +32,22 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE.parent)]
 
 import bad_inputs  # noqa: E402
+
 from SymRegistrationLib.geometry.transforms import read_transform  # noqa: E402
 from SymRegistrationLib.geometry.volumes import read_volume  # noqa: E402
 
 
 def start(words: list[str]) -> subprocess.Popen:
     """One command in a process group of its own."""
-    return subprocess.Popen([sys.executable, "-m", "SymRegistrationLib", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-                            stdout=subprocess.DEVNULL, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [sys.executable, "-m", "SymRegistrationLib", *words],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def finish(words: list[str]) -> float:
@@ -71,13 +81,17 @@ def content(folder: Path) -> dict:
         if ".symreg-partial" in name or path.name.endswith(".part"):
             found[name] = "left behind"
         elif path.name.endswith(".h5"):
-            found[name] = sitk.GetArrayFromImage(sitk.DisplacementFieldTransform(read_transform(path)).GetDisplacementField())
+            found[name] = sitk.GetArrayFromImage(
+                sitk.DisplacementFieldTransform(read_transform(path)).GetDisplacementField()
+            )
         elif path.name.endswith(".nii.gz"):
             found[name] = read_volume(path).array
         elif path.name.endswith(".safetensors") and "cache" not in name:
             found[name] = load_file(path)
         elif path.name == "metrics.json":
-            found[name] = {key: json.loads(path.read_text())[key] for key in ("quality", "alignment", "similarity", "notes")}
+            found[name] = {
+                key: json.loads(path.read_text())[key] for key in ("quality", "alignment", "similarity", "notes")
+            }
         elif path.name == "log.jsonl":
             found[name] = [json.loads(line)["step"] for line in path.read_text().splitlines()]
     return found
@@ -85,6 +99,7 @@ def content(folder: Path) -> dict:
 
 def differences(one: dict, other: dict) -> list[str]:
     """Names of what is not the same."""
+
     def same(a, b) -> bool:
         if isinstance(a, np.ndarray):
             return np.array_equal(a, b)
@@ -92,7 +107,11 @@ def differences(one: dict, other: dict) -> list[str]:
             return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
         return a == b
 
-    return sorted(name for name in one.keys() | other.keys() if name not in one or name not in other or not same(one[name], other[name]))
+    return sorted(
+        name
+        for name in one.keys() | other.keys()
+        if name not in one or name not in other or not same(one[name], other[name])
+    )
 
 
 def half_written(folder: Path, whole: dict) -> list[str]:
@@ -103,8 +122,20 @@ def half_written(folder: Path, whole: dict) -> list[str]:
 
 def register(folder: Path, scans: dict, moments: int, random_: random.Random) -> list[str]:
     """One pair, killed and run again ``moments`` times."""
+
     def words(out: Path) -> list[str]:
-        return ["register", str(scans["fixed"]), str(scans["moving"]), "-o", str(out), "--preset", "fast", "--threads", "1", "-q"]
+        return [
+            "register",
+            str(scans["fixed"]),
+            str(scans["moving"]),
+            "-o",
+            str(out),
+            "--preset",
+            "fast",
+            "--threads",
+            "1",
+            "-q",
+        ]
 
     seconds = finish(words(folder / "whole"))
     whole, wrong, met = content(folder / "whole"), [], 0
@@ -126,7 +157,9 @@ def long_run(what: str, words, folder: Path, moments: int, random_: random.Rando
     seconds = finish(words(folder / "whole"))
     whole, out, met = content(folder / "whole"), folder / "struck", 0
     for k in range(moments):
-        met += strike(words(out), random_.uniform(0.05, 0.5) * seconds, signal.SIGTERM if k % 3 == 2 else signal.SIGKILL)
+        met += strike(
+            words(out), random_.uniform(0.05, 0.5) * seconds, signal.SIGTERM if k % 3 == 2 else signal.SIGKILL
+        )
     finish(words(out))
     print(f"{what}: {met} of {moments} kills met a running process (undisturbed it takes {seconds:.1f} s)")
     return [f"{what}: {name}" for name in differences(content(out), whole)]
@@ -134,10 +167,32 @@ def long_run(what: str, words, folder: Path, moments: int, random_: random.Rando
 
 def train(folder: Path, scans: dict, moments: int, random_: random.Random) -> list[str]:
     """A small training."""
+
     def words(out: Path) -> list[str]:
-        return ["train", "--method", "hsyn", "-o", str(out), "--shape", "32,32,32", "--spacing", "4", "--device", "cpu", "-q",
-                "--threads", "1", "--validation-pairs", "1", "--iterations", "60", "--validate-every", "10",
-                "--checkpoint-minutes", "0"]
+        return [
+            "train",
+            "--method",
+            "hsyn",
+            "-o",
+            str(out),
+            "--shape",
+            "32,32,32",
+            "--spacing",
+            "4",
+            "--device",
+            "cpu",
+            "-q",
+            "--threads",
+            "1",
+            "--validation-pairs",
+            "1",
+            "--iterations",
+            "60",
+            "--validate-every",
+            "10",
+            "--checkpoint-minutes",
+            "0",
+        ]
 
     return long_run("train", words, folder, moments, random_)
 
@@ -168,7 +223,9 @@ def main() -> int:
     random_, wrong = random.Random(asked.seed), []
     for what in asked.what.split(","):
         (place / what).mkdir()
-        wrong += {"register": register, "train": train, "batch": batch}[what](place / what, scans, asked.moments, random_)
+        wrong += {"register": register, "train": train, "batch": batch}[what](
+            place / what, scans, asked.moments, random_
+        )
     print("\n".join(wrong) or f"all results are those of undisturbed runs (seed {asked.seed})")
     shutil.rmtree(place)
     return 1 if wrong else 0

@@ -19,16 +19,28 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from SymRegistrationLib import networks
+from SymRegistrationLib.networks._base import parameter_count
 from SymRegistrationLib.registration import devices, inference
-from SymRegistrationLib import networks  # noqa: E402
-from SymRegistrationLib.networks._base import parameter_count  # noqa: E402
 
-COLUMNS = ("method", "size", "shape", "device", "precision", "M params", "G mul-add", "seconds", "floor s", "x floor", "GB",
-           "bytes/voxel")
+COLUMNS = (
+    "method",
+    "size",
+    "shape",
+    "device",
+    "precision",
+    "M params",
+    "G mul-add",
+    "seconds",
+    "floor s",
+    "x floor",
+    "GB",
+    "bytes/voxel",
+)
 
 
 def clock(work, device: torch.device, repeats: int) -> float:
@@ -51,7 +63,10 @@ def machine(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     other = torch.empty_like(long)
     for work in (lambda: a @ b, lambda: other.copy_(long)):
         work()
-    return {"mac": n**3 / clock(lambda: a @ b, device, 5), "bytes": 2 * long.nbytes / clock(lambda: other.copy_(long), device, 5)}
+    return {
+        "mac": n**3 / clock(lambda: a @ b, device, 5),
+        "bytes": 2 * long.nbytes / clock(lambda: other.copy_(long), device, 5),
+    }
 
 
 def traffic(network: nn.Module, images, element: int) -> float:
@@ -60,7 +75,9 @@ def traffic(network: nn.Module, images, element: int) -> float:
 
     def add(layer, inputs, output) -> None:
         nonlocal total
-        total += element * (sum(x.numel() for x in inputs if torch.is_tensor(x)) + output.numel() + parameter_count(layer))
+        total += element * (
+            sum(x.numel() for x in inputs if torch.is_tensor(x)) + output.numel() + parameter_count(layer)
+        )
 
     layers = [m for m in network.modules() if isinstance(m, (nn.Conv3d, nn.ConvTranspose3d, nn.Linear))]
     handles = [layer.register_forward_hook(add) for layer in layers]
@@ -94,10 +111,25 @@ def row(method: str, size: str, shape: tuple[int, ...], device: torch.device, re
     mac = counter.get_total_flops() / 2
     voxels = shape[0] * shape[1] * shape[2]
     floor = max(mac / rates["mac"], moved / rates["bytes"])
-    return dict(zip(COLUMNS, (method, size, "x".join(map(str, shape)), device.type, str(dtype)[6:],
-                              round(parameter_count(network) / 1e6, 3), round(mac / 1e9, 1), round(seconds, 3), round(floor, 3),
-                              round(seconds / floor, 1), round(peak / 1e9, 3), round(peak / voxels)))) | {
-        "rates": {"gemm GFLOP/s": round(2 * rates["mac"] / 1e9), "copy GB/s": round(rates["bytes"] / 1e9, 1)}}
+    return dict(
+        zip(
+            COLUMNS,
+            (
+                method,
+                size,
+                "x".join(map(str, shape)),
+                device.type,
+                str(dtype)[6:],
+                round(parameter_count(network) / 1e6, 3),
+                round(mac / 1e9, 1),
+                round(seconds, 3),
+                round(floor, 3),
+                round(seconds / floor, 1),
+                round(peak / 1e9, 3),
+                round(peak / voxels),
+            ),
+        )
+    ) | {"rates": {"gemm GFLOP/s": round(2 * rates["mac"] / 1e9), "copy GB/s": round(rates["bytes"] / 1e9, 1)}}
 
 
 def start_memory(device: torch.device) -> int:
@@ -138,7 +170,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         shape = tuple(int(n) for n in options.shapes[0].split("x"))
-        print(json.dumps(row(options.methods[0], options.sizes[0], shape, devices.resolve(options.devices[0]), options.repeats)))
+        print(
+            json.dumps(
+                row(options.methods[0], options.sizes[0], shape, devices.resolve(options.devices[0]), options.repeats)
+            )
+        )
         return
     rows = []
     for device in options.devices:
@@ -151,15 +187,30 @@ def main() -> None:
 
 def _fresh(method: str, size: str, shape: str, device: str, repeats: int) -> list[dict]:
     """The row from a process of its own; [] with the reason on stderr when it failed (too little memory, for one)."""
-    command = [sys.executable, __file__, "--one", "--methods", method, "--sizes", size, "--shapes", shape,
-               "--devices", device, "--repeats", str(repeats)]
+    command = [
+        sys.executable,
+        __file__,
+        "--one",
+        "--methods",
+        method,
+        "--sizes",
+        size,
+        "--shapes",
+        shape,
+        "--devices",
+        device,
+        "--repeats",
+        str(repeats),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         print(f"{method} {size} {shape} {device}: {last[0]}", file=sys.stderr)
         return []
     found = json.loads(done.stdout.splitlines()[-1])
-    print(f"{method} {size} {shape} {device}: {found['seconds']} s; machine {found['rates']}", file=sys.stderr, flush=True)
+    print(
+        f"{method} {size} {shape} {device}: {found['seconds']} s; machine {found['rates']}", file=sys.stderr, flush=True
+    )
     return [found]
 
 

@@ -5,7 +5,8 @@
     python Testing/benchmarks/train_shipped_weights.py LABELS -o RUNS --install
     python Testing/benchmarks/train_shipped_weights.py LABELS -o /tmp/dry --dry-run --methods hsyn
 
-LABELS is a folder of whole-head label maps with FreeSurfer numbers; the last four (labels_17 to labels_20) are held out.
+LABELS is a folder of whole-head label maps with FreeSurfer numbers; the last four (labels_17 to labels_20) are held
+out.
 What stands in front of every method, pose and matching, is trained first and once: RUNS/pose, then RUNS/front. Each
 method then trains behind it, frozen, in RUNS/METHOD. A run that was stopped goes on with the same command;
 --slice-minutes ends each after a while. --install copies finished weights and model cards into the package.
@@ -35,10 +36,38 @@ LICENCE = "Apache-2.0"
 FRONT, CARRIER = 2, "hsyn"
 #: What all runs of a recipe share.
 COMMON = {
-    "cpu": ["--spacing", "2.5", "--shape", "64,80,64", "--rate", "cosine", "--patience", "0", "--end-point-weight", "0.3",
-            "--validation-pairs", "6", "--device", "cpu"],
-    "gpu": ["--spacing", "1.8", "--shape", "112,128,112", "--rate", "cosine", "--patience", "0", "--end-point-weight", "0.3",
-            "--validation-pairs", "12", "--device", "cuda"],
+    "cpu": [
+        "--spacing",
+        "2.5",
+        "--shape",
+        "64,80,64",
+        "--rate",
+        "cosine",
+        "--patience",
+        "0",
+        "--end-point-weight",
+        "0.3",
+        "--validation-pairs",
+        "6",
+        "--device",
+        "cpu",
+    ],
+    "gpu": [
+        "--spacing",
+        "1.8",
+        "--shape",
+        "112,128,112",
+        "--rate",
+        "cosine",
+        "--patience",
+        "0",
+        "--end-point-weight",
+        "0.3",
+        "--validation-pairs",
+        "12",
+        "--device",
+        "cuda",
+    ],
 }
 POSE = {
     "cpu": ["--iterations", "3800", "--learning-rate", "1e-3", "--ema", "0.99"],
@@ -50,21 +79,85 @@ MATCH = {
 }
 #: Steps and shares of the method's own levels, coarsest first.
 METHOD = {
-    "cpu": {"hsyn": ("1200", "0.05,0.35,0.6"), "sm-gicnet": ("800", "0.02,0.28,0.4,0.3"), "ad-regnet": ("250", "1"),
-            "caml": ("150", "1")},
-    "gpu": {"hsyn": ("40000", "0.1,0.3,0.6"), "sm-gicnet": ("40000", "0.1,0.2,0.3,0.4"), "ad-regnet": ("30000", "1"),
-            "caml": ("20000", "1")},
+    "cpu": {
+        "hsyn": ("1200", "0.05,0.35,0.6"),
+        "sm-gicnet": ("800", "0.02,0.28,0.4,0.3"),
+        "ad-regnet": ("250", "1"),
+        "caml": ("150", "1"),
+    },
+    "gpu": {
+        "hsyn": ("40000", "0.1,0.3,0.6"),
+        "sm-gicnet": ("40000", "0.1,0.2,0.3,0.4"),
+        "ad-regnet": ("30000", "1"),
+        "caml": ("20000", "1"),
+    },
 }
 RATE = {"cpu": {"caml": "5e-4", "ad-regnet": "5e-4"}, "gpu": {}}
 MIXED = ["--one-contrast", "0.4", "--t1", "0.4"]
-POSE_DATA = ["--supervised", "1", "--two-people", "0.4", *MIXED, "--shapes", "0.05", "--rotation", "80", "--shift", "60",
-             "--scale", "0.25", "--curriculum", "0.2"]
-MATCH_DATA = ["--supervised", "0.9", "--two-people", "0.5", *MIXED, "--shapes", "0.12", "--rotation", "40", "--shift", "45",
-              "--curriculum", "0.02"]
-METHOD_DATA = ["--supervised", "0.6", "--two-people", "0.6", "--one-contrast", "0.6", "--t1", "0.5", "--shapes", "0.1",
-               "--rotation", "25", "--shift", "30", "--curriculum", "0.02"]
-DRY = ["--spacing", "5", "--shape", "48,48,48", "--iterations", "6", "--validation-pairs", "2", "--validate-every", "6",
-       "--device", "cpu"]
+POSE_DATA = [
+    "--supervised",
+    "1",
+    "--two-people",
+    "0.4",
+    *MIXED,
+    "--shapes",
+    "0.05",
+    "--rotation",
+    "80",
+    "--shift",
+    "60",
+    "--scale",
+    "0.25",
+    "--curriculum",
+    "0.2",
+]
+MATCH_DATA = [
+    "--supervised",
+    "0.9",
+    "--two-people",
+    "0.5",
+    *MIXED,
+    "--shapes",
+    "0.12",
+    "--rotation",
+    "40",
+    "--shift",
+    "45",
+    "--curriculum",
+    "0.02",
+]
+METHOD_DATA = [
+    "--supervised",
+    "0.6",
+    "--two-people",
+    "0.6",
+    "--one-contrast",
+    "0.6",
+    "--t1",
+    "0.5",
+    "--shapes",
+    "0.1",
+    "--rotation",
+    "25",
+    "--shift",
+    "30",
+    "--curriculum",
+    "0.02",
+]
+DRY = [
+    "--spacing",
+    "5",
+    "--shape",
+    "48,48,48",
+    "--iterations",
+    "6",
+    "--validation-pairs",
+    "2",
+    "--validate-every",
+    "6",
+    "--device",
+    "cpu",
+]
 
 
 def train(run: str, method: str, extra: list[str], args: argparse.Namespace) -> Path | None:
@@ -72,10 +165,25 @@ def train(run: str, method: str, extra: list[str], args: argparse.Namespace) -> 
     file = args.output / run / f"{method}-small{weights.SUFFIX}"
     if file.is_file():
         return file
-    command = ["train", "--method", method, "--labels", str(args.labels), "-o", str(args.output / run), "--option", "prealign=true",
-               "--validation", HELD_OUT, "--licence", LICENCE, *extra, *(DRY if args.dry_run else COMMON[args.recipe]),
-               *(["--stop-after", str(args.slice_minutes)] if args.slice_minutes else []),
-               *(["--threads", str(args.threads)] if args.threads else [])]
+    command = [
+        "train",
+        "--method",
+        method,
+        "--labels",
+        str(args.labels),
+        "-o",
+        str(args.output / run),
+        "--option",
+        "prealign=true",
+        "--validation",
+        HELD_OUT,
+        "--licence",
+        LICENCE,
+        *extra,
+        *(DRY if args.dry_run else COMMON[args.recipe]),
+        *(["--stop-after", str(args.slice_minutes)] if args.slice_minutes else []),
+        *(["--threads", str(args.threads)] if args.threads else []),
+    ]
     code = subprocess.run([sys.executable, "-m", "SymRegistrationLib", *command], cwd=ROOT, check=False).returncode
     if code:
         raise SystemExit(code)
@@ -106,8 +214,12 @@ def begun(method: str, front: Path, output: Path) -> Path:
 def history(run: Path) -> dict:
     """What a model card says of a run that went before."""
     card = weights.read_card(next(run.glob(f"*{weights.SUFFIX}")))
-    return {"command": card["command"], "steps": card["training"]["steps"], "seconds": card["training"]["seconds"],
-            "validation": card["validation"]["final"]}
+    return {
+        "command": card["command"],
+        "steps": card["training"]["steps"],
+        "seconds": card["training"]["seconds"],
+        "validation": card["validation"]["final"],
+    }
 
 
 def install(output: Path, methods: list[str]) -> None:
@@ -132,7 +244,9 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--recipe", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--methods", nargs="+", default=networks.names(), choices=networks.names())
-    parser.add_argument("--slice-minutes", type=float, help="stop each run after this time; repeat the command to go on")
+    parser.add_argument(
+        "--slice-minutes", type=float, help="stop each run after this time; repeat the command to go on"
+    )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--install", action="store_true", help="only copy finished weights into the package")
     parser.add_argument("--dry-run", action="store_true", help="six small steps of each run")
@@ -142,18 +256,37 @@ def main() -> int:
         return 0
     args.output.mkdir(parents=True, exist_ok=True)
     pose = train("pose", CARRIER, [*POSE_DATA, *POSE[args.recipe], *stages(CARRIER, "1", 1)], args)
-    front = pose and train("front", CARRIER, [*MATCH_DATA, *MATCH[args.recipe], *stages(CARRIER, "1", FRONT), "--start", str(pose)],
-                           args)
+    front = pose and train(
+        "front", CARRIER, [*MATCH_DATA, *MATCH[args.recipe], *stages(CARRIER, "1", FRONT), "--start", str(pose)], args
+    )
     for method in args.methods if front else ():
         steps, shares = METHOD[args.recipe][method]
-        train(method, method, [*METHOD_DATA, "--iterations", steps, "--learning-rate", RATE[args.recipe].get(method, "1e-3"),
-                               "--ema", "0.99", *stages(method, shares, FRONT + 1), "--freeze", str(FRONT),
-                               "--start", str(begun(method, front, args.output))], args)
+        train(
+            method,
+            method,
+            [
+                *METHOD_DATA,
+                "--iterations",
+                steps,
+                "--learning-rate",
+                RATE[args.recipe].get(method, "1e-3"),
+                "--ema",
+                "0.99",
+                *stages(method, shares, FRONT + 1),
+                "--freeze",
+                str(FRONT),
+                "--start",
+                str(begun(method, front, args.output)),
+            ],
+            args,
+        )
     for run in ("pose", "front", *args.methods):
         judged = last_row(args.output / run / "validation.jsonl", -1)
         if judged:
-            print(f"{run:10s} {len(rows(args.output / run / 'log.jsonl'))} steps  Dice {judged['dice_before']:.3f} -> "
-                  f"{judged['dice']:.3f}  end point {judged['end_point_before']:.2f} -> {judged['end_point']:.2f} voxels")
+            print(
+                f"{run:10s} {len(rows(args.output / run / 'log.jsonl'))} steps  Dice {judged['dice_before']:.3f} -> "
+                f"{judged['dice']:.3f}  end point {judged['end_point_before']:.2f} -> {judged['end_point']:.2f} voxels"
+            )
     return 0
 
 

@@ -1,4 +1,5 @@
-"""Batches with real workers: results, resuming by what was recorded, kills, workers that die or hang, and the summary."""
+"""Batches with real workers: results, resuming by what was recorded, kills, workers that die or hang, and the
+summary."""
 
 import csv
 import dataclasses
@@ -20,7 +21,8 @@ import pytest
 import SimpleITK as sitk
 from pairs import scan
 
-from SymRegistrationLib.cohort import run as batch, workers as batch_workers
+from SymRegistrationLib.cohort import run as batch
+from SymRegistrationLib.cohort import workers as batch_workers
 from SymRegistrationLib.cohort.page import page
 from SymRegistrationLib.cohort.pair import RECORD, Digests, PairRequest, content_files, recorded, run_pair, signature
 from SymRegistrationLib.cohort.summary import COLUMNS, PairState, csv_text, judge, ordered
@@ -28,8 +30,8 @@ from SymRegistrationLib.cohort.table import Row
 from SymRegistrationLib.cohort.workers import Pool, Slot, WorkerLost
 from SymRegistrationLib.commands.cli import main
 from SymRegistrationLib.console import Console
-from SymRegistrationLib.job import InputError, Job, Options, RegistrationError
 from SymRegistrationLib.geometry.volumes import to_itk
+from SymRegistrationLib.job import InputError, Job, Options, RegistrationError
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Settings that take about a second on a 24^3 pair.
@@ -51,11 +53,22 @@ def cohort(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cohort")
     images(folder)
     lines = ["fixed,moving,id"] + [f"Köpf 0.nii.gz,Köpf {k}.nii.gz,zu {k} 頭" for k in (1, 2, 3)]
-    lines += ["Köpf 1.nii.gz,Köpf 2.nii.gz,a", "Köpf 2.nii.gz,Köpf 3.nii.gz,b", "Köpf 0.nii.gz,none.nii.gz,missing", "Köpf 0.nii.gz,flat.nii.gz,flat"]
+    lines += [
+        "Köpf 1.nii.gz,Köpf 2.nii.gz,a",
+        "Köpf 2.nii.gz,Köpf 3.nii.gz,b",
+        "Köpf 0.nii.gz,none.nii.gz,missing",
+        "Köpf 0.nii.gz,flat.nii.gz,flat",
+    ]
     (folder / "pairs.csv").write_text("\n".join(lines), encoding="utf-8")
     sitk.WriteImage(to_itk(np.full((24, 26, 22), 7, np.int16), scan((24, 26, 22))[1]), str(folder / "flat.nii.gz"))
-    done = subprocess.run([sys.executable, "-m", "SymRegistrationLib", *command(folder, "--workers", 2, "--json")], cwd=ROOT,
-                          capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "SymRegistrationLib", *command(folder, "--workers", 2, "--json")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     return folder, done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -65,7 +78,8 @@ def summary(folder):
 
 
 def hashes(out):
-    """Per pair and file, a digest of what the file holds: transforms by their vectors, for .h5 stores the time of writing."""
+    """Per pair and file, a digest of what the file holds: transforms by their vectors, for .h5 stores the time of
+    writing."""
     found = {}
     for path in sorted(out.glob("*/*")):
         if path.suffix == ".h5":
@@ -86,7 +100,14 @@ def test_good_pairs_are_done_bad_ones_listed(cohort):
     assert (result["done"], result["failed"], result["waiting"]) == (5, 2, 0)
     assert "none.nii.gz' does not exist" in result["failures"]["missing"] and "constant" in result["failures"]["flat"]
     assert {e["id"]: e["status"] for e in events if e["event"] == "pair"} == {
-        "zu 1 頭": "done", "zu 2 頭": "done", "zu 3 頭": "done", "a": "done", "b": "done", "missing": "failed", "flat": "failed"}
+        "zu 1 頭": "done",
+        "zu 2 頭": "done",
+        "zu 3 頭": "done",
+        "a": "done",
+        "b": "done",
+        "missing": "failed",
+        "flat": "failed",
+    }
     fractions = [e["fraction"] for e in events if e["event"] == "progress"]
     assert fractions == sorted(fractions) and fractions[-1] == 1 and any(e.get("seconds_left") for e in events)
     rows = summary(folder)
@@ -100,12 +121,20 @@ def test_the_page_shows_failures_first_and_needs_nothing_else(cohort):
     text = (cohort[0] / "out/index.html").read_text(encoding="utf-8")
     order = [text.index(f"{name}<div") for name in ("missing", "flat", "zu 1 頭")]
     assert order == sorted(order) and text.count("data:image/png;base64,") == 5
-    assert "http" not in text.replace("http-equiv", "") and "<script" not in text and "src=\"data:" in text
+    assert "http" not in text.replace("http-equiv", "") and "<script" not in text and 'src="data:' in text
 
 
 def test_a_batch_gives_what_register_gives(cohort, tmp_path):
     folder = cohort[0]
-    words = ["register", str(folder / "Köpf 0.nii.gz"), str(folder / "Köpf 1.nii.gz"), "-o", str(tmp_path / "zu 1 頭"), *QUICK, "-q"]
+    words = [
+        "register",
+        str(folder / "Köpf 0.nii.gz"),
+        str(folder / "Köpf 1.nii.gz"),
+        "-o",
+        str(tmp_path / "zu 1 頭"),
+        *QUICK,
+        "-q",
+    ]
     assert main(words) == 0
     alone = hashes(tmp_path)
     assert len(alone) == 6 and alone.items() <= hashes(folder / "out").items()
@@ -127,7 +156,13 @@ def single(tmp_path):
     """One finished pair, made in this process: (request, folder)."""
     images(tmp_path, 2)
     options = Options(preset="fast", initial="centre", threads=1)
-    job = Job(str(tmp_path / "Köpf 0.nii.gz"), str(tmp_path / "Köpf 1.nii.gz"), str(tmp_path / "out"), report=False, options=options)
+    job = Job(
+        str(tmp_path / "Köpf 0.nii.gz"),
+        str(tmp_path / "Köpf 1.nii.gz"),
+        str(tmp_path / "out"),
+        report=False,
+        options=options,
+    )
     request = PairRequest(job)
     run_pair(request)
     return request, tmp_path / "out"
@@ -138,7 +173,10 @@ def test_finished_is_what_the_record_proves(single):
 
     def finished(verify_outputs=False, **changes):
         options = dataclasses.replace(request.job.options, **changes)
-        return recorded(PairRequest(dataclasses.replace(request.job, options=options)), Digests(), verify_outputs) is not None
+        return (
+            recorded(PairRequest(dataclasses.replace(request.job, options=options)), Digests(), verify_outputs)
+            is not None
+        )
 
     assert finished() and finished(verify_outputs=True)
     assert finished(threads=2, memory_gb=3.0, device="cpu"), "the machine's settings do not count"
@@ -210,7 +248,7 @@ def test_headers_with_data_files_beside_them(tmp_path):
         found = {path.name for path in content_files(tmp_path / name)}
         assert name in found and any(other.startswith(data[:2]) for other in found - {name}), found
         before = Digests().of(tmp_path / name)
-        other, = (path for path in content_files(tmp_path / name) if path.name != name)
+        (other,) = (path for path in content_files(tmp_path / name) if path.name != name)
         other.write_bytes(other.read_bytes()[::-1])
         assert Digests().of(tmp_path / name) != before
 
@@ -226,7 +264,18 @@ def test_one_input_that_cannot_be_read_stops_nothing(cohort, tmp_path, monkeypat
     assert state.status == "waiting"
 
 
-@pytest.mark.parametrize("raw", [None, 3, [], {}, {"job": 1}, {"job": {}, "group": 1}, {"job": {"fixed": "f", "moving": "m", "output": "o"}, "more": 1}])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        None,
+        3,
+        [],
+        {},
+        {"job": 1},
+        {"job": {}, "group": 1},
+        {"job": {"fixed": "f", "moving": "m", "output": "o"}, "more": 1},
+    ],
+)
 def test_a_pair_request_that_is_none_is_refused(raw):
     with pytest.raises(InputError):
         PairRequest.from_dict(raw)
@@ -236,19 +285,27 @@ def test_a_pair_request_that_is_none_is_refused(raw):
 
 # ---------------------------------------------------------------------------------------------- kills
 
+
 def test_killed_at_random_moments_and_resumed_gives_the_same(cohort, tmp_path):
     """kill -9 of the batch itself; its workers notice and end; the next start goes on."""
     source = cohort[0]
     (tmp_path / "out").mkdir()
     lines = (source / "pairs.csv").read_text(encoding="utf-8").splitlines()[:6]
-    lines = [lines[0]] + [",".join(str(source / part) if part.endswith(".gz") else part for part in line.split(",")) for line in lines[1:]]
+    lines = [lines[0]] + [
+        ",".join(str(source / part) if part.endswith(".gz") else part for part in line.split(",")) for line in lines[1:]
+    ]
     (tmp_path / "pairs.csv").write_text("\n".join(lines), encoding="utf-8")
     seed = random.randrange(1 << 30)
     print("seed", seed)
     draw = random.Random(seed)
     for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-m", "SymRegistrationLib", *command(tmp_path, "--workers", 2, "--json")], cwd=ROOT,
-                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "SymRegistrationLib", *command(tmp_path, "--workers", 2, "--json")],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         for line in process.stdout:
             if json.loads(line).get("stage") == "start":
                 break
@@ -264,10 +321,18 @@ def test_killed_at_random_moments_and_resumed_gives_the_same(cohort, tmp_path):
 
 def test_ctrl_c_ends_all_workers_and_says_so(cohort, tmp_path):
     source = cohort[0]
-    (tmp_path / "pairs.csv").write_text("fixed,moving\n" + "".join(f"{source}/Köpf 0.nii.gz,{source}/Köpf {k}.nii.gz\n" for k in (1, 2, 3)), encoding="utf-8")
-    process = subprocess.Popen([sys.executable, "-m", "SymRegistrationLib", *command(tmp_path, "--workers", 1)], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    (tmp_path / "pairs.csv").write_text(
+        "fixed,moving\n" + "".join(f"{source}/Köpf 0.nii.gz,{source}/Köpf {k}.nii.gz\n" for k in (1, 2, 3)),
+        encoding="utf-8",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "SymRegistrationLib", *command(tmp_path, "--workers", 1)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for line in process.stderr:
         if "of 3 pairs" in line:
             break
@@ -276,16 +341,29 @@ def test_ctrl_c_ends_all_workers_and_says_so(cohort, tmp_path):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
-    assert not [worker for worker in psutil.wait_procs(workers, timeout=10)[1] if worker.status() != psutil.STATUS_ZOMBIE]
+    assert not [
+        worker for worker in psutil.wait_procs(workers, timeout=10)[1] if worker.status() != psutil.STATUS_ZOMBIE
+    ]
     states = [row["status"] for row in summary(tmp_path).values()]
     assert "done" in states and "waiting" in states, "the summary says how far it came"
 
 
 def test_a_worker_that_is_killed_or_hangs_is_replaced_and_its_pair_done(cohort, tmp_path, monkeypatch):
-    """The first worker is killed with kill -9, the second one is stopped so that it hangs; both pairs are still done."""
+    """The first worker is killed with kill -9, the second one is stopped so that it hangs; both pairs are still
+    done."""
     source = cohort[0]
-    requests = [PairRequest(Job(str(source / "Köpf 0.nii.gz"), str(source / f"Köpf {k}.nii.gz"), str(tmp_path / str(k)), report=False,
-                                options=Options(preset="fast", initial="centre", threads=1))) for k in (1, 2)]
+    requests = [
+        PairRequest(
+            Job(
+                str(source / "Köpf 0.nii.gz"),
+                str(source / f"Köpf {k}.nii.gz"),
+                str(tmp_path / str(k)),
+                report=False,
+                options=Options(preset="fast", initial="centre", threads=1),
+            )
+        )
+        for k in (1, 2)
+    ]
     started, events = [], []
 
     def start():
@@ -406,7 +484,9 @@ def test_workers_follow_memory_processors_and_gpus(tmp_path, monkeypatch):
         run = batch._Run([], plan, Console(quiet=True), Needs(), -1)
         return run._slots([PairRequest(Job("f", "m", "o", options=Options(**options)))] * count, devices)
 
-    assert len(slots([cpu])) == 5 and slots([cpu])[0].threads == 3, "0.8 x 20 GB hold five workers of 3 GB; 16 cores over 5"
+    assert len(slots([cpu])) == 5 and slots([cpu])[0].threads == 3, (
+        "0.8 x 20 GB hold five workers of 3 GB; 16 cores over 5"
+    )
     assert len(slots([cpu], count=2)) == 2 and len(slots([cpu], workers=7)) == 7
     assert len(slots([{**cpu, "free_gb": 1.0}])) == 1
     assert [slot.device for slot in slots([cpu, *gpus])] == ["cuda:0", "cuda:1"]
@@ -419,13 +499,23 @@ def test_workers_follow_memory_processors_and_gpus(tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------------------------------------- summary
 
+
 def states(count=20):
     draw = np.random.default_rng(0)
     found = []
     for k in range(count):
-        numbers = {"similarity_after": 0.8 + 0.01 * draw.standard_normal(), "ice_mean_mm": 0.05 + 0.004 * draw.standard_normal(),
-                   "folded_percent": 0.0, "confidence": 0.9, "verdict": "good"}
-        found.append(PairState(Row(f"p{k}", k + 2, Job("f", f"m{k}", f"o/p{k}")), "done", numbers=numbers, seconds=1.0, attempts=1))
+        numbers = {
+            "similarity_after": 0.8 + 0.01 * draw.standard_normal(),
+            "ice_mean_mm": 0.05 + 0.004 * draw.standard_normal(),
+            "folded_percent": 0.0,
+            "confidence": 0.9,
+            "verdict": "good",
+        }
+        found.append(
+            PairState(
+                Row(f"p{k}", k + 2, Job("f", f"m{k}", f"o/p{k}")), "done", numbers=numbers, seconds=1.0, attempts=1
+            )
+        )
     return found
 
 
@@ -441,7 +531,10 @@ def test_what_stands_out_and_what_does_not():
     judge(found)
     # (0.8 - 0.5) / (MAD about 0.01 * 0.67) * 0.67: far beyond 3.5; folded: 0.6745 * 0.3 / 0.002 = 101
     assert {k for k in range(20) if found[k].stands_out} == {4, 9, 13}
-    assert found[9].score == pytest.approx(0.6745 * 0.3 / 0.002) and "folded, % 0.3000 (usual 0.0000)" in found[9].stands_out
+    assert (
+        found[9].score == pytest.approx(0.6745 * 0.3 / 0.002)
+        and "folded, % 0.3000 (usual 0.0000)" in found[9].stands_out
+    )
     assert [state.row.identity for state in ordered(found)][:4] == ["p15", "p9", "p4", "p13"]
     assert csv_text(found).splitlines()[0] == ",".join(COLUMNS) and ",failed,it broke," in csv_text(found)
 
@@ -457,5 +550,3 @@ def test_the_page_escapes_what_tables_say():
     state = PairState(Row("a&b", 2, Job("<script>.nii", "m.nii", "o")), "failed", "<img src=x onerror=alert(1)>")
     text = page([state], "<b>", 1.0)
     assert "<script>" not in text and "<img src=x" not in text and "a&amp;b" in text and "&lt;b&gt;" in text
-
-

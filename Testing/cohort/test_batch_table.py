@@ -11,8 +11,8 @@ import pytest
 from SymRegistrationLib.cohort.table import UNSET, check_identity, read_cells, read_table, write_cells
 from SymRegistrationLib.commands.cli import main
 from SymRegistrationLib.geometry.grid import Grid
-from SymRegistrationLib.job import InputError, Job, Options
 from SymRegistrationLib.geometry.volumes import write_volume
+from SymRegistrationLib.job import InputError, Job, Options
 
 TEMPLATE = Job(UNSET, UNSET, "out", options=Options(preset="fast"))
 
@@ -23,11 +23,18 @@ def rows(folder, text, encoding="utf-8", template=TEMPLATE):
 
 
 def test_a_row_becomes_a_job(tmp_path):
-    row, = rows(tmp_path, "id,fixed,moving,fixed_labels,moving_labels,initial,method\na b,f.nii,/abs/m.nii,x.nii,y.nii,t.tfm,hsyn\n")
+    (row,) = rows(
+        tmp_path,
+        "id,fixed,moving,fixed_labels,moving_labels,initial,method\na b,f.nii,/abs/m.nii,x.nii,y.nii,t.tfm,hsyn\n",
+    )
     job = row.job
     assert (row.identity, row.line) == ("a b", 2)
-    assert job.output == str(tmp_path / "out/a b") and job.fixed == str(tmp_path / "f.nii") and job.moving == "/abs/m.nii"
-    assert job.options.method == "hsyn" and job.options.initial == str(tmp_path / "t.tfm") and job.options.preset == "fast"
+    assert (
+        job.output == str(tmp_path / "out/a b") and job.fixed == str(tmp_path / "f.nii") and job.moving == "/abs/m.nii"
+    )
+    assert (
+        job.options.method == "hsyn" and job.options.initial == str(tmp_path / "t.tfm") and job.options.preset == "fast"
+    )
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -35,10 +42,14 @@ def test_a_row_becomes_a_job(tmp_path):
 def test_what_spreadsheets_write_is_read(tmp_path, encoding, separator):
     lines = ["Fixed,MOVING ,id,,", "köpf/ä b.nii,頭.nii,Müller 頭,,", ",,,,", '"c,d.nii" , e.nii ,z,,']
     text = "\r\n".join(lines[:3]).replace(",", separator) + "\r\n"
-    text += separator.join(["\"c,d.nii\"", " e.nii ", "z", "", ""]) + "\r\n"
+    text += separator.join(['"c,d.nii"', " e.nii ", "z", "", ""]) + "\r\n"
     first, second = rows(tmp_path, text, encoding)
     assert first.identity == "Müller 頭" and first.job.fixed == str(tmp_path / "köpf/ä b.nii")
-    assert second.job.fixed == str(tmp_path / "c,d.nii") and second.job.moving == str(tmp_path / "e.nii") and second.line == 4
+    assert (
+        second.job.fixed == str(tmp_path / "c,d.nii")
+        and second.job.moving == str(tmp_path / "e.nii")
+        and second.line == 4
+    )
 
 
 def test_ids_are_made_of_the_scans_and_never_fall_together(tmp_path):
@@ -47,7 +58,9 @@ def test_ids_are_made_of_the_scans_and_never_fall_together(tmp_path):
     names = [row.identity for row in found]
     assert names[2] == "y_to_x" and names[0].startswith("T1_to_T1-") and len(set(names)) == 3
     shuffled = rows(tmp_path, "fixed,moving\nx.nrrd,y.mha\na/T1.nii.gz,c/T1.nii.gz\na/T1.nii.gz,b/T1.nii.gz\n")
-    assert {r.identity: r.job.moving for r in found} == {r.identity: r.job.moving for r in shuffled}, "order of rows changes no id"
+    assert {r.identity: r.job.moving for r in found} == {r.identity: r.job.moving for r in shuffled}, (
+        "order of rows changes no id"
+    )
 
 
 BAD = [
@@ -118,7 +131,7 @@ def test_no_id_leaves_the_folder():
 
 def test_everything_onto_one_scan(tmp_path):
     template = Job("t.nii", UNSET, "out", fixed_mask="tm.nii")
-    row, = rows(tmp_path, "image,mask\nsub/a.nii,sub/am.nii\n", template=template)
+    (row,) = rows(tmp_path, "image,mask\nsub/a.nii,sub/am.nii\n", template=template)
     assert row.identity == "a" and row.job.fixed == "t.nii" and row.job.fixed_mask == "tm.nii"
     assert row.job.moving == str(tmp_path / "sub/a.nii") and row.job.moving_mask == str(tmp_path / "sub/am.nii")
 
@@ -132,6 +145,7 @@ def test_thousands_of_rows_take_a_moment(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------- folders and dry runs
+
 
 def scan_file(path, seed=0, spacing=2.0):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,8 +175,11 @@ def test_sessions_of_a_bids_folder_make_pairs(bids, tmp_path, capsys):
     table = tmp_path / "made.csv"
     code, found = dry([bids, "-o", tmp_path / "o", "--save-table", table], capsys)
     names = [pair["id"] for pair in found]
-    assert code == 0 and names == ["sub-01_ses-2_T1w_to_sub-01_ses-1_T1w", "sub-01_ses-10_T1w_to_sub-01_ses-1_T1w",
-                                   "sub-03_ses-2_T1w_to_sub-03_ses-1_T1w"]
+    assert code == 0 and names == [
+        "sub-01_ses-2_T1w_to_sub-01_ses-1_T1w",
+        "sub-01_ses-10_T1w_to_sub-01_ses-1_T1w",
+        "sub-03_ses-2_T1w_to_sub-03_ses-1_T1w",
+    ]
     again = read_table(table, "o", TEMPLATE)
     assert [row.identity for row in again] == names, "the saved table asks for the same"
     assert again[0].job.fixed_labels.endswith("derivatives/seg/sub-01/sub-01_ses-1_dseg.nii.gz")
@@ -178,8 +195,12 @@ def test_other_pairs_of_a_folder(bids, tmp_path, capsys):
     for name in "abc":
         scan_file(flat / f"{name}.nrrd")
     assert len(dry([flat, "-o", "o", "--pairs", "all"], capsys)[1]) == 6
-    for words, said in (([flat], "Give --to TEMPLATE"), ([bids, "--suffix", "FLAIR"], "no scan 'FLAIR'"),
-                        ([tmp_path / "flat", "--pairs", "sessions"], "holds no pair"), ([bids / "derivatives/none"], "does not exist")):
+    for words, said in (
+        ([flat], "Give --to TEMPLATE"),
+        ([bids, "--suffix", "FLAIR"], "no scan 'FLAIR'"),
+        ([tmp_path / "flat", "--pairs", "sessions"], "holds no pair"),
+        ([bids / "derivatives/none"], "does not exist"),
+    ):
         assert main(["batch", *map(str, words), "-o", "o", "--dry-run"]) == 2
         assert said in capsys.readouterr().err
 
@@ -191,22 +212,38 @@ def test_a_dry_run_checks_every_row_by_its_headers(tmp_path, capsys):
     (tmp_path / "text.nii").write_text("no image")
     (tmp_path / "p.csv").write_text("x,y,z\n1,2,3\n4,5,6\n")
     (tmp_path / "q.csv").write_text("x,y,z\n1,2,3\n")
-    lines = ["fixed,moving,id,fixed_points,moving_points,method,initial", "a.nii.gz,b.nii.gz,good,p.csv,p.csv,,", "a.nii.gz,none.nii,missing,,,,",
-             "cut.nii.gz,b.nii.gz,cut,,,,", "a.nii.gz,text.nii,text,,,,", "a.nii.gz,b.nii.gz,points,p.csv,q.csv,,",
-             "a.nii.gz,b.nii.gz,method,,,magic,", "a.nii.gz,b.nii.gz,start,,,,none.tfm", *(f"a.nii.gz,b.nii.gz,m{k},,,," for k in range(3000))]
+    lines = [
+        "fixed,moving,id,fixed_points,moving_points,method,initial",
+        "a.nii.gz,b.nii.gz,good,p.csv,p.csv,,",
+        "a.nii.gz,none.nii,missing,,,,",
+        "cut.nii.gz,b.nii.gz,cut,,,,",
+        "a.nii.gz,text.nii,text,,,,",
+        "a.nii.gz,b.nii.gz,points,p.csv,q.csv,,",
+        "a.nii.gz,b.nii.gz,method,,,magic,",
+        "a.nii.gz,b.nii.gz,start,,,,none.tfm",
+        *(f"a.nii.gz,b.nii.gz,m{k},,,," for k in range(3000)),
+    ]
     (tmp_path / "pairs.csv").write_text("\n".join(lines))
     code, found = dry([tmp_path / "pairs.csv", "-o", tmp_path / "o"], capsys)
     problems = {pair["id"]: pair["problem"] for pair in found if pair["problem"]}
     assert code == 2 and list(problems) == ["missing", "cut", "text", "points", "method", "start"], problems
-    for name, said in (("missing", "none.nii' does not exist"), ("cut", "cut off"), ("text", "could not be read"),
-                       ("points", "landmarks"), ("method", "magic"), ("start", "none.tfm")):
+    for name, said in (
+        ("missing", "none.nii' does not exist"),
+        ("cut", "cut off"),
+        ("text", "could not be read"),
+        ("points", "landmarks"),
+        ("method", "magic"),
+        ("start", "none.tfm"),
+    ):
         assert said in problems[name]
     assert not (tmp_path / "o").exists()
 
 
 def test_a_linked_folder_cannot_lead_out(tmp_path, capsys):
     scan_file(tmp_path / "a.nii.gz")
-    write_cells(tmp_path / "pairs.csv", ["fixed", "moving", "id"], [{"fixed": "a.nii.gz", "moving": "a.nii.gz", "id": "x"}])
+    write_cells(
+        tmp_path / "pairs.csv", ["fixed", "moving", "id"], [{"fixed": "a.nii.gz", "moving": "a.nii.gz", "id": "x"}]
+    )
     (tmp_path / "o").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "o/x").symlink_to(tmp_path / "elsewhere")
@@ -214,11 +251,21 @@ def test_a_linked_folder_cannot_lead_out(tmp_path, capsys):
     assert "link that leads elsewhere" in capsys.readouterr().err and list((tmp_path / "elsewhere").iterdir()) == []
 
 
-@pytest.mark.parametrize("words, said", [
-    (["--workers", "0"], "--workers is '0'"), (["--workers", "many"], "--workers is 'many'"), (["--timeout", "0"], "--timeout"),
-    (["--to-mask", "{a}"], "without --to"), (["--to", "none.nii"], "none.nii' does not exist"), (["--pairs", "all"], "is a table"),
-    (["--guide-with-points"], "needs landmarks"), (["--preset", "slow"], "invalid choice"), (["--spacing", "-1"], "spacing"),
-    (["--scheduler", "tcp://127.0.0.1:9"], "no Dask scheduler answers")])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--workers", "0"], "--workers is '0'"),
+        (["--workers", "many"], "--workers is 'many'"),
+        (["--timeout", "0"], "--timeout"),
+        (["--to-mask", "{a}"], "without --to"),
+        (["--to", "none.nii"], "none.nii' does not exist"),
+        (["--pairs", "all"], "is a table"),
+        (["--guide-with-points"], "needs landmarks"),
+        (["--preset", "slow"], "invalid choice"),
+        (["--spacing", "-1"], "spacing"),
+        (["--scheduler", "tcp://127.0.0.1:9"], "no Dask scheduler answers"),
+    ],
+)
 def test_bad_options_of_a_batch(tmp_path, capsys, monkeypatch, words, said):
     from SymRegistrationLib.cohort import cluster
 

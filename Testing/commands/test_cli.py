@@ -12,18 +12,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pairs
 import pytest
 import SimpleITK as sitk
 
-import pairs
 from SymRegistrationLib import console as console_module
 from SymRegistrationLib.commands.arguments import SUBCOMMANDS, available_subcommands
 from SymRegistrationLib.commands.cli import main
 from SymRegistrationLib.console import Console, duration, number, table
 from SymRegistrationLib.geometry.grid import Grid
-from SymRegistrationLib.job import InputError
 from SymRegistrationLib.geometry.points import PointSet, read_points, write_points
 from SymRegistrationLib.geometry.volumes import read_volume, write_volume
+from SymRegistrationLib.job import InputError
 
 ROOT = Path(__file__).parents[2]
 GRID = Grid.centred((32, 36, 28), 4.0, (10, -20, 30))
@@ -509,8 +509,10 @@ def test_a_path_that_the_console_cannot_spell_does_not_end_a_finished_run(tmp_pa
     folder = tmp_path / "\u626b\u63cf"
     folder.mkdir()
     (folder / "a.csv").write_text("x,y,z\n1,2,3\n")
-    (folder / "t.tfm").write_text("#Insight Transform File V1.0\n#Transform 0\nTransform: TranslationTransform_double_3_3\n"
-                                  "Parameters: 1 0 0\nFixedParameters:\n")
+    (folder / "t.tfm").write_text(
+        "#Insight Transform File V1.0\n#Transform 0\nTransform: TranslationTransform_double_3_3\n"
+        "Parameters: 1 0 0\nFixedParameters:\n"
+    )
     console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")  # what Python takes for a pipe on Western Windows
     monkeypatch.setattr(sys, "stdout", console)
     words = ["--points", "--from", "fixed", "--transform", str(folder / "t.tfm"), "-o", str(folder / "b.csv")]

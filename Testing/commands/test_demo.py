@@ -4,15 +4,15 @@ import json
 import sys
 
 import numpy as np
+import pairs
 import pytest
 
-import pairs
 from SymRegistrationLib.commands import demo
 from SymRegistrationLib.console import Console
 from SymRegistrationLib.geometry.grid import Grid, transform_points
+from SymRegistrationLib.geometry.volumes import Volume, read_volume, write_volume
 from SymRegistrationLib.job import InputError
 from SymRegistrationLib.report.drawing import sample_points, tilt_degrees
-from SymRegistrationLib.geometry.volumes import Volume, read_volume, write_volume
 
 GRID = Grid.centred((36, 40, 32), 4.0, (0, 10, -5))
 QUIET = Console(quiet=True)
@@ -36,7 +36,9 @@ def test_poses_are_large_known_and_repeatable(images):
         np.testing.assert_array_equal(pose.matrix, demo.random_pose(volume, seed).matrix)
         cosine = (np.trace(pose.matrix[:3, :3]) - 1) / 2
         assert np.degrees(np.arccos(cosine)) == pytest.approx(pose.degrees, abs=1e-6)
-        assert np.linalg.norm(transform_points(pose.matrix, pose.centre) - pose.centre) == pytest.approx(pose.millimetres)
+        assert np.linalg.norm(transform_points(pose.matrix, pose.centre) - pose.centre) == pytest.approx(
+            pose.millimetres
+        )
         assert demo.pose_error(pose.matrix, pose) == (pytest.approx(0, abs=1e-4), pytest.approx(0, abs=1e-9))
         degrees.append(pose.degrees)
         shifts.append(pose.millimetres)

@@ -14,12 +14,11 @@ import numpy as np
 import psutil
 import pytest
 import SimpleITK as sitk
-
 from pairs import scan
 
 from SymRegistrationLib import __version__
-from SymRegistrationLib.job import Job, Options
 from SymRegistrationLib.geometry.volumes import to_itk
+from SymRegistrationLib.job import Job, Options
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Settings that take about a second on a 32^3 pair.
@@ -39,8 +38,13 @@ class Client:
 
     def __init__(self):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen([sys.executable, "-m", "SymRegistrationLib", "worker", "--own-group"], env=environment,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "SymRegistrationLib", "worker", "--own-group"],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         self.lines: queue.Queue = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -80,8 +84,14 @@ def worker():
 
 
 def job(scans, output, **changes):
-    return {"fixed": str(scans / "fixed.nrrd"), "moving": str(scans / "moving.nrrd"), "output": str(output), "report": False,
-            "options": QUICK, **changes}
+    return {
+        "fixed": str(scans / "fixed.nrrd"),
+        "moving": str(scans / "moving.nrrd"),
+        "output": str(output),
+        "report": False,
+        "options": QUICK,
+        **changes,
+    }
 
 
 def test_ready_tells_protocol_version_and_devices_with_memory(worker):
@@ -97,22 +107,28 @@ def test_ping_and_methods(worker):
     assert methods[0]["name"] == "syn" and {"sm-gicnet", "hsyn"} <= {method["name"] for method in methods}
 
 
-@pytest.mark.parametrize("line, said", [
-    (b"this is not JSON", "not JSON"),
-    (b"[1, 2]", "not a JSON object"),
-    (b'{"id": "x", "command": "dance"}', "unknown command 'dance'"),
-    (b'{"id": "x", "command": ["register"]}', "unknown command"),
-    (b'{"id": "x", "command": "ping", "now": 1}', "unknown field 'now'"),
-    (b'{"id": "x", "command": "register"}', "must be a JSON object"),
-    (b'{"id": "x", "command": "register", "job": {"fixed": "a"}}', "has no 'moving'"),
-    (b'{"id": "x", "command": "register", "job": {"fixed": "a", "moving": "b", "output": "c", "colour": 1}}', "unknown field 'colour'"),
-    (b'{"id": "x", "command": "register", "job": {}, "outputs": ["everything"]}', "'outputs'"),
-    (b'{"id": "x", "command": "apply", "arguments": 3}', "apply request"),
-    (b'{"id": "x", "command": "report", "arguments": {"path": 1}}', "report request"),
-    (b'{"id": "x", "command": "ping", "pad": "' + b"y" * (2 << 20) + b'"}', "longer than"),
-    (b"[" * 200_000, "not JSON"),
-    (b'{"id": "x", "command": "\xff\xfe"}', "not JSON"),
-])
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        (b"this is not JSON", "not JSON"),
+        (b"[1, 2]", "not a JSON object"),
+        (b'{"id": "x", "command": "dance"}', "unknown command 'dance'"),
+        (b'{"id": "x", "command": ["register"]}', "unknown command"),
+        (b'{"id": "x", "command": "ping", "now": 1}', "unknown field 'now'"),
+        (b'{"id": "x", "command": "register"}', "must be a JSON object"),
+        (b'{"id": "x", "command": "register", "job": {"fixed": "a"}}', "has no 'moving'"),
+        (
+            b'{"id": "x", "command": "register", "job": {"fixed": "a", "moving": "b", "output": "c", "colour": 1}}',
+            "unknown field 'colour'",
+        ),
+        (b'{"id": "x", "command": "register", "job": {}, "outputs": ["everything"]}', "'outputs'"),
+        (b'{"id": "x", "command": "apply", "arguments": 3}', "apply request"),
+        (b'{"id": "x", "command": "report", "arguments": {"path": 1}}', "report request"),
+        (b'{"id": "x", "command": "ping", "pad": "' + b"y" * (2 << 20) + b'"}', "longer than"),
+        (b"[" * 200_000, "not JSON"),
+        (b'{"id": "x", "command": "\xff\xfe"}', "not JSON"),
+    ],
+)
 def test_bad_lines_get_an_error_line_and_nothing_breaks(worker, line, said):
     worker.send(line)
     event = worker.next()
@@ -121,7 +137,9 @@ def test_bad_lines_get_an_error_line_and_nothing_breaks(worker, line, said):
 
 
 def test_register_reports_progress_and_writes_raw_files_on_demand(worker, scans, tmp_path):
-    progress, end = worker.ask({"id": "r", "command": "register", "job": job(scans, tmp_path / "out"), "outputs": ["forward", "jacobian"]})
+    progress, end = worker.ask(
+        {"id": "r", "command": "register", "job": job(scans, tmp_path / "out"), "outputs": ["forward", "jacobian"]}
+    )
     assert end["event"] == "result" and end["id"] == "r", end
     fractions = [event["fraction"] for event in progress]
     assert fractions == sorted(fractions) and fractions[0] == 0 and fractions[-1] == 1
@@ -139,27 +157,37 @@ def test_register_reports_progress_and_writes_raw_files_on_demand(worker, scans,
 def test_transforms_are_those_of_the_library_bit_by_bit(worker, scans, tmp_path):
     from SymRegistrationLib import pipeline, read_volume, run
 
-    worker.ask({"id": "r", "command": "register", "job": job(scans, tmp_path / "raw"), "outputs": ["forward", "inverse"]})
+    worker.ask(
+        {"id": "r", "command": "register", "job": job(scans, tmp_path / "raw"), "outputs": ["forward", "inverse"]}
+    )
     run(Job.from_dict(job(scans, tmp_path / "files")))
     result = pipeline.register(read_volume(scans / "fixed.nrrd"), read_volume(scans / "moving.nrrd"), Options(**QUICK))
     for part in ("forward", "inverse"):
         field = getattr(result, part)
         raw = sitk.ReadImage(str(tmp_path / f"raw/{part}.nrrd"))
         assert np.array_equal(sitk.GetArrayFromImage(raw), field.displacement)
-        assert np.allclose(raw.GetOrigin(), field.grid.itk[2], atol=1e-9) and np.allclose(raw.GetSpacing(), field.grid.itk[1], atol=1e-12)
-        stored = sitk.DisplacementFieldTransform(sitk.ReadTransform(str(tmp_path / f"files/{part}.h5"))).GetDisplacementField()
+        assert np.allclose(raw.GetOrigin(), field.grid.itk[2], atol=1e-9) and np.allclose(
+            raw.GetSpacing(), field.grid.itk[1], atol=1e-12
+        )
+        stored = sitk.DisplacementFieldTransform(
+            sitk.ReadTransform(str(tmp_path / f"files/{part}.h5"))
+        ).GetDisplacementField()
         assert np.array_equal(sitk.GetArrayFromImage(stored).astype(np.float32), field.displacement)
 
 
 def test_a_failed_job_tells_why_and_the_next_one_runs(worker, scans, tmp_path):
-    for change, said in (({"fixed": str(tmp_path / "no.nrrd")}, "does not exist"),
-                         ({"options": {**QUICK, "method": "magic"}}, "magic"),
-                         ({"options": {**QUICK, "device": "cuda:7"}}, "not available"),
-                         ({"options": {**QUICK, "method": "hsyn", "weights": str(tmp_path / "no.safetensors")}}, "no.safetensors")):
+    for change, said in (
+        ({"fixed": str(tmp_path / "no.nrrd")}, "does not exist"),
+        ({"options": {**QUICK, "method": "magic"}}, "magic"),
+        ({"options": {**QUICK, "device": "cuda:7"}}, "not available"),
+        ({"options": {**QUICK, "method": "hsyn", "weights": str(tmp_path / "no.safetensors")}}, "no.safetensors"),
+    ):
         end = worker.ask({"id": "f", "command": "register", "job": job(scans, tmp_path / "bad", **change)})[1]
         assert end["event"] == "error" and said in end["message"] and end["hint"], end
         assert not list(tmp_path.glob("bad/*"))
-    end = worker.ask({"id": "g", "command": "register", "job": job(scans, tmp_path / "good"), "outputs": ["forward"]})[1]
+    end = worker.ask({"id": "g", "command": "register", "job": job(scans, tmp_path / "good"), "outputs": ["forward"]})[
+        1
+    ]
     assert end["event"] == "result"
 
 
@@ -168,12 +196,16 @@ def test_out_of_memory_and_bugs_are_told_in_words(monkeypatch):
 
     import torch
 
-    from SymRegistrationLib.jobs import register
     from SymRegistrationLib.commands.worker import Worker
+    from SymRegistrationLib.jobs import register
 
-    for error, said in ((MemoryError(), "not enough memory"), (torch.OutOfMemoryError("CUDA out of memory"), "not enough memory"),
-                        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory"),
-                        (ZeroDivisionError("oops"), "ZeroDivisionError: oops")):
+    for error, said in (
+        (MemoryError(), "not enough memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory"),
+        (ZeroDivisionError("oops"), "ZeroDivisionError: oops"),
+    ):
+
         def fail(*arguments, error=error):
             raise error
 
@@ -186,13 +218,21 @@ def test_out_of_memory_and_bugs_are_told_in_words(monkeypatch):
 
 
 def test_apply_and_evaluate(worker, scans, tmp_path):
-    worker.ask({"id": "r", "command": "register", "job": job(scans, tmp_path / "out"), "outputs": ["forward", "warped_moving"]})
-    arguments = {"input": str(scans / "moving.nrrd"), "transform": str(tmp_path / "out/forward.nrrd"),
-                 "reference": str(scans / "fixed.nrrd"), "output": str(tmp_path / "moved.nrrd")}
+    worker.ask(
+        {"id": "r", "command": "register", "job": job(scans, tmp_path / "out"), "outputs": ["forward", "warped_moving"]}
+    )
+    arguments = {
+        "input": str(scans / "moving.nrrd"),
+        "transform": str(tmp_path / "out/forward.nrrd"),
+        "reference": str(scans / "fixed.nrrd"),
+        "output": str(tmp_path / "moved.nrrd"),
+    }
     end = worker.ask({"id": "a", "command": "apply", "arguments": arguments})[1]
     assert end["event"] == "result", end
-    moved, warped = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))).astype(float)
-                     for path in (tmp_path / "moved.nrrd", tmp_path / "out/warped_moving.nrrd"))
+    moved, warped = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(path))).astype(float)
+        for path in (tmp_path / "moved.nrrd", tmp_path / "out/warped_moving.nrrd")
+    )
     inside = (slice(3, -3),) * 3
     assert np.abs(moved - warped)[inside].max() <= 1
     arguments = {"transform": str(tmp_path / "out/forward.nrrd"), "fixed": str(scans / "fixed.nrrd")}
@@ -213,8 +253,18 @@ def test_closed_stdin_gives_up_a_running_job_and_leaves_nothing(scans, tmp_path)
     client.next()
     big = tmp_path / "big.nrrd"
     sitk.WriteImage(to_itk(*scan(shape=(96, 96, 96), spacing=1.1)), str(big))
-    client.send({"id": "1", "command": "register",
-                 "job": {"fixed": str(big), "moving": str(scans / "moving.nrrd"), "output": str(tmp_path / "out"), "options": {"preset": "thorough"}}})
+    client.send(
+        {
+            "id": "1",
+            "command": "register",
+            "job": {
+                "fixed": str(big),
+                "moving": str(scans / "moving.nrrd"),
+                "output": str(tmp_path / "out"),
+                "options": {"preset": "thorough"},
+            },
+        }
+    )
     while client.next()["fraction"] < 0.03:
         pass
     client.process.stdin.close()
@@ -240,19 +290,40 @@ def test_shutdown_command_and_a_killed_worker(scans):
 def test_starting_without_torch_says_what_is_missing(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('libtorch_cpu.so: cannot open shared object file')\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    done = subprocess.run([sys.executable, "-m", "SymRegistrationLib", "worker"], env=environment, input=b"", capture_output=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "SymRegistrationLib", "worker"],
+        env=environment,
+        input=b"",
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
     event = json.loads(done.stdout)
-    assert done.returncode == 1 and event["event"] == "error" and "libtorch_cpu" in event["message"] and "install" in event["hint"]
+    assert (
+        done.returncode == 1
+        and event["event"] == "error"
+        and "libtorch_cpu" in event["message"]
+        and "install" in event["hint"]
+    )
 
 
 def test_nothing_but_events_on_stdout(worker, scans, tmp_path):
     """A library that prints, in Python or in C, must not break the protocol."""
-    code = ("import os, sys\nfrom SymRegistrationLib.commands import worker\nfrom SymRegistrationLib.jobs import methods\n"
-            "def noisy():\n    print('python says hello')\n    os.write(1, b'C says hello\\n')\n    return []\n"
-            "catalogue.catalogue = noisy\nsys.exit(worker.main([]))")
+    code = (
+        "import os, sys\nfrom SymRegistrationLib.commands import worker\nfrom SymRegistrationLib.jobs import methods\n"
+        "def noisy():\n    print('python says hello')\n    os.write(1, b'C says hello\\n')\n    return []\n"
+        "catalogue.catalogue = noisy\nsys.exit(worker.main([]))"
+    )
     lines = [json.dumps({"id": "1", "command": "methods"}), json.dumps({"id": "2", "command": "shutdown"})]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, input="\n".join(lines).encode() + b"\n", capture_output=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        input="\n".join(lines).encode() + b"\n",
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["event"] for event in events] == ["ready", "result", "result"]
     assert b"python says hello" in done.stderr and b"C says hello" in done.stderr

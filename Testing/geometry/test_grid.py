@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
-
 from conftest import turn
+
 from SymRegistrationLib.geometry.grid import Grid, canonical_axes, index_map
 from SymRegistrationLib.geometry.volumes import grid_of, to_itk
 

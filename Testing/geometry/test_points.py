@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from SymRegistrationLib.job import InputError
 from SymRegistrationLib.geometry.points import PointSet, paired, read_points, write_points
+from SymRegistrationLib.job import InputError
 
 LPS = np.array([[1.5, -2.25, 3.0], [-40.0, 50.5, -60.125]])
 POINTS = PointSet(LPS, ("tip", "second, with comma"))
@@ -55,11 +55,15 @@ def test_every_spelling_gives_the_same_lps_points(tmp_path, text):
     assert len(points.labels) == 2
 
 
-@pytest.mark.parametrize("text", [
-    "label,l,p,s,defined,selected\ntip,1.5,-2.25,3,1,1\nnowhere,7,7,7,0,1\nb,-40,50.5,-60.125,1,1\n",
-    "# Markups fiducial file version = 5.8\n# CoordinateSystem = LPS\n"
-    "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID\n1,1.5,-2.25,3,0,0,0,1,1,1,0,tip,,,2,0\n"
-    "2,7,7,7,0,0,0,1,1,1,0,nowhere,,,3,0\n3,-40,50.5,-60.125,0,0,0,1,1,1,0,b,,,2,0\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "label,l,p,s,defined,selected\ntip,1.5,-2.25,3,1,1\nnowhere,7,7,7,0,1\nb,-40,50.5,-60.125,1,1\n",
+        "# Markups fiducial file version = 5.8\n# CoordinateSystem = LPS\n"
+        "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID\n1,1.5,-2.25,3,0,0,0,1,1,1,0,tip,,,2,0\n"
+        "2,7,7,7,0,0,0,1,1,1,0,nowhere,,,3,0\n3,-40,50.5,-60.125,0,0,0,1,1,1,0,b,,,2,0\n",
+    ],
+)
 def test_points_that_slicer_lists_but_that_were_not_placed_are_no_landmarks(tmp_path, text):
     points = read_points(_write(tmp_path, "points.txt", text))
     np.testing.assert_allclose(points.points, LPS, atol=1e-12)

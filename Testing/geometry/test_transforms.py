@@ -6,19 +6,19 @@ import pytest
 import SimpleITK as sitk
 import slicer
 import torch
-
 from conftest import movement, turn
-from SymRegistrationLib.geometry.lattice import affine_displacement
+
 from SymRegistrationLib import fields
 from SymRegistrationLib.geometry import transforms
-from SymRegistrationLib.registration.physical import to_physical
 from SymRegistrationLib.geometry.grid import Grid, transform_points
-from SymRegistrationLib.job import InputError
-from SymRegistrationLib.registration.working_grid import WorkingPair
-from SymRegistrationLib.quality.metrics import label_overlap
+from SymRegistrationLib.geometry.lattice import affine_displacement
 from SymRegistrationLib.geometry.resampling import resample_image
 from SymRegistrationLib.geometry.transforms import DenseTransform
 from SymRegistrationLib.geometry.volumes import Volume
+from SymRegistrationLib.job import InputError
+from SymRegistrationLib.quality.metrics import label_overlap
+from SymRegistrationLib.registration.physical import to_physical
+from SymRegistrationLib.registration.working_grid import WorkingPair
 
 SEED = 11
 RAS = np.diag([-1.0, -1, 1])
@@ -171,15 +171,29 @@ def test_volume_through_a_transform_equals_simpleitk(dense, oblique):
     source = Grid.centred((50, 60, 55), 1.5, transform_points(AFFINE, oblique.centre), turn((1, 1, 0), 40))
     image = Volume(rng.uniform(10, 100, source.shape).astype(np.float32), source, "noise")
     got = transforms.resample_through(image, dense, oblique, outside=0.0)
-    want = sitk.GetArrayFromImage(sitk.Resample(image.to_itk(), Volume(np.zeros(oblique.shape, np.uint8), oblique).to_itk(),
-                                                dense.to_itk(), sitk.sitkLinear, 0.0))
+    want = sitk.GetArrayFromImage(
+        sitk.Resample(
+            image.to_itk(),
+            Volume(np.zeros(oblique.shape, np.uint8), oblique).to_itk(),
+            dense.to_itk(),
+            sitk.sitkLinear,
+            0.0,
+        )
+    )
     inner = want > 0
     assert inner.mean() > 0.5
     assert np.abs(got - want)[inner].mean() < 0.02
     labels = Volume(rng.integers(0, 5, source.shape).astype(np.int16), source, "labels")
     got = transforms.resample_through(labels, dense, oblique, "nearest")
-    want = sitk.GetArrayFromImage(sitk.Resample(labels.to_itk(), Volume(np.zeros(oblique.shape, np.uint8), oblique).to_itk(),
-                                                dense.to_itk(), sitk.sitkNearestNeighbor, 0))
+    want = sitk.GetArrayFromImage(
+        sitk.Resample(
+            labels.to_itk(),
+            Volume(np.zeros(oblique.shape, np.uint8), oblique).to_itk(),
+            dense.to_itk(),
+            sitk.sitkNearestNeighbor,
+            0,
+        )
+    )
     assert got.dtype == np.int16 and (got == want)[inner].mean() > 0.999
 
 

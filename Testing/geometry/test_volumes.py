@@ -4,11 +4,21 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-
 from conftest import turn
+
 from SymRegistrationLib.geometry.grid import Grid
+from SymRegistrationLib.geometry.volumes import (
+    Volume,
+    foreground,
+    grid_of,
+    read_labels,
+    read_mask,
+    read_volume,
+    robust_range,
+    to_itk,
+    write_volume,
+)
 from SymRegistrationLib.job import InputError
-from SymRegistrationLib.geometry.volumes import (Volume, foreground, grid_of, read_labels, read_mask, read_volume, robust_range, to_itk, write_volume)
 
 
 @pytest.fixture
@@ -44,9 +54,15 @@ def test_dicom_folder_agrees(tmp_path):
     writer.KeepOriginalImageUIDOn()
     for k in range(image.GetDepth()):
         part = image[:, :, k]
-        for tag, value in {"0008|0060": "MR", "0020|000d": "1.2.3.4", "0020|000e": "1.2.3.4.5", "0008|0018": f"1.2.3.4.5.{k + 1}",
-                           "0020|0013": str(k), "0020|0037": "\\".join(f"{v:.12g}" for v in rotation[:, :2].T.ravel()),
-                           "0020|0032": "\\".join(f"{v:.12g}" for v in image.TransformIndexToPhysicalPoint((0, 0, k)))}.items():
+        for tag, value in {
+            "0008|0060": "MR",
+            "0020|000d": "1.2.3.4",
+            "0020|000e": "1.2.3.4.5",
+            "0008|0018": f"1.2.3.4.5.{k + 1}",
+            "0020|0013": str(k),
+            "0020|0037": "\\".join(f"{v:.12g}" for v in rotation[:, :2].T.ravel()),
+            "0020|0032": "\\".join(f"{v:.12g}" for v in image.TransformIndexToPhysicalPoint((0, 0, k))),
+        }.items():
             part.SetMetaData(tag, value)
         writer.SetFileName(str(tmp_path / f"{k}.dcm"))
         writer.Execute(part)
@@ -62,18 +78,29 @@ def _series(folder, places, seed=2):
     writer.KeepOriginalImageUIDOn()
     for k, (x, y, z) in enumerate(places):
         part = sitk.GetImageFromArray(np.random.default_rng(seed + k).integers(0, 900, (16, 16)).astype(np.int16))
-        for tag, value in {"0008|0060": "CT", "0020|000d": "1.2.3", "0020|000e": "1.2.3.4", "0008|0018": f"1.2.3.4.{k + 1}",
-                           "0020|0013": str(k), "0020|0037": "1\\0\\0\\0\\1\\0", "0020|0032": f"{x}\\{y}\\{z}"}.items():
+        for tag, value in {
+            "0008|0060": "CT",
+            "0020|000d": "1.2.3",
+            "0020|000e": "1.2.3.4",
+            "0008|0018": f"1.2.3.4.{k + 1}",
+            "0020|0013": str(k),
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0020|0032": f"{x}\\{y}\\{z}",
+        }.items():
             part.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{k}.dcm"))
         writer.Execute(part)
     return folder
 
 
-@pytest.mark.parametrize("places, words", [
-    ([(0, 0, 2 * k) for k in range(9) if k != 4], "uneven distances (2 to 4 mm)"),
-    ([(0, 0, 2 * (k // 2)) for k in range(8)], "several images at one place"),
-    ([(0, 0.5 * k, 2 * k) for k in range(8)], "tilted gantry")])
+@pytest.mark.parametrize(
+    "places, words",
+    [
+        ([(0, 0, 2 * k) for k in range(9) if k != 4], "uneven distances (2 to 4 mm)"),
+        ([(0, 0, 2 * (k // 2)) for k in range(8)], "several images at one place"),
+        ([(0, 0.5 * k, 2 * k) for k in range(8)], "tilted gantry"),
+    ],
+)
 def test_a_dicom_series_that_is_no_volume_is_refused(tmp_path, places, words):
     """ITK would stack such slices at their mean distance and warn where nobody looks."""
     with pytest.raises(InputError) as caught:
@@ -95,8 +122,10 @@ def _bad_files(folder):
     array = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)
     image = sitk.GetImageFromArray(array)
     cases = {
-        "2d.nrrd": (image[:, :, 2], "2-D"), "4d.nrrd": (sitk.JoinSeries([image, image]), "4-D"),
-        "vector.nrrd": (sitk.Compose([image] * 3), "3 values a voxel"), "constant.nrrd": (image * 0 + 4, "constant"),
+        "2d.nrrd": (image[:, :, 2], "2-D"),
+        "4d.nrrd": (sitk.JoinSeries([image, image]), "4-D"),
+        "vector.nrrd": (sitk.Compose([image] * 3), "3 values a voxel"),
+        "constant.nrrd": (image * 0 + 4, "constant"),
     }
     for name, (bad, words) in cases.items():
         sitk.WriteImage(bad, str(folder / name))

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from SymRegistrationLib.jobs import apply
-from SymRegistrationLib.jobs.apply import Application, apply_transform
 from SymRegistrationLib.geometry.grid import Grid
-from SymRegistrationLib.job import InputError, RegistrationError
 from SymRegistrationLib.geometry.points import PointSet, read_points, write_points
 from SymRegistrationLib.geometry.resampling import covering, invert_points, map_points
 from SymRegistrationLib.geometry.transforms import DenseTransform, write_transform
 from SymRegistrationLib.geometry.volumes import Volume, read_volume, write_volume
+from SymRegistrationLib.job import InputError, RegistrationError
+from SymRegistrationLib.jobs import apply
+from SymRegistrationLib.jobs.apply import Application, apply_transform
 
 
 def _rotation(degrees, axis=(1.0, 2.0, -1.0)):

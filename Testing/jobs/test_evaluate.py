@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from SymRegistrationLib.jobs.evaluate import Evaluation, evaluate, evaluation_table
 from SymRegistrationLib.geometry.grid import Grid
-from SymRegistrationLib.job import InputError
 from SymRegistrationLib.geometry.points import PointSet, write_points
 from SymRegistrationLib.geometry.transforms import DenseTransform, write_transform
 from SymRegistrationLib.geometry.volumes import write_volume
+from SymRegistrationLib.job import InputError
+from SymRegistrationLib.jobs.evaluate import Evaluation, evaluate, evaluation_table
 
 ANGLE = np.radians(30)
 DIRECTION = (np.cos(ANGLE), -np.sin(ANGLE), 0, np.sin(ANGLE), np.cos(ANGLE), 0, 0, 0, 1)

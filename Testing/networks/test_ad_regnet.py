@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pairs import SEED, known_pair, overfitted, phantom, run
 from torch import nn
 
 from SymRegistrationLib import fields, losses, networks
 from SymRegistrationLib.job import InputError
 from SymRegistrationLib.networks import ad_regnet
 from SymRegistrationLib.networks._base import parameter_count
-from pairs import SEED, known_pair, overfitted, phantom, run
 
 
 def awake(size: str = "small", heads: float = 0.05, **options):
@@ -31,6 +31,7 @@ def images():
 
 # ---------------------------------------------------------------------------------------------- sizes
 
+
 def test_published_parameter_counts():
     """METHODS 4.11: U-Net 23.27 M = encoder 14.83 + decoder 8.44; six C x C projections on five levels: 2.10 M."""
     network = networks.create("ad-regnet", "published", attn_levels=("window",) * 3 + ("full",) * 2)
@@ -43,6 +44,7 @@ def test_published_parameter_counts():
 
 
 # ---------------------------------------------------------------------------------------------- attention
+
 
 @pytest.mark.parametrize("kind", ["full", "window"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -127,6 +129,7 @@ def test_region_edges_follow_the_level():
 
 # ---------------------------------------------------------------------------------------------- fusion
 
+
 def test_fusion_at_its_ends():
     """METHODS 7.12: W = 0 leaves the upsampled coarse field, W = 1 the level's own (blend) or their composition."""
     network = awake()
@@ -162,6 +165,7 @@ def test_coarsest_level_alone_is_the_upsampled_field(images):
 
 
 # ---------------------------------------------------------------------------------------------- switches
+
 
 def test_without_cross_attention_the_moving_image_reaches_no_attended_feature(images):
     with_it, without = awake(), awake(bcam=False)
@@ -200,9 +204,16 @@ def test_switches_build_what_they_say(images):
     assert not torch.allclose(*gates, atol=0.01) and gates[1].min() >= 0 and gates[1].max() <= 1
 
 
-@pytest.mark.parametrize("options, word", [
-    ({"fusion": "sum"}, "fusion"), ({"head_in": "B"}, "head_in"), ({"inverse": "svf"}, "inverse"),
-    ({"attn_levels": ("full",)}, "attn_levels"), ({"attn_levels": ("some",) * 4}, "attn_levels")])
+@pytest.mark.parametrize(
+    "options, word",
+    [
+        ({"fusion": "sum"}, "fusion"),
+        ({"head_in": "B"}, "head_in"),
+        ({"inverse": "svf"}, "inverse"),
+        ({"attn_levels": ("full",)}, "attn_levels"),
+        ({"attn_levels": ("some",) * 4}, "attn_levels"),
+    ],
+)
 def test_unknown_switch_values_are_refused(options, word):
     with pytest.raises(InputError, match=word):
         networks.create("ad-regnet", "small", **options)
@@ -210,9 +221,12 @@ def test_unknown_switch_values_are_refused(options, word):
 
 # ---------------------------------------------------------------------------------------------- inverse and losses
 
+
 def test_inverse_modes(images):
     """Two independent runs contradict each other; balancing makes them inverse to 0.1 voxel, exactly symmetric."""
-    outputs = {mode: run(awake(heads=0.02, inverse=mode), *images).pair for mode in ("swapped", "balanced", "fixed_point")}
+    outputs = {
+        mode: run(awake(heads=0.02, inverse=mode), *images).pair for mode in ("swapped", "balanced", "fixed_point")
+    }
     size = outputs["balanced"].fixed_to_moving.abs().max()
     assert size > 0.5 and outputs["swapped"].residual > 0.5
     assert outputs["balanced"].residual < 0.1

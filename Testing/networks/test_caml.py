@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pairs import SEED, known_pair, overfitted, phantom, run
 from torch import nn
 
 from SymRegistrationLib import fields, losses, networks
 from SymRegistrationLib.job import InputError
 from SymRegistrationLib.networks import _attention, caml
 from SymRegistrationLib.networks._base import parameter_count
-from pairs import SEED, known_pair, overfitted, phantom, run
 
 SHAPE = (40, 44, 40)
 
@@ -33,6 +33,7 @@ def images():
 
 # ---------------------------------------------------------------------------------------------- windows
 
+
 def dense(q, k, v, heads, window, bias=None):
     """All queries against all keys; a key counts if its block is the query's or one of its 26 neighbours."""
     shape = q.shape[1:4]
@@ -54,8 +55,9 @@ def dense(q, k, v, heads, window, bias=None):
     return out.transpose(1, 2).flatten(-2).unflatten(1, shape)
 
 
-@pytest.mark.parametrize("shape, window, biased", [((4, 6, 8), 2, True), ((5, 3, 7), 2, True), ((9, 4, 6), 4, False),
-                                                   ((1, 1, 2), 2, True)])
+@pytest.mark.parametrize(
+    "shape, window, biased", [((4, 6, 8), 2, True), ((5, 3, 7), 2, True), ((9, 4, 6), 4, False), ((1, 1, 2), 2, True)]
+)
 def test_windowed_attention_is_dense_attention_with_a_block_mask(shape, window, biased):
     """METHODS 7.10, also where the windows do not fit the volume: no weight falls on tokens outside."""
     torch.manual_seed(SEED)
@@ -102,6 +104,7 @@ def test_position_bias_points_at_single_offsets():
 
 # ---------------------------------------------------------------------------------------------- directions
 
+
 def test_balancing_gives_inverse_maps_of_the_right_one():
     """A map and a wrong inverse (its plain negative): both orders of composition come below 0.05 voxel."""
     u = known_pair((32, 32, 32), 4.0, 6.0)[2]
@@ -126,6 +129,7 @@ def test_up_blocks_is_the_same_map_on_the_finer_lattice():
 
 # ---------------------------------------------------------------------------------------------- sizes
 
+
 def test_published_parameter_counts():
     """METHODS 5.2, 5.5: XMorpher 15.09 M counts one joining layer at 1/32 that its code never calls (2 * 384^2 + 384);
     RBSC adds 2 * 27 C^2 at 1/4 to 1/16 = 2.61 M; the cascade's hand-over as much again."""
@@ -148,6 +152,7 @@ def test_separate_weights_double_the_network():
 
 
 # ---------------------------------------------------------------------------------------------- switches
+
 
 def test_finer_layers_start_silent_and_then_count(images):
     """caml_span = 0 is the base; span 1 equals it until its gates open."""
@@ -232,18 +237,29 @@ def test_batch_of_two_is_two_runs(images):
     """METHODS 7.10, on what the network itself predicts."""
     network, (moving, fixed) = awake(inverse="swapped"), images
     both = run(network, torch.cat([moving, fixed]), torch.cat([fixed, moving])).pair.fixed_to_moving
-    one = torch.cat([run(network, moving, fixed).pair.fixed_to_moving, run(network, fixed, moving).pair.fixed_to_moving])
+    one = torch.cat(
+        [run(network, moving, fixed).pair.fixed_to_moving, run(network, fixed, moving).pair.fixed_to_moving]
+    )
     assert torch.allclose(both, one, atol=1e-4)
 
 
-@pytest.mark.parametrize("options, word", [({"caml_span": 4}, "caml_span"), ({"carsc": 0}, "carsc"), ({"tail": "x"}, "tail"),
-                                           ({"inverse": "svf"}, "inverse"), ({"depths": (2,)}, "depths")])
+@pytest.mark.parametrize(
+    "options, word",
+    [
+        ({"caml_span": 4}, "caml_span"),
+        ({"carsc": 0}, "carsc"),
+        ({"tail": "x"}, "tail"),
+        ({"inverse": "svf"}, "inverse"),
+        ({"depths": (2,)}, "depths"),
+    ],
+)
 def test_unknown_switch_values_are_refused(options, word):
     with pytest.raises(InputError, match=word):
         networks.create("caml", "small", **options)
 
 
 # ---------------------------------------------------------------------------------------------- training
+
 
 def test_objective_of_a_silent_network_is_that_of_the_images(images):
     """-LNCC 9 of the last pass and half of that of the first, no roughness."""
@@ -255,5 +271,11 @@ def test_objective_of_a_silent_network_is_that_of_the_images(images):
 def test_overfits_a_known_warp():
     """METHODS 7.14: 4 voxels at most, 1.9 in the mean; one block per stage, both passes."""
     torch.manual_seed(SEED)
-    pair = overfitted(networks.create("caml", "small", depths=(1, 1, 1, 1)), known_pair((40, 40, 40), 4.0, 7.0), steps=16, rate=5e-4, gain=0.1)
+    pair = overfitted(
+        networks.create("caml", "small", depths=(1, 1, 1, 1)),
+        known_pair((40, 40, 40), 4.0, 7.0),
+        steps=16,
+        rate=5e-4,
+        gain=0.1,
+    )
     assert pair.residual < 0.1

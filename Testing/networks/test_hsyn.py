@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pairs import SEED, known_pair, overfitted, phantom
 
 from SymRegistrationLib import fields, networks
 from SymRegistrationLib.job import InputError
 from SymRegistrationLib.networks._base import parameter_count
-from pairs import SEED, known_pair, overfitted, phantom
 
 
 def awake(size: str = "small", heads: float = 0.1, **options):
@@ -83,7 +83,9 @@ def test_levels_compose_from_coarse_to_fine():
     assert torch.equal(other, -total)
 
 
-@pytest.mark.parametrize("inverse, method", [("dinet", "dinet"), ("dinet+refine", "dinet"), ("fixed_point", "fixed_point")])
+@pytest.mark.parametrize(
+    "inverse, method", [("dinet", "dinet"), ("dinet+refine", "dinet"), ("fixed_point", "fixed_point")]
+)
 def test_full_maps_are_one_half_and_the_other_inverted(images, inverse, method):
     network = awake(inverse=inverse)
     with torch.no_grad():

@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
+from pairs import SEED, phantom
 from torch import nn
 
 from SymRegistrationLib import fields, networks
-from SymRegistrationLib.registration import inference
 from SymRegistrationLib.job import InputError, Options
 from SymRegistrationLib.networks._base import Card, SymmetricNetwork, parameter_count
-from pairs import SEED, phantom
+from SymRegistrationLib.registration import inference
 
 NAMES = networks.names()
 
@@ -46,7 +46,9 @@ def case(request):
 def test_card_is_complete_and_small_is_small(name):
     card = networks.card(name)
     assert {"published", "small"} <= set(card.sizes) and set(card.bytes_per_voxel) == set(card.sizes)
-    assert card.deviations and card.publication and card.licence and card.inverse_method in ("svf", "dinet", "fixed_point")
+    assert (
+        card.deviations and card.publication and card.licence and card.inverse_method in ("svf", "dinet", "fixed_point")
+    )
     assert 2 * parameter_count(networks.create(name, "small")) <= 8e6  # bytes in half precision
     assert card.minimum_size % card.size_multiple == 0
 
@@ -89,8 +91,10 @@ def test_exchanging_the_inputs_exchanges_the_fields(case):
 
 def test_residual_is_the_measured_one(case):
     pair = case[3].pair
-    worst = max(fields.inverse_consistency(pair.fixed_to_moving, pair.moving_to_fixed).max().item(),
-                fields.inverse_consistency(pair.moving_to_fixed, pair.fixed_to_moving).max().item())
+    worst = max(
+        fields.inverse_consistency(pair.fixed_to_moving, pair.moving_to_fixed).max().item(),
+        fields.inverse_consistency(pair.moving_to_fixed, pair.fixed_to_moving).max().item(),
+    )
     assert pair.residual == pytest.approx(worst, abs=1e-4)
 
 

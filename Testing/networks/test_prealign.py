@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from SymRegistrationLib import fields, networks
-from SymRegistrationLib.training.samples import Sample
 from SymRegistrationLib.networks import _match, _pose
+from SymRegistrationLib.networks._attention import up_blocks
 from SymRegistrationLib.networks._match import CELL, Match, half_shift
 from SymRegistrationLib.networks._pose import KeyPoints, Pose, fitted_pose, found_pose
-from SymRegistrationLib.networks._attention import up_blocks
-from SymRegistrationLib.training.synthetic import Synthesis, make_pair
 from SymRegistrationLib.training.loss import end_point, step_terms
 from SymRegistrationLib.training.options import Weighting
+from SymRegistrationLib.training.samples import Sample
+from SymRegistrationLib.training.synthetic import Synthesis, make_pair
 
 SEED = 20261121
 TURN = math.radians(40)
@@ -89,7 +89,10 @@ def test_a_known_shift_of_descriptors_is_found(axis):
 def test_matching_is_exactly_antisymmetric_and_differentiable():
     a, b = descriptors(), descriptors().flip(2)
     assert torch.equal(half_shift(a, b, 1, torch.tensor(9.0)), -half_shift(b, a, 1, torch.tensor(9.0)))
-    small = [descriptors((4, 5, 4), 2).double().requires_grad_(), descriptors((4, 5, 4), 2).flip(3).double().requires_grad_()]
+    small = [
+        descriptors((4, 5, 4), 2).double().requires_grad_(),
+        descriptors((4, 5, 4), 2).flip(3).double().requires_grad_(),
+    ]
     assert torch.autograd.gradcheck(lambda m, f: half_shift(m, f, 1, torch.tensor(4.0, dtype=torch.float64)), small)
 
 
@@ -110,8 +113,9 @@ def _composed(velocities):
 
 def test_an_untrained_matching_already_goes_the_right_way():
     """Descriptors of one contrast look alike in alike places before anything is learned: right is better than wrong."""
-    pair = make_pair(None, Synthesis((48,) * 3, 2.5, rotation=0, shift=0, scale=0, warp=8, one_contrast=1, cut=0, noise=0.02),
-                     SEED)
+    pair = make_pair(
+        None, Synthesis((48,) * 3, 2.5, rotation=0, shift=0, scale=0, warp=8, one_contrast=1, cut=0, noise=0.02), SEED
+    )
     torch.manual_seed(SEED)
     with torch.no_grad():
         halves = Match()(pair.moving, pair.fixed)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pairs import SEED, known_pair, overfitted, phantom
 
 from SymRegistrationLib import fields, networks
 from SymRegistrationLib.job import InputError
 from SymRegistrationLib.networks._base import parameter_count
 from SymRegistrationLib.networks._blocks import HAAR, energy_map, haar, space_to_depth
 from SymRegistrationLib.networks.sm_gicnet import anti_fold, weigh_difference
-from pairs import SEED, known_pair, overfitted, phantom
 
 
 def awake(size: str = "small", heads: float = 0.01, **options):
@@ -108,8 +108,10 @@ def test_one_direction_is_the_papers_result(images):
         ab, ba = plain.run(*images)[-1]
         output = plain(*images)
         mean = awake(antisymmetric="result")(*images)
-    assert torch.equal(output.velocity, 2 * torch.nn.functional.interpolate(
-        ab.velocity, scale_factor=2.0, mode="trilinear", align_corners=False))
+    assert torch.equal(
+        output.velocity,
+        2 * torch.nn.functional.interpolate(ab.velocity, scale_factor=2.0, mode="trilinear", align_corners=False),
+    )
     half = torch.nn.functional.interpolate((ab.velocity - ba.velocity) / 2, scale_factor=2.0, mode="trilinear")
     assert torch.allclose(mean.velocity, 2 * half, atol=1e-5)
     assert (output.velocity - mean.velocity).abs().max() > 0.01
@@ -136,8 +138,16 @@ def test_ablations_change_what_they_say(images):
         return {k: v.item() for k, v in awake(antisymmetric="none", **options).objective(*images).items()}
 
     whole = terms()
-    assert set(whole) == {"similarity", "smooth", "anti_fold", "multi_level", "inverse_similarity", "inverse_smooth",
-                          "inverse", "symmetric"}
+    assert set(whole) == {
+        "similarity",
+        "smooth",
+        "anti_fold",
+        "multi_level",
+        "inverse_similarity",
+        "inverse_smooth",
+        "inverse",
+        "symmetric",
+    }
     assert set(terms(symmetric=False)) == set(whole) - {"symmetric"}
     assert set(terms(levels=1)) == set(whole) - {"multi_level"}
     assert set(terms(inv="none")) == set(whole) - {"inverse"}
@@ -178,8 +188,19 @@ def test_similarity_uses_both_directions(images):
     assert one == pytest.approx(other, rel=1e-5)
 
 
-@pytest.mark.parametrize("switch", [{"gate": "x"}, {"levels": 5}, {"inv": "x"}, {"compose": "x"}, {"ranges": (1, 2)},
-                                    {"antisymmetric": "x"}, {"symmetric": False}, {"compose": "displacement"}])
+@pytest.mark.parametrize(
+    "switch",
+    [
+        {"gate": "x"},
+        {"levels": 5},
+        {"inv": "x"},
+        {"compose": "x"},
+        {"ranges": (1, 2)},
+        {"antisymmetric": "x"},
+        {"symmetric": False},
+        {"compose": "displacement"},
+    ],
+)
 def test_switches_that_cannot_be_are_refused(switch):
     with pytest.raises(InputError):
         networks.create("sm-gicnet", "small", **switch)

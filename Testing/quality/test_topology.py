@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from SymRegistrationLib.quality.topology import (component_count, euler_characteristic, mean_topology_change, topology_change)
+from SymRegistrationLib.quality.topology import (
+    component_count,
+    euler_characteristic,
+    mean_topology_change,
+    topology_change,
+)
 
 Z, Y, X = np.meshgrid(*[np.arange(32) - 15.5] * 3, indexing="ij")
 R = np.sqrt(Z**2 + Y**2 + X**2)
@@ -20,9 +25,18 @@ def two_balls():
     return (np.sqrt(Z**2 + Y**2 + (X - 9) ** 2) < 5) | (np.sqrt(Z**2 + Y**2 + (X + 9) ** 2) < 5)
 
 
-@pytest.mark.parametrize("shape, pieces, euler", [
-    (np.zeros((4, 5, 6)), 0, 0), (np.ones((1, 1, 1)), 1, 1), (BALL, 1, 1), (SHELL, 1, 2), (TORUS, 1, 0),
-    (two_balls(), 2, 2), (np.ones((3, 4, 5)), 1, 1)])
+@pytest.mark.parametrize(
+    "shape, pieces, euler",
+    [
+        (np.zeros((4, 5, 6)), 0, 0),
+        (np.ones((1, 1, 1)), 1, 1),
+        (BALL, 1, 1),
+        (SHELL, 1, 2),
+        (TORUS, 1, 0),
+        (two_balls(), 2, 2),
+        (np.ones((3, 4, 5)), 1, 1),
+    ],
+)
 def test_known_shapes(shape, pieces, euler):
     assert component_count(shape) == pieces and euler_characteristic(shape) == euler
 

@@ -1,14 +1,15 @@
-"""The initial alignment finds the pose wherever the header says the head is (errors in mm over the head's own voxels)."""
+"""The initial alignment finds the pose wherever the header says the head is (errors in mm over the head's own
+voxels)."""
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-
 from conftest import moved, movement, turn
-from SymRegistrationLib.registration import alignment, working_grid
+
 from SymRegistrationLib.geometry.grid import Grid, transform_points
-from SymRegistrationLib.job import InputError
 from SymRegistrationLib.geometry.volumes import Volume
+from SymRegistrationLib.job import InputError
+from SymRegistrationLib.registration import alignment, working_grid
 
 
 def error(found: np.ndarray, true: np.ndarray, volume: Volume) -> float:
@@ -88,8 +89,12 @@ def test_a_ball_has_no_pose_and_that_is_said():
 def test_landmarks_and_files_start_it(head, tmp_path):
     true = movement(head.grid.centre, turn((1, 0, 1), 70), (5, 50, 0))
     points = np.random.default_rng(4).normal(head.grid.centre, 40, (6, 3))
-    np.testing.assert_allclose(alignment.from_landmarks(points, transform_points(true, points), affine=False), true, atol=1e-6)
-    np.testing.assert_allclose(alignment.from_landmarks(points, transform_points(true, points), affine=True), true, atol=1e-6)
+    np.testing.assert_allclose(
+        alignment.from_landmarks(points, transform_points(true, points), affine=False), true, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        alignment.from_landmarks(points, transform_points(true, points), affine=True), true, atol=1e-6
+    )
     guided = solve(head, moved(head, true), "rigid", landmarks=(points, transform_points(true, points)))
     assert error(guided.matrix, true, head) < 0.5
     affine = sitk.AffineTransform(3)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pairs import SEED, end_point_error, known_pair, overfit, phantom
 
-from SymRegistrationLib.registration import devices, inference, weights
 from SymRegistrationLib import fields, networks
 from SymRegistrationLib.job import InputError, Options, RegistrationError
-from SymRegistrationLib.networks._base import (NetworkOutput, Recipe, Stage, SymmetricNetwork, crop_to, measured_pair, pad_to)
-from pairs import SEED, end_point_error, known_pair, overfit, phantom
+from SymRegistrationLib.networks._base import (
+    NetworkOutput,
+    Recipe,
+    Stage,
+    SymmetricNetwork,
+    crop_to,
+    measured_pair,
+    pad_to,
+)
+from SymRegistrationLib.registration import devices, inference, weights
 
 
 def lively(name: str = "sm-gicnet"):
@@ -17,7 +25,7 @@ def lively(name: str = "sm-gicnet"):
     torch.manual_seed(SEED)
     network = networks.create(name, "small")
     with torch.no_grad():
-        for net in (network.nets[:2] if name == "sm-gicnet" else network.sn[:1]):
+        for net in network.nets[:2] if name == "sm-gicnet" else network.sn[:1]:
             head = net.head.b if name == "sm-gicnet" else net.heads[0]
             head.weight.normal_(0.0, 0.3)
     return network
@@ -81,7 +89,8 @@ def test_result_carries_no_gradients_and_the_network_keeps_its_weights(trained):
 
 
 def test_memory_bound_coarsens_the_grid_and_says_so():
-    """Less than half of the memory that is needed: a coarser lattice that fits, fields of the size asked for, a note."""
+    """Less than half of the memory that is needed: a coarser lattice that fits, fields of the size asked for, a
+    note."""
     network = lively("hsyn")
     a, b = phantom((64, 64, 64), 1), phantom((64, 64, 64), 2)
     a, b = fields.gaussian(a, 3.0), fields.gaussian(b, 3.0)

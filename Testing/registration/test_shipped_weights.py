@@ -7,20 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from SymRegistrationLib.commands import demo
 from SymRegistrationLib import networks
-from SymRegistrationLib.registration import weights
+from SymRegistrationLib.commands import demo
 from SymRegistrationLib.geometry.grid import transform_points
+from SymRegistrationLib.geometry.volumes import foreground, read_volume
 from SymRegistrationLib.job import Options
 from SymRegistrationLib.pipeline import register
-from SymRegistrationLib.geometry.volumes import foreground, read_volume
+from SymRegistrationLib.registration import weights
 
 SEED = 20261121
 NAMES = networks.names()
 
 
 def turned_head(degrees: float):
-    """Colin27 twice, the second turned about an oblique axis and shifted by 20 mm, and where 400 of its points belong."""
+    """Colin27 twice, the second turned about an oblique axis and shifted by 20 mm, and where 400 of its points
+    belong."""
     print("seed", SEED)
     volume = read_volume(demo.find_images() / demo.MOVING)
     pose = demo.random_pose(volume, SEED)
@@ -35,12 +36,19 @@ def turned_head(degrees: float):
 
 
 def errors_mm(name: str, head) -> tuple[float, float, float]:
-    """Mean distance from where the points belong: before, by the forward and by the inverse transform, from the headers."""
+    """Mean distance from where the points belong: before, by the forward and by the inverse transform, from the
+    headers."""
     fixed, moving, pose, points = head
     result = register(fixed, moving, Options(method=name, initial="none"))
     true = transform_points(pose.matrix, points)
-    before, after, back = (float(np.linalg.norm(a - b, axis=1).mean()) for a, b in (
-        (points, true), (result.forward.map_points(points), true), (result.inverse.map_points(true), points)))
+    before, after, back = (
+        float(np.linalg.norm(a - b, axis=1).mean())
+        for a, b in (
+            (points, true),
+            (result.forward.map_points(points), true),
+            (result.inverse.map_points(true), points),
+        )
+    )
     print(f"{name}: {before:.1f} mm -> {after:.2f} mm, back {back:.2f} mm")
     assert result.metrics["quality"]["folded_percent"] < 0.01
     return before, after, back
@@ -72,7 +80,8 @@ def test_the_card_tells_what_was_done(name):
 @pytest.mark.parametrize("inverted", [False, True], ids=["one contrast", "inverted contrast"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_turned_head_is_found_from_its_header_alone(name, inverted, head):
-    """25 degrees and 20 mm, no pre-alignment: the mean error over the head falls from 32 mm to a few, in both contrasts."""
+    """25 degrees and 20 mm, no pre-alignment: the mean error over the head falls from 32 mm to a few, in both
+    contrasts."""
     if inverted:
         array = head[1].array
         inverse = np.where(array > 0.05 * array.max(), array.max() - array, 0).astype(np.float32)

@@ -1,13 +1,13 @@
 """The symmetric optimiser: its force is a true gradient, known warps are found, exchange exchanges."""
 
+import pairs
 import pytest
 import torch
 
-import pairs
 from SymRegistrationLib import fields
+from SymRegistrationLib.losses import lncc_map, ncc
 from SymRegistrationLib.registration.optimisers import syn
 from SymRegistrationLib.registration.presets import presets
-from SymRegistrationLib.losses import lncc_map, ncc
 
 SHAPE = (40, 44, 36)
 QUICK = syn.Schedule(shrink=(2, 1), iterations=(40, 40))
@@ -56,7 +56,7 @@ def test_known_warp_is_found(known, metric, bound):
     print(f"{metric}: end-point error {before:.2f} -> {after:.2f} voxels, residual {pair.residual:.3f}")
     assert after < bound * before
     assert float(fields.jacobian_determinant(pair.fixed_to_moving).min()) > 0
-    inside = (fixed > 0.1)
+    inside = fixed > 0.1
     error = fields.inverse_consistency(pair.fixed_to_moving, pair.moving_to_fixed)[inside]
     assert float(error.mean()) < 0.05
 
@@ -65,7 +65,9 @@ def test_contrast_may_differ_with_mind(known):
     moving, fixed, u = known
     inverted = torch.where(moving > 0.05, 1.05 - moving, moving)
     pair = syn.optimise(fixed, inverted, QUICK, "mind")
-    assert pairs.end_point_error(pair.fixed_to_moving, u, fixed) < 0.6 * pairs.end_point_error(torch.zeros_like(u), u, fixed)
+    assert pairs.end_point_error(pair.fixed_to_moving, u, fixed) < 0.6 * pairs.end_point_error(
+        torch.zeros_like(u), u, fixed
+    )
 
 
 def test_exchanging_the_scans_exchanges_the_results(known):

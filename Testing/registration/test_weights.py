@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from SymRegistrationLib import networks
-from SymRegistrationLib.registration import weights
 from SymRegistrationLib.job import InputError
+from SymRegistrationLib.registration import weights
 
 
 @pytest.fixture
@@ -54,7 +54,9 @@ def test_another_method(file):
     assert caught.value.exit_code == 2 and "--method hsyn" in caught.value.hint
 
 
-@pytest.mark.parametrize("size, switches", [("published", {}), ("small", {"sn_mode": "two_head"}), ("small", {"levels": 2})])
+@pytest.mark.parametrize(
+    "size, switches", [("published", {}), ("small", {"sn_mode": "two_head"}), ("small", {"levels": 2})]
+)
 def test_another_size_or_shape(file, size, switches):
     with pytest.raises(InputError, match="does not fit hsyn"):
         weights.fill(networks.create("hsyn", size, **switches), weights.load(file))
@@ -124,7 +126,10 @@ def test_shipped_weights_are_found_by_size(network, tmp_path, monkeypatch):
         weights.find("hsyn")
     assert "--weights" in caught.value.hint and "--method syn needs none" in caught.value.hint
     path = weights.save(tmp_path / "hsyn-small.safetensors", network)
-    assert weights.shipped("hsyn") == {"small": path} and weights.find("hsyn") == weights.find("hsyn", size="small") == path
+    assert (
+        weights.shipped("hsyn") == {"small": path}
+        and weights.find("hsyn") == weights.find("hsyn", size="small") == path
+    )
     assert str(weights.find("hsyn", "my.safetensors")) == "my.safetensors"
     with pytest.raises(InputError, match=r"hsyn \(published\)"):
         weights.find("hsyn", size="published")

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-
 from conftest import moved, movement, turn
-from SymRegistrationLib.registration import alignment, working_grid
+
 from SymRegistrationLib.fields import FieldPair, gaussian, identity
 from SymRegistrationLib.geometry.grid import Grid
-from SymRegistrationLib.job import InputError
 from SymRegistrationLib.geometry.volumes import Volume
+from SymRegistrationLib.job import InputError
+from SymRegistrationLib.registration import alignment, working_grid
 
 HALF = movement((0, 0, 0), turn((0, 0, 1), 20), (4, 2, -6))
 
@@ -35,7 +35,10 @@ def test_exchange_exchanges_the_workspace(head):
     one = working_grid.prepare(head)
     other = working_grid.prepare(moved(head, HALF @ HALF))
     eye = np.eye(4)
-    there, back = working_grid.working_pair(one, other, eye, HALF, 4.0), working_grid.working_pair(other, one, HALF, eye, 4.0)
+    there, back = (
+        working_grid.working_pair(one, other, eye, HALF, 4.0),
+        working_grid.working_pair(other, one, HALF, eye, 4.0),
+    )
     assert there.grid.same_as(back.grid, 1e-6)
     assert torch.equal(there.fixed, back.moving) and torch.equal(there.moving, back.fixed)
 
@@ -93,7 +96,8 @@ def test_a_field_carried_to_another_grid_is_the_same_map(head):
 
 
 def test_a_field_carried_to_another_mid_space_joins_the_same_points_of_the_scans(head):
-    """The pair is an affine map in one mid-space; seen from a mid-space half-way along that map, hardly anything is left."""
+    """The pair is an affine map in one mid-space; seen from a mid-space half-way along that map, hardly anything is
+    left."""
     scan = working_grid.prepare(head)
     source = working_grid.working_pair(scan, scan, np.eye(4), np.eye(4), 5.0, whole=True)
     matrix = turn((1, 1, 1), 20)
@@ -130,9 +134,12 @@ def test_the_affine_part_of_a_pair_seen_from_the_other_side_is_its_inverse(head)
 
 
 def test_a_grid_over_two_headers_far_apart_lies_along_the_patient(head):
-    """60 degrees about (1, 1, 1) is as far from one order of the axes as from the next: half-way would be turned by 90."""
+    """60 degrees about (1, 1, 1) is as far from one order of the axes as from the next: half-way would be turned by
+    90."""
     one = working_grid.prepare(head)
-    other = working_grid.prepare(Volume(head.array, Grid(head.grid.shape, movement((0, 0, 0), turn((1, 1, 1), 60)) @ head.grid.matrix), "turned"))
+    other = working_grid.prepare(
+        Volume(head.array, Grid(head.grid.shape, movement((0, 0, 0), turn((1, 1, 1), 60)) @ head.grid.matrix), "turned")
+    )
     for pair in ((one, other), (other, one)):
         grid = working_grid.working_grid(*pair, np.eye(4), np.eye(4), 4.0, whole=True)
         np.testing.assert_allclose(grid.matrix[:3, :3], 4.0 * np.eye(3)[:, ::-1], atol=1e-9)

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from SymRegistrationLib.quality import checks
-from SymRegistrationLib.report import drawing, rows
 from SymRegistrationLib.commands.arguments import build_parser
 from SymRegistrationLib.commands.cli import _job_of
 from SymRegistrationLib.geometry.grid import Grid
-from SymRegistrationLib.job import Job, Options
-from SymRegistrationLib.report.page import write_report
-from SymRegistrationLib.report.views import unaligned
 from SymRegistrationLib.geometry.transforms import DenseTransform
 from SymRegistrationLib.geometry.volumes import Volume
+from SymRegistrationLib.job import Job, Options
+from SymRegistrationLib.quality import checks
+from SymRegistrationLib.report import drawing, rows
+from SymRegistrationLib.report.page import write_report
+from SymRegistrationLib.report.views import unaligned
 
 OBLIQUE = sitk.VersorTransform((0.3, 0.5, 0.81), np.radians(20)).GetMatrix()
 

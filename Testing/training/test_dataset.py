@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from SymRegistrationLib.commands import cli
-from SymRegistrationLib.training import dataset, loop, plan as training_plan
-from SymRegistrationLib.training.dataset import Cache, Case
-from SymRegistrationLib.training.samples import Mixture, Part, Samples, all_pairs, seed_of
 from SymRegistrationLib.geometry.grid import Grid, canonical_axes
-from SymRegistrationLib.job import InputError, RegistrationError
 from SymRegistrationLib.geometry.points import PointSet, write_points
-from SymRegistrationLib.training.synthetic import Synthesis
-from SymRegistrationLib.training.options import TrainingOptions
 from SymRegistrationLib.geometry.volumes import write_volume
+from SymRegistrationLib.job import InputError, RegistrationError
+from SymRegistrationLib.training import dataset, loop
+from SymRegistrationLib.training import plan as training_plan
+from SymRegistrationLib.training.dataset import Cache, Case
+from SymRegistrationLib.training.options import TrainingOptions
+from SymRegistrationLib.training.samples import Mixture, Part, Samples, all_pairs, seed_of
+from SymRegistrationLib.training.synthetic import Synthesis
 
 
 def scene(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -41,10 +42,13 @@ def store(folder: Path, name: str, grid: Grid, labels: str = "aseg", points: boo
     if labels:
         write_volume(folder / f"{name}_{labels}.nii.gz", found, grid)
     if points:
-        write_points(folder / f"{name}_landmarks.csv", PointSet(np.array([[12.0, 0, 8], [0, 0, 0]]), ("core", "middle")))
+        write_points(
+            folder / f"{name}_landmarks.csv", PointSet(np.array([[12.0, 0, 8], [0, 0, 0]]), ("core", "middle"))
+        )
 
 
 # ---------------------------------------------------------------------------------------------- finding
+
 
 def test_flat_and_bids_folders(tmp_path):
     store(tmp_path / "flat", "anna", grid_of(), points=True)
@@ -78,9 +82,15 @@ def test_tables_of_scans_and_of_pairs(tmp_path):
     assert [(names[m], names[f]) for m, f in listing.pairs] == [("b.nii", "a.nii"), ("c.nii", "a.nii")]
 
 
-@pytest.mark.parametrize("text, told", [("", "neither a column"), ("picture\na.nii\n", "neither a column"),
-                                        ("image,colour\na.nii,red\n", "unknown columns: colour"),
-                                        ("image,split\na.nii,test\n", "line 2: split")])
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("", "neither a column"),
+        ("picture\na.nii\n", "neither a column"),
+        ("image,colour\na.nii,red\n", "unknown columns: colour"),
+        ("image,split\na.nii,test\n", "line 2: split"),
+    ],
+)
 def test_tables_that_cannot_be_understood(tmp_path, text, told):
     (tmp_path / "scans.csv").write_text(text)
     with pytest.raises(InputError, match=told):
@@ -104,6 +114,7 @@ def test_dividing_by_share_by_name_and_by_table():
 
 
 # ---------------------------------------------------------------------------------------------- checking
+
 
 @pytest.fixture
 def spoiled(tmp_path):
@@ -143,6 +154,7 @@ def test_pairs_with_a_bad_scan_go_with_it(spoiled):
 
 # ---------------------------------------------------------------------------------------------- cache and samples
 
+
 def test_scans_of_any_orientation_and_spacing_come_onto_one_grid(tmp_path, oblique):
     """The same scene stored upright, and oblique, flipped and anisotropic, agrees in the cache."""
     turned = Grid.centred((60, 50, 40), 1.0, (0, 0, 0))
@@ -158,7 +170,9 @@ def test_scans_of_any_orientation_and_spacing_come_onto_one_grid(tmp_path, obliq
         labels = scan["labels"]
         volume = [float((labels == k).sum()) * 64 for k in (1, 2)]
         core = 4 / 3 * np.pi * 14**3
-        assert volume[1] == pytest.approx(core, rel=0.1) and sum(volume) == pytest.approx(4 / 3 * np.pi * 40**3, rel=0.03)
+        assert volume[1] == pytest.approx(core, rel=0.1) and sum(volume) == pytest.approx(
+            4 / 3 * np.pi * 40**3, rel=0.03
+        )
         inside = scan["image"][labels == 2].float().mean()
         assert inside > 0.9 and scan["image"][labels == 0].float().mean() < 0.1
     # The core sits at (12, 0, 8) LPS: along the canonical axes of its own grid.
@@ -209,8 +223,9 @@ def samples(tmp_path):
         store(tmp_path, name, grid_of(), points=True)
     cases = dataset.find(tmp_path).cases
     cache = Cache(tmp_path / "cache", 4.0, (32, 32, 32))
-    return Samples(Part(cases, all_pairs(cases)), Part(), cache, Synthesis(shape=(32,) * 3, spacing=4.0, shift=10.0),
-                   Mixture(), 0)
+    return Samples(
+        Part(cases, all_pairs(cases)), Part(), cache, Synthesis(shape=(32,) * 3, spacing=4.0, shift=10.0), Mixture(), 0
+    )
 
 
 def test_labels_and_landmarks_follow_the_pose_of_a_real_scan(samples):
@@ -238,6 +253,7 @@ def test_without_published_loss_synthetic_steps_are_supervised():
 
 
 # ---------------------------------------------------------------------------------------------- plan
+
 
 def request(folder: Path, data: Path | None = None, **changes) -> TrainingOptions:
     return TrainingOptions("hsyn", str(folder), data=str(data) if data else None, device="cpu", **changes)
@@ -283,14 +299,29 @@ def test_training_on_scans_and_on_label_maps_and_on_both(tmp_path):
         (tmp_path / "maps").mkdir(exist_ok=True)
         write_volume(tmp_path / "maps" / f"{name}.nii.gz", scene(grid_of())[1], grid_of())
     for number, (data, labels) in enumerate(((True, False), (False, True), (True, True))):
-        result = loop.train(TrainingOptions(
-            "hsyn", str(tmp_path / f"run{number}"), data=str(tmp_path / "data") if data else None, validation="c",
-            labels=str(tmp_path / "maps") if labels else None, device="cpu", shape=(32, 32, 32), spacing=4.0, iterations=4,
-            stages=(1.0, 0.0, 0.0), validation_pairs=2, validate_every=4))
+        result = loop.train(
+            TrainingOptions(
+                "hsyn",
+                str(tmp_path / f"run{number}"),
+                data=str(tmp_path / "data") if data else None,
+                validation="c",
+                labels=str(tmp_path / "maps") if labels else None,
+                device="cpu",
+                shape=(32, 32, 32),
+                spacing=4.0,
+                iterations=4,
+                stages=(1.0, 0.0, 0.0),
+                validation_pairs=2,
+                validate_every=4,
+            )
+        )
         assert result["finished"] and result["validation"]["dice"] > 0.2
         assert (result["validation"]["end_point"] is not None) is labels
 
 
 def test_the_command_names_a_bad_scan(spoiled, capsys):
-    assert cli.main(["train", "--method", "hsyn", "--data", str(spoiled), "-o", str(spoiled / "run"), "--device", "cpu"]) == 2
+    assert (
+        cli.main(["train", "--method", "hsyn", "--data", str(spoiled), "-o", str(spoiled / "run"), "--device", "cpu"])
+        == 2
+    )
     assert "cut_T1w.nii.gz" in capsys.readouterr().err

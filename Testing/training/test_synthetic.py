@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from SymRegistrationLib.registration import working_grid
-from SymRegistrationLib.training import synthetic
 from SymRegistrationLib.fields import identity, inverse_consistency, jacobian_determinant, warp
 from SymRegistrationLib.geometry.grid import Grid
-from SymRegistrationLib.training.synthetic import (Draw, Synthesis, label_map, make_pair, normalised, random_shapes, voxel_pose)
 from SymRegistrationLib.geometry.volumes import Volume
+from SymRegistrationLib.registration import working_grid
+from SymRegistrationLib.training import synthetic
+from SymRegistrationLib.training.synthetic import (
+    Draw,
+    Synthesis,
+    label_map,
+    make_pair,
+    normalised,
+    random_shapes,
+    voxel_pose,
+)
 
 SIZE = 48
 
@@ -39,8 +47,11 @@ def nested(size: int = 64) -> synthetic.LabelMap:
 
 def dice(a: torch.Tensor, b: torch.Tensor, where: torch.Tensor) -> float:
     """Mean over labels that both show."""
-    scores = [2 * ((a == k) & (b == k) & where).sum() / (((a == k) & where).sum() + ((b == k) & where).sum())
-              for k in torch.unique(a).tolist() if k and (b == k).any()]
+    scores = [
+        2 * ((a == k) & (b == k) & where).sum() / (((a == k) & where).sum() + ((b == k) & where).sum())
+        for k in torch.unique(a).tolist()
+        if k and (b == k).any()
+    ]
     return float(torch.stack(scores).mean())
 
 
@@ -48,8 +59,10 @@ def dice(a: torch.Tensor, b: torch.Tensor, where: torch.Tensor) -> float:
 def test_the_true_map_carries_labels_onto_labels_both_ways(seed):
     """Two nearest-neighbour looks at thick labels: what is missing to 1 are boundary voxels."""
     pair = make_pair(nested(), Synthesis(shape=(SIZE,) * 3, spacing=3.0, shift=20.0), seed)
-    for moved, kept, u in ((pair.moving_labels, pair.fixed_labels, pair.fixed_to_moving),
-                           (pair.fixed_labels, pair.moving_labels, pair.moving_to_fixed)):
+    for moved, kept, u in (
+        (pair.moving_labels, pair.fixed_labels, pair.fixed_to_moving),
+        (pair.fixed_labels, pair.moving_labels, pair.moving_to_fixed),
+    ):
         there = warp(moved.float(), u, "nearest", "zeros")
         after, before = (dice(kept, x, inside(u)) for x in (there, moved))
         print(f"seed {seed}: Dice {before:.3f} -> {after:.3f}")
@@ -113,7 +126,10 @@ def test_contrasts_differ_or_agree_as_asked_and_sides_are_alike():
     values = (0, 2, 3, 16, 41, 42, 507)
     means, _ = synthetic.random_contrast(values, s, Draw(3))
     assert means[1] == means[4] and means[2] == means[5]
-    pairs = [make_pair(nested(), dataclasses.replace(s, shape=(32,) * 3, spacing=4.0, one_contrast=0.5), k) for k in range(12)]
+    pairs = [
+        make_pair(nested(), dataclasses.replace(s, shape=(32,) * 3, spacing=4.0, one_contrast=0.5), k)
+        for k in range(12)
+    ]
     assert 2 <= sum(pair.one_contrast for pair in pairs) <= 10
 
 

@@ -15,16 +15,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from SymRegistrationLib.commands import cli
-from SymRegistrationLib.registration import inference, weights
 from SymRegistrationLib import networks
-from SymRegistrationLib.training import (loop, checkpoints, result as training_result)
-from SymRegistrationLib.training.samples import Sample
+from SymRegistrationLib.commands import cli
 from SymRegistrationLib.job import InputError, Options, RegistrationError
-from SymRegistrationLib.training.synthetic import Pair, Synthesis, make_pair
+from SymRegistrationLib.registration import inference, weights
+from SymRegistrationLib.training import checkpoints, loop
+from SymRegistrationLib.training import result as training_result
 from SymRegistrationLib.training.loss import end_point, hard_dice, soft_dice_loss, step_terms, supervised_terms
 from SymRegistrationLib.training.options import TrainingOptions, Weighting
-from SymRegistrationLib.training.plan import TrainingPlan, StagePlan
+from SymRegistrationLib.training.plan import StagePlan, TrainingPlan
+from SymRegistrationLib.training.samples import Sample
+from SymRegistrationLib.training.synthetic import Pair, Synthesis, make_pair
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"shape": (32, 32, 32), "spacing": 4.0, "device": "cpu", "validation_pairs": 1}
@@ -35,13 +36,32 @@ def options(folder: Path, method: str = "hsyn", **changes) -> TrainingOptions:
 
 
 def command(folder: Path, *more: str) -> list[str]:
-    return ["train", "--method", "hsyn", "-o", str(folder), "--shape", "32,32,32", "--spacing", "4", "--device", "cpu",
-            "--validation-pairs", "1", "-q", *more]
+    return [
+        "train",
+        "--method",
+        "hsyn",
+        "-o",
+        str(folder),
+        "--shape",
+        "32,32,32",
+        "--spacing",
+        "4",
+        "--device",
+        "cpu",
+        "--validation-pairs",
+        "1",
+        "-q",
+        *more,
+    ]
 
 
 def run(arguments: list[str], **environment) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "SymRegistrationLib", *arguments], cwd=ROOT, stderr=subprocess.PIPE,
-                            env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+    return subprocess.Popen(
+        [sys.executable, "-m", "SymRegistrationLib", *arguments],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
 
 
 def same(a: Path, b: Path) -> bool:
@@ -50,6 +70,7 @@ def same(a: Path, b: Path) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------- the loss
+
 
 def test_the_true_map_costs_nothing_and_standing_still_costs_its_length():
     pair = make_pair(None, Synthesis(shape=(32,) * 3, spacing=4.0, warp=0.0, rotation=0.0, shift=12.0, scale=0.0), 3)
@@ -117,6 +138,7 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 # ---------------------------------------------------------------------------------------------- the run
 
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted run of 12 steps through all stages."""
@@ -127,7 +149,9 @@ def whole(tmp_path_factory):
 
 def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(whole, tmp_path):
     """SIGKILL in the middle of steps, several times; nothing is told to the process beforehand."""
-    arguments = command(tmp_path, "--iterations", "12", "--stages", "1,1,1", "--validate-every", "4", "--checkpoint-minutes", "0")
+    arguments = command(
+        tmp_path, "--iterations", "12", "--stages", "1,1,1", "--validate-every", "4", "--checkpoint-minutes", "0"
+    )
     log = tmp_path / "log.jsonl"
     for target in (3, 7):
         process = run(arguments)
@@ -148,7 +172,9 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(whole, tmp_path):
 
 
 def test_a_run_in_slices_is_the_same_too(whole, tmp_path):
-    arguments = command(tmp_path, "--iterations", "12", "--stages", "1,1,1", "--validate-every", "4", "--stop-after", "0.01")
+    arguments = command(
+        tmp_path, "--iterations", "12", "--stages", "1,1,1", "--validate-every", "4", "--stop-after", "0.01"
+    )
     for _ in range(13):
         assert cli.main(arguments) == 0
         if (tmp_path / "hsyn-small.safetensors").is_file():
@@ -165,7 +191,19 @@ def test_what_a_run_leaves(whole):
     for name in ("curves.png", "validation.png"):
         assert (whole / name).read_bytes().startswith(b"\x89PNG")
     card = json.loads((whole / "hsyn-small.safetensors.json").read_text())
-    for name in ("method", "size", "sha256", "plan", "data", "curves", "validation", "limits", "licence", "command", "versions"):
+    for name in (
+        "method",
+        "size",
+        "sha256",
+        "plan",
+        "data",
+        "curves",
+        "validation",
+        "limits",
+        "licence",
+        "command",
+        "versions",
+    ):
         assert card[name], name
     stored = weights.load(whole / "hsyn-small.safetensors", "hsyn")
     assert all(value.dtype == torch.float16 for value in stored.tensors.values())
@@ -173,8 +211,12 @@ def test_what_a_run_leaves(whole):
 
 def test_register_takes_the_weights(whole):
     pair = make_pair(None, Synthesis(shape=(32,) * 3, spacing=4.0), 0)
-    found = inference.run_network(pair.moving, pair.fixed, "hsyn", Options(
-        method="hsyn", device="cpu", weights=str(whole / "hsyn-small.safetensors")))
+    found = inference.run_network(
+        pair.moving,
+        pair.fixed,
+        "hsyn",
+        Options(method="hsyn", device="cpu", weights=str(whole / "hsyn-small.safetensors")),
+    )
     assert torch.isfinite(found.fixed_to_moving).all()
 
 
@@ -187,9 +229,26 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     """gloo on loopback; sums of gradients in another order, so equal up to rounding."""
     more = ("--iterations", "4", "--stages", "1,0,0", "--rate", "published", "--learning-rate", "1e-3")
     one = run(command(tmp_path / "one", *more, "--batch", "2"))
-    two = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
-                            "--master-port", "0", "--standalone", "-m", "SymRegistrationLib", *command(tmp_path / "two", *more)],
-                           cwd=ROOT, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    two = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "--master-addr",
+            "127.0.0.1",
+            "--master-port",
+            "0",
+            "--standalone",
+            "-m",
+            "SymRegistrationLib",
+            *command(tmp_path / "two", *more),
+        ],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     for process in (one, two):
         _, told = process.communicate(timeout=240)
         assert process.returncode == 0, told.decode()
@@ -202,8 +261,11 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
 
 
 def test_a_stage_that_gains_nothing_ends_early(tmp_path):
-    result = loop.train(options(tmp_path, iterations=40, stages=(1.0, 0.0, 0.0), validate_every=2, patience=2,
-                                    learning_rate=1e-9, ema=0.0))
+    result = loop.train(
+        options(
+            tmp_path, iterations=40, stages=(1.0, 0.0, 0.0), validate_every=2, patience=2, learning_rate=1e-9, ema=0.0
+        )
+    )
     assert result["finished"] and result["step"] < 20
 
 
@@ -221,7 +283,9 @@ def test_freezing_and_levels():
 
 def test_learning_rates():
     stages = (StagePlan(1, 100, 1e-3, 0), StagePlan(2, 1000, 1e-3, 0))
-    plan = TrainingPlan("hsyn", "small", 1, (32,) * 3, 1, "cpu", "float32", stages, "cosine", 100, 10, 1, 1, {}, (), (), {})
+    plan = TrainingPlan(
+        "hsyn", "small", 1, (32,) * 3, 1, "cpu", "float32", stages, "cosine", 100, 10, 1, 1, {}, (), (), {}
+    )
     assert loop.learning_rate(plan, 1, 0) == pytest.approx(1e-3 / 50)
     assert loop.learning_rate(plan, 1, 50) == pytest.approx(1e-3)
     assert loop.learning_rate(plan, 1, 999) < 2.1e-5
@@ -231,20 +295,24 @@ def test_learning_rates():
 
 # ---------------------------------------------------------------------------------------------- bad input
 
-@pytest.mark.parametrize("arguments, told", [
-    (["--method", "hsyn"], "--output"),
-    (["--method", "nobody", "-o", "{}"], "no method 'nobody'"),
-    (["--method", "hsyn", "-o", "{}", "--data", "{}/missing"], "does not exist"),
-    (["--method", "hsyn", "-o", "{}", "--shape", "30,32,32"], "multiple of 16"),
-    (["--method", "hsyn", "-o", "{}", "--shape", "a,b"], "list of numbers"),
-    (["--method", "hsyn", "-o", "{}", "--shape", "320,320,320", "--memory", "2"], "GB"),
-    (["--method", "hsyn", "-o", "{}", "--stages", "1,2"], "3 stages"),
-    (["--method", "hsyn", "-o", "{}", "--supervised", "2"], "share"),
-    (["--method", "hsyn", "-o", "{}", "--hours", "1", "--minutes", "1"], "both"),
-    (["--method", "hsyn", "-o", "{}", "--size", "huge"], "no size"),
-    (["--method", "hsyn", "-o", "{}", "--minutes", "0.01", "--shape", "64,64,64"], "too short"),
-    (["--method", "hsyn", "-o", "/proc/nowhere", "--shape", "32,32,32"], "cannot be written"),
-])
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--method", "hsyn"], "--output"),
+        (["--method", "nobody", "-o", "{}"], "no method 'nobody'"),
+        (["--method", "hsyn", "-o", "{}", "--data", "{}/missing"], "does not exist"),
+        (["--method", "hsyn", "-o", "{}", "--shape", "30,32,32"], "multiple of 16"),
+        (["--method", "hsyn", "-o", "{}", "--shape", "a,b"], "list of numbers"),
+        (["--method", "hsyn", "-o", "{}", "--shape", "320,320,320", "--memory", "2"], "GB"),
+        (["--method", "hsyn", "-o", "{}", "--stages", "1,2"], "3 stages"),
+        (["--method", "hsyn", "-o", "{}", "--supervised", "2"], "share"),
+        (["--method", "hsyn", "-o", "{}", "--hours", "1", "--minutes", "1"], "both"),
+        (["--method", "hsyn", "-o", "{}", "--size", "huge"], "no size"),
+        (["--method", "hsyn", "-o", "{}", "--minutes", "0.01", "--shape", "64,64,64"], "too short"),
+        (["--method", "hsyn", "-o", "/proc/nowhere", "--shape", "32,32,32"], "cannot be written"),
+    ],
+)
 def test_bad_requests_say_so_before_anything_is_trained(arguments, told, tmp_path, capsys):
     code = cli.main(["train", *(a.format(tmp_path) for a in arguments), "--device", "cpu"])
     error = capsys.readouterr().err
@@ -287,19 +355,37 @@ def test_a_gpu_lost_in_mid_run_is_told_with_the_way_on(tmp_path, monkeypatch):
 
 
 def test_help_costs_no_torch():
-    code = ("import sys\nfrom SymRegistrationLib.commands import cli\n"
-            "try:\n    cli.main(['train', '--help'])\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules")
+    code = (
+        "import sys\nfrom SymRegistrationLib.commands import cli\n"
+        "try:\n    cli.main(['train', '--help'])\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules"
+    )
     told = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True).stdout
     assert "--bad-scans" in told and "examples:" in told
 
 
 # ---------------------------------------------------------------------------------------------- it learns
 
+
 def test_a_tiny_training_lowers_the_error_on_pairs_it_never_saw(tmp_path):
-    """Random shapes of any contrast at 32^3, shifted by up to 8 voxels and warped; seed 0, one thread, under a minute."""
-    result = loop.train(options(
-        tmp_path, "ad-regnet", iterations=64, learning_rate=3e-3, rate="cosine", rotation=0.0, shift=32.0, scale=0.0, ema=0.9,
-        validate_every=64, validation_pairs=6, curriculum=0.3, weights=Weighting(end_point=0.3)))
+    """Random shapes of any contrast at 32^3, shifted by up to 8 voxels and warped; seed 0, one thread, under a
+    minute."""
+    result = loop.train(
+        options(
+            tmp_path,
+            "ad-regnet",
+            iterations=64,
+            learning_rate=3e-3,
+            rate="cosine",
+            rotation=0.0,
+            shift=32.0,
+            scale=0.0,
+            ema=0.9,
+            validate_every=64,
+            validation_pairs=6,
+            curriculum=0.3,
+            weights=Weighting(end_point=0.3),
+        )
+    )
     judged = result["validation"]
     print({name: round(judged[name], 3) for name in ("dice_before", "dice", "end_point_before", "end_point")})
     assert judged["end_point"] < 0.8 * judged["end_point_before"]

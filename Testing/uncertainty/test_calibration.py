@@ -1,4 +1,5 @@
-"""Calibrated radii: the fit finds known weights, the judges give what theory says, entries are found only where they fit."""
+"""Calibrated radii: the fit finds known weights, the judges give what theory says, entries are found only where they
+fit."""
 
 import importlib.util
 import json
@@ -8,17 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pairs
 import pytest
 import torch
 
-import pairs
-from SymRegistrationLib.uncertainty import calibration, estimate
 from SymRegistrationLib import networks
-from SymRegistrationLib.registration import weights
-from SymRegistrationLib.uncertainty.calibration import Calibration
 from SymRegistrationLib.geometry.grid import Grid
-from SymRegistrationLib.job import InputError, Options
 from SymRegistrationLib.geometry.volumes import Volume
+from SymRegistrationLib.job import InputError, Options
+from SymRegistrationLib.registration import weights
+from SymRegistrationLib.uncertainty import calibration, estimate
+from SymRegistrationLib.uncertainty.calibration import Calibration
 
 SEED = 20260101
 
@@ -57,12 +58,18 @@ def test_sparsification_of_known_orders():
     errors = np.arange(1000) / 999  # uniform on [0, 1], mean 1/2
     assert calibration.ause(errors, errors) == 0, "a perfect predictor"
     assert calibration.ause(errors, np.exp(3 * errors)) == 0, "only the order counts"
-    # Leaving out the smallest first raises the rest's mean from 1 to 2 (in means) linearly, the best order lowers it to 0:
-    # the area between 1 + f and 1 - f over [0, 1) is the mean of 2 f = 0.98 at steps of 0.02.
+    # Leaving out the smallest first raises the rest's mean from 1 to 2 (in means) linearly, the best order lowers it to
+    # 0: the area between 1 + f and 1 - f over [0, 1) is the mean of 2 f = 0.98 at steps of 0.02.
     assert abs(calibration.ause(errors, -errors) - 0.98) < 0.01
     shuffled = np.random.default_rng(SEED).permutation(1000)
     # An order that knows nothing stays at 1: area = mean of f = 0.49.
-    assert abs(np.mean([calibration.ause(errors, np.random.default_rng(SEED + k).permutation(1000)) for k in range(20)]) - 0.49) < 0.03
+    assert (
+        abs(
+            np.mean([calibration.ause(errors, np.random.default_rng(SEED + k).permutation(1000)) for k in range(20)])
+            - 0.49
+        )
+        < 0.03
+    )
     assert abs(calibration.rank_correlation(errors, shuffled)) < 0.1, f"seed {SEED}"
 
 
@@ -76,8 +83,18 @@ def test_rank_correlation_by_hand():
 
 def _beside(folder, **changes):
     """A weights file's name, and an entry that lies beside it."""
-    mine = Calibration("hsyn", "default", "network", "runs", 0.1, {"stiff": 1.0}, {"50": 1.0, "68": 1.2, "95": 2.0}, "here", {"rank": 0.6},
-                       sha256="ab12")
+    mine = Calibration(
+        "hsyn",
+        "default",
+        "network",
+        "runs",
+        0.1,
+        {"stiff": 1.0},
+        {"50": 1.0, "68": 1.2, "95": 2.0},
+        "here",
+        {"rank": 0.6},
+        sha256="ab12",
+    )
     mine = replace(mine, **changes)
     file = folder / "net.safetensors"
     calibration.write_calibrations([mine], calibration.beside(file))
@@ -88,8 +105,13 @@ def test_an_entry_serves_only_the_runs_it_was_fitted_for(tmp_path):
     file, mine = _beside(tmp_path)
     assert calibration.beside(file) == tmp_path / "net.calibration.json"
     assert calibration.find("hsyn", "default", "network", "runs", 0, file, "ab12") == mine
-    for wrong in (("hsyn", "fast", "network", "runs", 0), ("caml", "default", "network", "runs", 0), ("hsyn", "default", "mind", "runs", 0),
-                  ("hsyn", "default", "network", "fast", 0), ("hsyn", "default", "network", "runs", 1)):
+    for wrong in (
+        ("hsyn", "fast", "network", "runs", 0),
+        ("caml", "default", "network", "runs", 0),
+        ("hsyn", "default", "mind", "runs", 0),
+        ("hsyn", "default", "network", "fast", 0),
+        ("hsyn", "default", "network", "runs", 1),
+    ):
         assert calibration.find(*wrong, file, "ab12") is None, wrong
     assert calibration.find("hsyn", "default", "network", "runs", 0, tmp_path / "other.safetensors", "ab12") is None
     (tmp_path / "net.calibration.json").write_text(json.dumps({"entries": [{"method": "hsyn"}]}))
@@ -101,14 +123,18 @@ def test_without_refinement_one_entry_serves_every_preset(tmp_path):
     file, mine = _beside(tmp_path, preset=calibration.ANY_PRESET)
     for preset in ("fast", "default", "thorough"):
         assert calibration.find("hsyn", preset, "network", "runs", 0, file, "ab12") == mine
-    assert calibration.find("hsyn", "fast", "lncc", "runs", 1, file, "ab12") is None, "what a preset refines, it changes"
+    assert calibration.find("hsyn", "fast", "lncc", "runs", 1, file, "ab12") is None, (
+        "what a preset refines, it changes"
+    )
 
 
 def test_a_calibration_is_ignored_beside_other_weights(tmp_path):
     torch.manual_seed(1)
     file = weights.save(tmp_path / "net.safetensors", networks.create("hsyn", "small"))
     _, mine = _beside(tmp_path, preset=calibration.ANY_PRESET, sha256=weights.read_card(file)["sha256"])
-    solver = SimpleNamespace(options=Options(method="hsyn", weights=str(file), uncertainty=2), network=True, metric="network")
+    solver = SimpleNamespace(
+        options=Options(method="hsyn", weights=str(file), uncertainty=2), network=True, metric="network"
+    )
     assert estimate._calibration(solver, "runs") == mine
     torch.manual_seed(2)  # trained again: other weights under the same name
     weights.save(file, networks.create("hsyn", "small"))
@@ -130,10 +156,31 @@ def test_a_learned_method_is_calibrated_beside_its_weights_and_found_again(tmp_p
     torch.manual_seed(3)
     file = weights.save(tmp_path / "net.safetensors", networks.create("hsyn", "small", prealign=False))
     study = _benchmark()
-    for name, value in (("POINTS", 800), ("LEARNED_FIT", ["x/a:1"]), ("LEARNED_JUDGE", ["x/b:2"]), ("known_warp", _bumped)):
+    for name, value in (
+        ("POINTS", 800),
+        ("LEARNED_FIT", ["x/a:1"]),
+        ("LEARNED_JUDGE", ["x/b:2"]),
+        ("known_warp", _bumped),
+    ):
         monkeypatch.setattr(study, name, value)
-    monkeypatch.setattr(sys, "argv", ["calibrate", "--data", str(tmp_path), "--work", str(tmp_path / "fresh"), "--method", "hsyn",
-                                      "--weights", str(file), "--runs", "2", "--store"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "calibrate",
+            "--data",
+            str(tmp_path),
+            "--work",
+            str(tmp_path / "fresh"),
+            "--method",
+            "hsyn",
+            "--weights",
+            str(file),
+            "--runs",
+            "2",
+            "--store",
+        ],
+    )
     study.main()
     sha256 = weights.read_card(file)["sha256"]
     for kind, preset in (("runs", "thorough"), ("fast", "fast")):
@@ -149,7 +196,10 @@ def _bumped(path, seed):
     moving, fixed, u = pairs.known_pair((32, 32, 32), size=2.0, seed=seed)
     grid = Grid.centred((32, 32, 32), 2.0, (0, 0, 0))
     linear = torch.from_numpy(grid.matrix[:3, :3].copy()).float()
-    return (*(Volume(x[0, 0].numpy(), grid, name) for x, name in ((fixed, "fixed"), (moving, "moving"))), torch.einsum("ij,njdhw->nidhw", linear, u))
+    return (
+        *(Volume(x[0, 0].numpy(), grid, name) for x, name in ((fixed, "fixed"), (moving, "moving"))),
+        torch.einsum("ij,njdhw->nidhw", linear, u),
+    )
 
 
 def test_the_shipped_numbers_are_sound():

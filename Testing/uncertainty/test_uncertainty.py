@@ -1,20 +1,21 @@
-"""Uncertainty: directions count, perturbations are undone exactly, means stay diffeomorphisms, predictors follow theory."""
+"""Uncertainty: directions count, perturbations are undone exactly, means stay diffeomorphisms, predictors follow
+theory."""
 
 import numpy as np
+import pairs
 import pytest
 import torch
 
-import pairs
 from SymRegistrationLib import fields, networks, pipeline
-from SymRegistrationLib.uncertainty import estimate, predictors
-from SymRegistrationLib.registration import weights
-from SymRegistrationLib.job import InputError, Options, silent
 from SymRegistrationLib.geometry.grid import Grid
-from SymRegistrationLib.registration.working_grid import WorkingPair
+from SymRegistrationLib.geometry.volumes import Volume
+from SymRegistrationLib.job import InputError, Options, silent
+from SymRegistrationLib.registration import weights
 from SymRegistrationLib.registration.inference import dropout_at_work
 from SymRegistrationLib.registration.solver import predict_perturbed
+from SymRegistrationLib.registration.working_grid import WorkingPair
+from SymRegistrationLib.uncertainty import estimate, predictors
 from SymRegistrationLib.uncertainty.map import uncertainty_map
-from SymRegistrationLib.geometry.volumes import Volume
 
 SHAPE = (36, 40, 32)
 
@@ -123,7 +124,9 @@ def test_contrast_follows_the_bound_of_a_shift_estimate():
 
 def test_a_plain_turn_is_no_bend():
     here = fields.identity((20, 24, 22))
-    turn = torch.einsum("ij,njdhw->nidhw", torch.tensor([[0.0, -0.3, 0.0], [0.3, 0.0, 0.1], [0.0, -0.1, 0.0]]), here - 10)
+    turn = torch.einsum(
+        "ij,njdhw->nidhw", torch.tensor([[0.0, -0.3, 0.0], [0.3, 0.0, 0.1], [0.0, -0.1, 0.0]]), here - 10
+    )
     contrast = 0.2 + torch.rand((20, 24, 22), generator=torch.Generator().manual_seed(0))
     assert float(predictors.bending_predictor(turn, contrast).max()) < 1e-2
     bumped = turn.clone()
@@ -167,7 +170,9 @@ def test_dropout_drops_in_evaluation_mode_and_only_then():
 @pytest.mark.parametrize("kind", [2, "fast"])
 def test_the_pipeline_gives_the_map_and_says_what_it_is_worth(head, kind):
     small = Volume(head.array, head.grid, "head")
-    done = pipeline.register(small, small, Options(preset="fast", metric="mse", uncertainty=kind, spacing=8.0, initial="none", maps=True))
+    done = pipeline.register(
+        small, small, Options(preset="fast", metric="mse", uncertainty=kind, spacing=8.0, initial="none", maps=True)
+    )
     told = done.metrics["uncertainty"]
     assert done.uncertainty.shape == head.array.shape and np.isfinite(done.uncertainty).all()
     assert told["runs"] == (2 if kind == 2 else 0) and not told["calibrated"], "nothing was calibrated for mse"
@@ -175,7 +180,9 @@ def test_the_pipeline_gives_the_map_and_says_what_it_is_worth(head, kind):
     assert {"appearance_4", "log_jacobian_1"} <= set(done.maps) and ("uncertainty_axis" in done.maps) == (kind == 2)
     assert done.metrics["folding"] == {"count": 0, "regions": []} and done.metrics["seconds"]["uncertainty"] > 0
     if kind == 2:
-        assert (done.maps["uncertainty_axis"] <= done.maps["uncertainty_spread"] + 1e-3).all(), "one axis is less than all three"
+        assert (done.maps["uncertainty_axis"] <= done.maps["uncertainty_spread"] + 1e-3).all(), (
+            "one axis is less than all three"
+        )
 
 
 def test_a_mean_of_runs_is_delivered_and_both_directions_agree(head):
@@ -185,9 +192,16 @@ def test_a_mean_of_runs_is_delivered_and_both_directions_agree(head):
     assert not done.metrics["uncertainty"]["calibrated"], "a mean errs differently from the result that was calibrated"
 
 
-@pytest.mark.parametrize("wrong, words", [
-    ({"uncertainty": 1}, "at least 2"), ({"uncertainty": -3}, "at least 2"), ({"uncertainty": "slow"}, "fast"),
-    ({"average": True}, "nothing to average"), ({"ensemble": "syn"}, "the method itself")])
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"uncertainty": 1}, "at least 2"),
+        ({"uncertainty": -3}, "at least 2"),
+        ({"uncertainty": "slow"}, "fast"),
+        ({"average": True}, "nothing to average"),
+        ({"ensemble": "syn"}, "the method itself"),
+    ],
+)
 def test_what_cannot_be_asked_is_said(wrong, words):
     with pytest.raises(InputError, match=words):
         Options(**wrong)
@@ -201,7 +215,10 @@ def test_methods_that_disagree_wildly_are_told(head):
     runs.add(u + 4.0, "methods")
     values = {"contrast": torch.ones(12, 12, 12), "bend": torch.ones(12, 12, 12), **runs.predictors()}
     found = uncertainty_map(values, runs, space, grid, np.ones((12, 12, 12), bool), None)
-    assert "methods of the ensemble disagree wildly" in found.summary["disagreement"] and found.summary["disagreement"] in found.notes
+    assert (
+        "methods of the ensemble disagree wildly" in found.summary["disagreement"]
+        and found.summary["disagreement"] in found.notes
+    )
     nothing = uncertainty_map(values, None, space, grid, np.zeros((12, 12, 12), bool), None)
     assert np.isfinite(nothing.summary["mean_mm"]), "a scan without content still has a map"
 
@@ -232,7 +249,9 @@ def test_further_methods_join_in_and_the_runs_are_counted(monkeypatch):
     monkeypatch.setattr(estimate, "_other_method", lambda s, name: asked.append(name) or solver.pair)
     told = []
     grid = solver.space.grid
-    doubt = estimate.estimate_uncertainty(solver, solver.pair, Volume(solver.space.fixed[0, 0].numpy(), grid, "f"), lambda *event: told.append(event))
+    doubt = estimate.estimate_uncertainty(
+        solver, solver.pair, Volume(solver.space.fixed[0, 0].numpy(), grid, "f"), lambda *event: told.append(event)
+    )
     assert asked == ["hsyn", "caml"] and len(told) == 6 and doubt.map.summary["runs"] == 6
     # of 7 fields two stand still: at the one voxel of 2 voxels of 2 mm the variance is 4^2 (2 * 5 / 7) / 6
     assert doubt.map.mm[8, 9, 10] == pytest.approx((16 * 10 / 7 / 6) ** 0.5, rel=1e-4)

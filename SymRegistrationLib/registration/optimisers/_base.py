@@ -70,4 +70,6 @@ def register(cls: type[Optimiser]) -> type[Optimiser]:
 def check_similarity(card: OptimiserCard, similarity: str) -> None:
     """Refuse a similarity that an optimiser does not have. Raises InputError."""
     if similarity not in card.similarities:
-        raise InputError(f"{card.name} has no similarity '{similarity}'.", f"Choose one of: {', '.join(card.similarities)}.")
+        raise InputError(
+            f"{card.name} has no similarity '{similarity}'.", f"Choose one of: {', '.join(card.similarities)}."
+        )

@@ -2,18 +2,18 @@
 
 After Avants et al., "Symmetric diffeomorphic image registration with cross-correlation", Med Image Anal 2008,
 in our own formulation (the half-way maps of HSyN, optimised instead of learned). The state is two half-way fields
-``u_f`` (mid -> fixed) and ``u_m`` (mid -> moving). One step warps both images to the middle, takes the exact gradient of
-the local correlation there, smooths it, scales it so that its longest vectors are about ``step`` voxels, and composes it onto
-both halves. The full maps are ``phi_m o phi_f^-1`` and ``phi_f o phi_m^-1``: one state gives both, so exchanging the
-inputs exchanges the results.
+``u_f`` (mid -> fixed) and ``u_m`` (mid -> moving). One step warps both images to the middle, takes the exact gradient
+of the local correlation there, smooths it, scales it so that its longest vectors are about ``step`` voxels, and
+composes it onto both halves. The full maps are ``phi_m o phi_f^-1`` and ``phi_f o phi_m^-1``: one state gives both, so
+exchanging the inputs exchanges the results.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Sequence
 
 import torch
 from torch import Tensor
@@ -51,7 +51,8 @@ class Schedule:
         smooth_update: Gaussian sigma on every update ("fluid"), voxels of the level.
         smooth_total: Gaussian sigma on the half-way fields after every step ("elastic"), voxels.
         least_determinant: half-way fields are eased where their Jacobian determinant falls below.
-        tolerance: a level ends when its similarity gained less than this share of its first value in ``patience`` steps.
+        tolerance: a level ends when its similarity gained less than this share of its first value in ``patience``
+            steps.
     """
 
     shrink: tuple[float, ...] = (4, 2, 1)
@@ -65,16 +66,16 @@ class Schedule:
     patience: int = 8
 
     @classmethod
-    def of(cls, preset: Preset, levels: int = 0) -> "Schedule":
-        """The schedule of a preset; with ``levels`` only so many of the finest, with the fewer steps that suffice after a
-        network."""
+    def of(cls, preset: Preset, levels: int = 0) -> Schedule:
+        """The schedule of a preset; with ``levels`` only so many of the finest, with the fewer steps that suffice after
+        a network."""
         changes = preset.settings.get("syn", {})
         whole = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()})
         if not levels:
             return whole
         return replace(whole, shrink=whole.shrink[-levels:], iterations=preset.after_network[-levels:])
 
-    def stiffer(self, factor: float) -> "Schedule":
+    def stiffer(self, factor: float) -> Schedule:
         """The half-way fields smoothed by ``factor`` times the sigma."""
         return replace(self, smooth_total=self.smooth_total * factor)
 
@@ -84,8 +85,15 @@ TYPICAL_TO_LONGEST = 9.0
 
 
 @torch.no_grad()
-def optimise(fixed: Tensor, moving: Tensor, schedule: Schedule = Schedule(), metric: str = "lncc",
-             weight: Tensor | None = None, start: FieldPair | None = None, progress: Progress = silent) -> FieldPair:
+def optimise(
+    fixed: Tensor,
+    moving: Tensor,
+    schedule: Schedule = Schedule(),
+    metric: str = "lncc",
+    weight: Tensor | None = None,
+    start: FieldPair | None = None,
+    progress: Progress = silent,
+) -> FieldPair:
     """Register two images on one grid.
 
     Args:
@@ -100,7 +108,11 @@ def optimise(fixed: Tensor, moving: Tensor, schedule: Schedule = Schedule(), met
     """
     images = torch.cat([fixed, moving])
     shapes = [_level_shape(fixed.shape[2:], factor) for factor in schedule.shrink]
-    halves = torch.zeros(2, 3, *shapes[0], device=fixed.device) if start is None else split_halves(_resized(start, shapes[0]))
+    halves = (
+        torch.zeros(2, 3, *shapes[0], device=fixed.device)
+        if start is None
+        else split_halves(_resized(start, shapes[0]))
+    )
     work = [n * math.prod(shape) for n, shape in zip(schedule.iterations, shapes)]
     done = 0.0
     for k, (shape, iterations) in enumerate(zip(shapes, schedule.iterations)):
@@ -108,8 +120,11 @@ def optimise(fixed: Tensor, moving: Tensor, schedule: Schedule = Schedule(), met
         halves = resize_field(halves, shape)
 
         def report(step: int, value: float, base=done, share=work[k] / iterations) -> None:
-            progress("optimise", min(1.0, (base + share * step) / sum(work)),
-                     f"level {k + 1} of {len(shapes)}, step {step}, similarity {value:.4f}")
+            progress(
+                "optimise",
+                min(1.0, (base + share * step) / sum(work)),
+                f"level {k + 1} of {len(shapes)}, step {step}, similarity {value:.4f}",
+            )
 
         halves = level.run(halves, iterations, report)
         halves = regularise_folds(halves, schedule.least_determinant)
@@ -127,7 +142,9 @@ def compose_halves(halves: Tensor) -> FieldPair:
     inverse = invert(halves, tolerance=0.005, iterations=40)
     full = compose(halves.flip(0), inverse.field)
     forward, backward = full[:1], full[1:]
-    residual = max(float(inverse_consistency(forward, backward).max()), float(inverse_consistency(backward, forward).max()))
+    residual = max(
+        float(inverse_consistency(forward, backward).max()), float(inverse_consistency(backward, forward).max())
+    )
     return FieldPair(forward, backward, "symmetric", residual, {"half_inverse_residual": inverse.residual})
 
 
@@ -187,7 +204,9 @@ class _Level:
                 told = time.monotonic()
                 report(step, value)
             past = step - schedule.patience
-            if step == iterations or (past > 0 and max(history) - max(history[:past]) < schedule.tolerance * abs(history[0])):
+            if step == iterations or (
+                past > 0 and max(history) - max(history[:past]) < schedule.tolerance * abs(history[0])
+            ):
                 break
             halves = compose(halves, update)
             if schedule.smooth_total > 0:
@@ -214,8 +233,8 @@ class _Level:
 def _lncc_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None) -> tuple[Tensor, float]:
     """Exact gradient of sum(cc) with respect to both images (adjoint of the box filters included).
 
-    cc = cov^2 / (va vb + eps); its adjoint needs the box means of A = 2 cov / den, B = -cc vb / den and C = -cc va / den
-    and of their products with the local means (FEASIBILITY 3).
+    cc = cov^2 / (va vb + eps); its adjoint needs the box means of A = 2 cov / den, B = -cc vb / den and C = -cc va /
+    den and of their products with the local means (FEASIBILITY 3).
     """
     mean_a, mean_b, var_a, var_b, cov = local_moments(a, b, window)
     den = var_a * var_b + 1e-5
