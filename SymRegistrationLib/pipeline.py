@@ -1,19 +1,19 @@
-"""One registration from two volumes to transforms, maps and numbers: the stream behind all three doors.
-
-Level 4. ``register`` works in memory; ``run`` reads files, registers and writes (see :mod:`outputs`).
-"""
+"""One registration from two volumes to transforms, maps and numbers, in memory: the stream behind all doors."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from .fields import FieldPair, warp
 from .geometry import transforms
+from .geometry.grid import Grid
 from .geometry.points import PointSet
 from .geometry.transforms import DenseTransform, TransformPair
 from .geometry.volumes import Volume, foreground
@@ -23,6 +23,9 @@ from .quality.volume_change import folding_regions
 from .registration import alignment, devices, methods, working_grid
 from .registration.physical import to_physical
 from .registration.solver import Solver
+
+if TYPE_CHECKING:
+    from .uncertainty.map import UncertaintyMap
 
 #: Share of the whole run that each stage is expected to take, for progress.
 SHARES = {"prepare": 0.05, "align": 0.2, "method": 0.55, "output": 0.2}
@@ -112,6 +115,13 @@ class _Clock:
         """Count ``seconds`` of a stage as a part of its own."""
         self.seconds[stage], self.seconds[part] = self.seconds[stage] - seconds, seconds
 
+    def told(self) -> dict[str, float]:
+        """Seconds per stage and in total, for metrics.json."""
+        return {
+            **{name: round(s, 3) for name, s in self.seconds.items()},
+            "total": round(sum(self.seconds.values()), 3),
+        }
+
     def inner(self, stage: str, fraction: float, message: str) -> None:
         """Progress call-back for what runs inside the present stage."""
         self.progress(stage, self.base + SHARES[self.stage] * min(max(fraction, 0.0), 1.0), message)
@@ -150,45 +160,37 @@ def register(
     if fixed.grid.same_as(moving.grid) and np.array_equal(fixed.array, moving.array):
         notes.append("fixed and moving are the same image; the result should be the identity")
     clock.enter("align", f"initial alignment: {options.initial}")
-    pose = alignment.align(
-        *scans, options.initial, "mi" if options.metric in ("mi", "mind") else "auto", options.seed, _guides(extras)
-    )
-    if pose.unsure:
-        notes.append(
-            f"the initial alignment is unsure (confidence {pose.confidence:.2f}): another pose fits nearly as "
-            "well; check the result, or give landmarks or a start transform"
-        )
+    pose = _pose(scans, options, extras, notes)
     clock.enter("method", f"method: {options.method}")
     solver = Solver(scans, pose, options, notes)
     runs = options.extra_runs
     pair = solver.run(lambda stage, f, text: clock.inner(stage, f / (runs + 1), text))
-    doubt = None
+    uncertain = None
     if options.uncertainty or options.ensemble:
         from .uncertainty.estimate import estimate_uncertainty
 
-        doubt = estimate_uncertainty(solver, pair, fixed, lambda stage, f, text: clock.inner(stage, f, text))
-        pair = doubt.pair
+        uncertain = estimate_uncertainty(solver, pair, fixed, clock.inner)
+        pair = uncertain.pair
     clock.enter("output", "transforms and maps")
-    result = _finish(fixed, moving, pair, solver, doubt.map if doubt else None)
-    result.metrics.update(_evaluated(extras, result.transforms))
-    if options.maps or doubt or extras.fixed_labels is not None:
-        from .uncertainty.estimate import complete
-
-        complete(result, solver.space, pair, extras, options.maps)
+    carried = _carried(fixed, moving, pair, solver)
+    metrics = _measured(fixed, extras, pair, solver, carried, uncertain.map if uncertain else None)
+    maps = _further_maps(fixed, pair, solver, uncertain.map if uncertain else None) if options.maps else {}
     clock.leave()
-    if doubt:
-        clock.move("method", "uncertainty", doubt.seconds)
+    if uncertain:
+        clock.move("method", "uncertainty", uncertain.seconds)
     progress("output", 1.0, "done")
-    result.metrics.update(
-        method=options.method,
-        preset=options.preset,
-        metric=solver.similarity,
-        device=str(device),
-        seed=options.seed,
-        peak_memory_gb=round(devices.peak_memory_gb(), 3),
-        seconds={**{k: round(v, 3) for k, v in clock.seconds.items()}, "total": round(sum(clock.seconds.values()), 3)},
+    metrics |= {
+        "method": options.method,
+        "preset": options.preset,
+        "metric": solver.similarity,
+        "device": str(device),
+        "seed": options.seed,
+        "peak_memory_gb": round(devices.peak_memory_gb(), 3),
+        "seconds": clock.told(),
+    }
+    return Result(
+        fixed, moving, alignment=pose, **carried, metrics=metrics, uncertainty=uncertain and uncertain.map.mm, maps=maps
     )
-    return result
 
 
 def check_options(options: Options) -> None:
@@ -213,17 +215,53 @@ def _guides(extras: Extras) -> tuple[np.ndarray, np.ndarray] | None:
     return extras.fixed_points.points, extras.moving_points.points
 
 
-def _finish(fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver, doubt) -> Result:
-    """From fields to everything a user gets, but for what labels and landmarks say."""
-    pose, notes = solver.pose, solver.notes
+def _pose(scans: list[working_grid.Scan], options: Options, extras: Extras, notes: list[str]) -> alignment.Alignment:
+    """The initial alignment; doubts about it go into ``notes``."""
+    measure = "mi" if options.metric in ("mi", "mind") else "auto"
+    pose = alignment.align(*scans, options.initial, measure, options.seed, _guides(extras))
+    if pose.unsure:
+        notes.append(
+            f"the initial alignment is unsure (confidence {pose.confidence:.2f}): another pose fits nearly as "
+            "well; check the result, or give landmarks or a start transform"
+        )
+    return pose
+
+
+def _carried(fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver) -> dict[str, Any]:
+    """The fields of :class:`Result` that lie on the scans' own grids: transforms, warped scans, Jacobian, consistency."""
     physical = to_physical(pair, solver.space, fixed.grid, moving.grid)
-    content = foreground(fixed.array)
     here = physical.forward.resampled(fixed.grid)
-    warped_moving = transforms.resample_through(moving, here, fixed.grid)
-    warped_fixed = transforms.resample_through(fixed, physical.inverse, moving.grid)
-    aligned = transforms.resample_through(moving, physical.matrix, fixed.grid)
-    jacobian = transforms.jacobian_on(here, fixed.grid)
-    ice = transforms.inverse_consistency_on(here, physical.inverse, fixed.grid)
+    return {
+        "transforms": physical,
+        "warped_moving": transforms.resample_through(moving, here, fixed.grid),
+        "warped_fixed": transforms.resample_through(fixed, physical.inverse, moving.grid),
+        "aligned_moving": transforms.resample_through(moving, physical.matrix, fixed.grid),
+        "jacobian": transforms.jacobian_on(here, fixed.grid),
+        "ice_mm": transforms.inverse_consistency_on(here, physical.inverse, fixed.grid),
+    }
+
+
+def _measured(
+    fixed: Volume,
+    extras: Extras,
+    pair: FieldPair,
+    solver: Solver,
+    carried: Mapping[str, Any],
+    uncertain: UncertaintyMap | None,
+) -> dict[str, Any]:
+    """What the result says of itself, and what labels and landmarks say of it."""
+    pose, notes = solver.pose, solver.notes
+    content, jacobian, physical = foreground(fixed.array), carried["jacobian"], carried["transforms"]
+    sound = {
+        **quality.jacobian_summary(jacobian, content),
+        **quality.ice_summary(carried["ice_mm"], content, float(np.mean(fixed.grid.spacing))),
+        "inverse_method": pair.inverse_method,
+        "residual_voxel": pair.residual,
+    }
+    if sound["folded_voxels"]:
+        notes.append(f"{sound['folded_voxels']} voxels are folded (Jacobian determinant <= 0); see jacobian.nii.gz")
+    if uncertain is not None:
+        notes += uncertain.notes
     metrics = {
         "alignment": {
             "kind": pose.kind,
@@ -233,38 +271,28 @@ def _finish(fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver, doub
             "measure": pose.measure,
             "matrix": pose.matrix.tolist(),
         },
-        "quality": {
-            **quality.jacobian_summary(jacobian, content),
-            **quality.ice_summary(ice, content, float(np.mean(fixed.grid.spacing))),
-            "inverse_method": pair.inverse_method,
-            "residual_voxel": pair.residual,
-        },
+        "quality": sound,
         "similarity": _similarities(solver, pair),
-        "uncertainty": None if doubt is None else doubt.summary,
+        "uncertainty": None if uncertain is None else uncertain.summary,
         "notes": notes,
+        "folding": folding_regions(jacobian, fixed.grid),
+        "labels": _labels(extras, physical),
+        "landmarks": _landmarks(extras, physical, fixed.grid, uncertain),
     }
-    folded = metrics["quality"]["folded_voxels"]
-    if folded:
-        notes.append(f"{folded} voxels are folded (Jacobian determinant <= 0); see jacobian.nii.gz")
-    metrics["folding"] = folding_regions(jacobian, fixed.grid)
-    maps = {}
-    if doubt is not None:
-        notes += doubt.notes
-        maps = doubt.maps if solver.options.maps else {}
-    return Result(
-        fixed,
-        moving,
-        physical,
-        pose,
-        warped_moving,
-        warped_fixed,
-        aligned,
-        jacobian,
-        ice,
-        metrics,
-        None if doubt is None else doubt.mm,
-        maps,
-    )
+    if extras.fixed_labels is not None:
+        from .uncertainty.estimate import label_volumes
+
+        metrics["volumes"] = label_volumes(extras.fixed_labels, jacobian, fixed.grid, uncertain)
+    return metrics
+
+
+def _further_maps(
+    fixed: Volume, pair: FieldPair, solver: Solver, uncertain: UncertaintyMap | None
+) -> dict[str, np.ndarray]:
+    """What ``--maps`` adds: spread of the runs, contrast and Jacobian from coarse to fine."""
+    from .uncertainty.estimate import coarse_to_fine
+
+    return {**(uncertain.maps if uncertain else {}), **coarse_to_fine(solver.space, pair, fixed.grid)}
 
 
 def _similarities(solver: Solver, pair: FieldPair) -> dict:
@@ -281,11 +309,6 @@ def _similarities(solver: Solver, pair: FieldPair) -> dict:
     return {"name": "lncc", "before": before, "aligned": aligned, "after": after}
 
 
-def _evaluated(extras: Extras, physical: TransformPair) -> dict:
-    """What labels and landmarks say of the result; None where none were given."""
-    return {"labels": _labels(extras, physical), "landmarks": _landmarks(extras, physical)}
-
-
 def _labels(extras: Extras, physical: TransformPair) -> dict | None:
     if extras.fixed_labels is None or extras.moving_labels is None:
         return None
@@ -300,7 +323,7 @@ def _labels(extras: Extras, physical: TransformPair) -> dict | None:
     }
 
 
-def _landmarks(extras: Extras, physical: TransformPair) -> dict | None:
+def _landmarks(extras: Extras, physical: TransformPair, grid: Grid, uncertain: UncertaintyMap | None) -> dict | None:
     if extras.fixed_points is None or extras.moving_points is None:
         return None
     points = extras.fixed_points.points, extras.moving_points.points
@@ -316,6 +339,7 @@ def _landmarks(extras: Extras, physical: TransformPair) -> dict | None:
         "labels": list(extras.fixed_points.labels),
         "before_mm": before.tolist(),
         "after_mm": after.tolist(),
+        "radius_mm": uncertain.radii(points[0], grid) if uncertain else None,
     }
 
 

@@ -35,11 +35,11 @@ from typing import Any, BinaryIO
 from .. import __version__
 from ..console import jsonable
 from ..job import InputError, Job, RegistrationError
+from ..quality import outputs
 
 PROTOCOL = 1
 #: Longest request line, bytes; a job with all its paths needs a few thousand.
 LONGEST_LINE = 1 << 20
-OUTPUTS = ("forward", "inverse", "warped_moving", "warped_fixed", "jacobian", "inverse_consistency", "uncertainty")
 _FIELDS = {
     "register": {"job", "outputs"},
     "pair": {"pair"},
@@ -323,8 +323,8 @@ def _checked(request: dict) -> str:
             f"Known: {', '.join(['id', 'command', *sorted(_FIELDS[command])])}.",
         )
     wanted = request.get("outputs")
-    if wanted is not None and not (isinstance(wanted, list) and all(name in OUTPUTS for name in wanted)):
-        raise InputError("'outputs' must be a list of known names.", f"Known: {', '.join(OUTPUTS)}.")
+    if wanted is not None and not (isinstance(wanted, list) and all(name in outputs.names() for name in wanted)):
+        raise InputError("'outputs' must be a list of known names.", f"Known: {', '.join(outputs.names())}.")
     return command
 
 
@@ -339,22 +339,18 @@ def write_raw(folder: Path, wanted: Sequence[str], result: Any) -> dict[str, str
     from ..geometry.file_checks import check_written
     from ..geometry.volumes import to_itk
 
-    fixed, moving = result.fixed.grid, result.moving.grid
-    parts = {
-        "forward": lambda: to_itk(result.forward.displacement, result.forward.grid, vector=True),
-        "inverse": lambda: to_itk(result.inverse.displacement, result.inverse.grid, vector=True),
-        "warped_moving": lambda: to_itk(result.warped_moving, fixed),
-        "warped_fixed": lambda: to_itk(result.warped_fixed, moving),
-        "jacobian": lambda: to_itk(result.jacobian, fixed),
-        "inverse_consistency": lambda: to_itk(result.ice_mm, fixed),
-        "uncertainty": lambda: None if result.uncertainty is None else to_itk(result.uncertainty, fixed),
-    }
+    grids = {"fixed": result.fixed.grid, "moving": result.moving.grid}
     files = {}
-    for name in wanted:
-        image = parts[name]()
-        if image is not None:
-            files[name] = f"{name}.nrrd"
-            sitk.WriteImage(image, str(folder / files[name]), useCompression=False)
-            count = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
-            check_written(folder / files[name], count)
+    for output in outputs.OUTPUTS:
+        delivered = getattr(result, output.field) if output.name in wanted else None
+        if delivered is None:
+            continue
+        if output.kind == "transform":
+            image = to_itk(delivered.displacement, delivered.grid, vector=True)
+        else:
+            image = to_itk(delivered, grids[output.grid])
+        files[output.name] = f"{output.name}.nrrd"
+        sitk.WriteImage(image, str(folder / files[output.name]), useCompression=False)
+        count = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+        check_written(folder / files[output.name], count)
     return files

@@ -28,6 +28,7 @@ from ..geometry.transforms import write_transform
 from ..geometry.volumes import read_labels, read_mask, read_volume, write_volume
 from ..job import InputError, Job, Progress, RegistrationError, silent, usable_path
 from ..pipeline import Extras, Result, register
+from ..quality.outputs import OUTPUTS
 
 PARTIAL = ".symreg-partial-"
 Writer = Callable[[Path, Job, Result], "dict[str, str]"]
@@ -98,22 +99,23 @@ def read_extras(job: Job, fixed, moving) -> Extras:
 
 def write_result(folder: Path, job: Job, result: Result) -> dict[str, str]:
     """Write transforms, images and maps; returns what lies where."""
-    files = {"forward": f"forward.{job.transform_format}", "inverse": f"inverse.{job.transform_format}"}
-    matrix = result.transforms.matrix
-    write_transform(folder / files["forward"], result.forward, matrix if job.composite else None)
-    write_transform(folder / files["inverse"], result.inverse, np.linalg.inv(matrix) if job.composite else None)
-    images = {
-        "warped_moving": (result.warped_moving, result.fixed.grid),
-        "warped_fixed": (result.warped_fixed, result.moving.grid),
-        "jacobian": (rounded(result.jacobian), result.fixed.grid),
-        "inverse_consistency": (rounded(result.ice_mm), result.fixed.grid),
-    }
-    if result.uncertainty is not None:
-        images["uncertainty"] = (rounded(result.uncertainty), result.fixed.grid)
-    images |= {name: (rounded(array), result.fixed.grid) for name, array in result.maps.items()}
-    for name, (array, grid) in images.items():
+    files = {}
+    grids = {"fixed": result.fixed.grid, "moving": result.moving.grid}
+    for output in OUTPUTS:
+        delivered = getattr(result, output.field)
+        if delivered is None:
+            continue
+        if output.kind == "transform":
+            files[output.name] = f"{output.name}.{job.transform_format}"
+            matrix = result.transforms.matrix if output.grid == "fixed" else np.linalg.inv(result.transforms.matrix)
+            write_transform(folder / files[output.name], delivered, matrix if job.composite else None)
+            continue
+        files[output.name] = f"{output.name}.nii.gz"
+        array = rounded(delivered) if output.kind == "map" else delivered
+        write_volume(folder / files[output.name], array, grids[output.grid])
+    for name, array in result.maps.items():
         files[name] = f"{name}.nii.gz"
-        write_volume(folder / files[name], array, grid)
+        write_volume(folder / files[name], rounded(array), result.fixed.grid)
     return files
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from ..console import duration, jsonable, number
 from ..geometry.volumes import foreground
 from ..quality.checks import checks, verdict
+from ..quality.outputs import OUTPUTS
 from . import drawing
 from .drawing import DIVERGING, FOLDED, SEQUENTIAL
 from .rows import command_of, number_rows
@@ -199,14 +200,13 @@ def _deformation(page: Page, limits: dict[str, float]) -> str:
         "as the deformation bends it, the initial alignment taken off. Lines must not cross.</p>"
         f"{page.views('lattice', label='deformed grid')}"
     )
-    for name, title, text in (
-        ("ice", "Inverse consistency error", "How far a point misses itself after going to the moving scan and back."),
-        ("uncertainty", "Uncertainty", "How far off the result may be; see above what it is worth."),
-    ):
-        if name in limits:
-            marks = [f"{number(limits[name] * x, 2 if limits[name] > 0.1 else 3)} mm" for x in (0, 0.5, 1)]
+    for output in OUTPUTS:
+        name = output.name
+        if name in limits and output.colours == "sequential":
+            marks = [f"{number(limits[name] * x, 2 if limits[name] > 0.1 else 3)} {output.unit}" for x in (0, 0.5, 1)]
             body += (
-                f'<h3>{title}</h3><p class="soft">{text}</p>{page.views(name, label=title)}{_legend(SEQUENTIAL, marks)}'
+                f'<h3>{output.title}</h3><p class="soft">{output.meaning}</p>'
+                f"{page.views(name, label=output.title)}{_legend(SEQUENTIAL, marks)}"
             )
     lead = (
         "Local volume change (Jacobian determinant): 1 = no change. Above 1 (orange) a region is larger in the moving "

@@ -13,6 +13,7 @@ from html import escape
 import numpy as np
 
 from ..geometry.volumes import robust_range
+from ..quality.outputs import OUTPUTS
 from . import drawing
 from .drawing import DIVERGING, FOLDED, SEQUENTIAL, Plane
 
@@ -83,7 +84,7 @@ def draw_scans(page: Page, result) -> None:
 
 
 def draw_maps(page: Page, result, matrix: np.ndarray) -> dict[str, float]:
-    """Coloured maps over the fixed scan: ``jacobian``, ``lattice``, ``ice`` and, when there is one, ``uncertainty``.
+    """Coloured maps over the fixed scan: ``jacobian``, ``lattice`` and every sequential map of the table of outputs.
 
     Args:
         page: gets the pictures.
@@ -99,9 +100,10 @@ def draw_maps(page: Page, result, matrix: np.ndarray) -> dict[str, float]:
         "jacobian": _draw_jacobian(page, greys, result.jacobian),
         "lattice": _draw_lattice(page, greys, result, matrix),
     }
-    for name, values in (("ice", result.ice_mm), ("uncertainty", result.uncertainty)):
+    for output in OUTPUTS:
+        values = getattr(result, output.field) if output.colours == "sequential" else None
         if values is not None:
-            limits[name] = _draw_millimetres(page, greys, name, values)
+            limits[output.name] = _draw_millimetres(page, greys, output.name, values)
     return limits
 
 

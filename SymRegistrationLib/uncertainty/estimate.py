@@ -13,7 +13,6 @@ import numpy as np
 from ..fields import FieldPair, gaussian, jacobian_determinant, resize, resize_field, sample, warp
 from ..geometry.grid import Grid
 from ..geometry.lattice import affine_grid
-from ..geometry.regions import values_at
 from ..geometry.volumes import Volume, foreground, resample_labels
 from ..job import Progress
 from ..quality.volume_change import volume_changes
@@ -99,18 +98,6 @@ def _calibration(solver: Solver, kind: str) -> calibration.Calibration | None:
 # ---------------------------------------------------------------------------------------------- maps and volumes
 
 
-def complete(result, space: WorkingPair, pair: FieldPair, extras, maps: bool) -> None:
-    """Add to a result what its map makes possible: radii of landmarks, volume changes, and with ``maps`` further
-    maps."""
-    marks = result.metrics["landmarks"]
-    if marks:
-        marks["radius_mm"] = landmark_radii(extras.fixed_points.points, result)
-    if extras.fixed_labels is not None:
-        result.metrics["volumes"] = volumes(extras.fixed_labels, result)
-    if maps:
-        result.maps.update(coarse_to_fine(space, pair, result.fixed.grid))
-
-
 def coarse_to_fine(space: WorkingPair, pair: FieldPair, grid: Grid) -> dict[str, np.ndarray]:
     """How sure the images are of the result, and what it does to volumes, seen at several scales.
 
@@ -140,25 +127,15 @@ def coarse_to_fine(space: WorkingPair, pair: FieldPair, grid: Grid) -> dict[str,
     return maps
 
 
-def landmark_radii(points: np.ndarray, result) -> list[float | None] | None:
-    """Per fixed landmark (n, 3) the calibrated 68 % radius in mm, None outside the map; None when there is no
-    calibrated map."""
-    if not (result.metrics["uncertainty"] or {}).get("calibrated"):
-        return None
-    return [
-        None if np.isnan(value) else round(float(value), 3)
-        for value in values_at(result.uncertainty, result.fixed.grid, points)
-    ]
+def label_volumes(labels: Volume, jacobian: np.ndarray, grid: Grid, found: UncertaintyMap | None) -> dict:
+    """Volume change per fixed label, with its confidence where the map is calibrated; see :func:`volume_changes`.
 
-
-def volumes(labels: Volume, result) -> dict:
-    """Volume change per fixed label with its confidence, see :func:`quality_volumes.volume_changes`."""
-    grid, doubt = result.fixed.grid, result.metrics["uncertainty"] or {}
+    Args:
+        labels: on any grid.
+        jacobian: (D, H, W) on ``grid``, the fixed scan's.
+        found: the uncertainty map on ``grid``, or None.
+    """
     array = labels.array if labels.grid.same_as(grid) else resample_labels(labels, grid)
-    return volume_changes(
-        array,
-        result.jacobian,
-        grid,
-        result.uncertainty if doubt.get("calibrated") else None,
-        doubt.get("patch_mm", 0.0),
-    )
+    calibrated = found is not None and found.summary.get("calibrated")
+    patch = found.summary.get("patch_mm", 0.0) if found is not None else 0.0
+    return volume_changes(array, jacobian, grid, found.mm if calibrated else None, patch)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..fields import sample
 from ..geometry.grid import Grid
 from ..geometry.lattice import affine_grid
-from ..geometry.regions import regions
+from ..geometry.regions import regions, values_at
 from ..quality.checks import uncertainty_statement
 from ..registration.working_grid import WorkingPair
 from .calibration import Calibration
@@ -54,6 +54,16 @@ class UncertaintyMap:
     def maps(self) -> dict[str, np.ndarray]:
         """The maps of the runs by the names of their files."""
         return {} if self.spread is None else {"uncertainty_spread": self.spread, "uncertainty_axis": self.axis}
+
+    def radii(self, points: np.ndarray, grid: Grid) -> list[float | None] | None:
+        """The calibrated 68 % radius, mm, at (n, 3) LPS points; ``grid`` is the map's.
+
+        A point outside has None; the whole answer is None when the map is relative only.
+        """
+        if not self.summary.get("calibrated"):
+            return None
+        values = values_at(self.mm, grid, points)
+        return [None if np.isnan(value) else round(float(value), 3) for value in values]
 
 
 def uncertainty_map(

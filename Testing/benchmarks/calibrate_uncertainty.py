@@ -63,7 +63,7 @@ JUDGE = [
     "liver/19_exhale:17",
     "brain/sub-03_brain:18",
 ]
-#: Never looked at while the signs were chosen; ``--check`` judges on these.
+#: Never looked at while the predictors were chosen; ``--check`` judges on these.
 CHECK = [
     "brain/sub-04_brain:21",
     "lung/mr_0007_image:22",
@@ -161,7 +161,7 @@ def known_warp(path: Path, seed: int) -> tuple[Volume, Volume, torch.Tensor]:
 
 
 def collect(data: Path, case: str, study: Study) -> dict[str, np.ndarray]:
-    """Everything of one case on the working grid: error, signs, baseline, Jacobians, labels; voxels."""
+    """Everything of one case on the working grid: error, values, baseline, Jacobians, labels; voxels."""
     name, seed = case.split(":")
     fixed, moving, truth_mm = known_warp(data / f"{name}.nii.gz", int(seed))
     scans = [working_grid.prepare(volume) for volume in (fixed, moving)]
@@ -169,7 +169,7 @@ def collect(data: Path, case: str, study: Study) -> dict[str, np.ndarray]:
     start = time.process_time()
     pair = solver.run()
     one = time.process_time() - start
-    signs = predictors.single_run_predictors(solver.space, pair)
+    values = predictors.single_run_predictors(solver.space, pair)
     fast = time.process_time() - start - one
     found, lengths = predictors.Runs(pair.fixed_to_moving[0]), []
     for change in predictors.perturbations(study.runs, 0):
@@ -177,14 +177,14 @@ def collect(data: Path, case: str, study: Study) -> dict[str, np.ndarray]:
         found.add(u, "stiff" if change.stiffness > 1 else "jitter")
         lengths.append(square_sum(u[None])[0, 0].sqrt())
     many = time.process_time() - start
-    signs |= found.signs()
+    values |= found.predictors()
     space = solver.space
     at = affine_grid(space.grid.shape, fixed.grid.inverse @ space.mid_to_fixed @ space.grid.matrix, truth_mm)
     linear = torch.from_numpy(np.linalg.inv((space.mid_to_moving @ space.grid.matrix)[:3, :3])).float()
     truth = torch.einsum("ij,njdhw->nidhw", linear, sample(truth_mm, at))
     content = sample(torch.from_numpy(foreground(fixed.array))[None, None].float(), at)[0, 0] > 0.5
     out = {
-        **signs,
+        **values,
         "error": square_sum(pair.fixed_to_moving - truth).sqrt()[0, 0],
         "baseline": torch.stack(lengths).std(0),
         "spread": found.spread.length(),
@@ -209,10 +209,10 @@ def cached(work: Path, data: Path, case: str, study: Study) -> dict[str, np.ndar
         np.savez(store, **collect(data, case, study))
         print(case, study.stem, "collected", flush=True)
     case_data = dict(np.load(store))
-    signs = {
+    values = {
         name: torch.from_numpy(case_data[name].astype(np.float32)) for name in ("contrast", "bend", "relax", "stiff")
     }
-    return case_data | {name: value.numpy() for name, value in predictors.with_low_contrast(signs).items()}
+    return case_data | {name: value.numpy() for name, value in predictors.with_low_contrast(values).items()}
 
 
 def points_of(case: dict, names, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -227,17 +227,17 @@ def fitted(cases: list[dict], names, kind: str, study: Study, on: str) -> calibr
     """A calibration from all cases, each counting the same."""
     rng = np.random.default_rng(0)
     parts = [points_of(case, names, rng) for case in cases]
-    signs = {name: np.concatenate([part[0][name] for part in parts]) for name in names}
-    floor, found, radii = calibration.fit(signs, np.concatenate([part[1] for part in parts]))
+    values = {name: np.concatenate([part[0][name] for part in parts]) for name in names}
+    floor, found, radii = calibration.fit(values, np.concatenate([part[1] for part in parts]))
     return study.entry(kind, floor, found, radii, on)
 
 
 def judged(entry: calibration.Calibration, case: dict) -> dict[str, float]:
     """How well the radii of one case predict its errors, beside the standard deviation of lengths."""
-    signs, errors, baseline = points_of(case, list(entry.weights), np.random.default_rng(1))
-    radius = entry.radius(signs)
+    values, errors, baseline = points_of(case, list(entry.weights), np.random.default_rng(1))
+    radius = entry.radius(values)
     row = {
-        f"coverage_{level}": calibration.coverage(errors, entry.radius(signs, level)) for level in calibration.LEVELS
+        f"coverage_{level}": calibration.coverage(errors, entry.radius(values, level)) for level in calibration.LEVELS
     }
     row |= {
         "rank": calibration.rank_correlation(radius, errors),
@@ -413,7 +413,7 @@ def main() -> None:
         help="judge the weights that the package has for the preset 'fast' and 'lncc'",
     )
     parser.add_argument(
-        "--check", action="store_true", help="judge on the cases that had no part in the choice of the signs"
+        "--check", action="store_true", help="judge on the cases that had no part in the choice of the predictors"
     )
     parser.add_argument(
         "--only", default="", help="judge only cases that contain one of these comma-separated words; none = no case"

@@ -312,7 +312,7 @@ def test_nothing_but_events_on_stdout(worker, scans, tmp_path):
     code = (
         "import os, sys\nfrom SymRegistrationLib.commands import worker\nfrom SymRegistrationLib.jobs import methods\n"
         "def noisy():\n    print('python says hello')\n    os.write(1, b'C says hello\\n')\n    return []\n"
-        "catalogue.catalogue = noisy\nsys.exit(worker.main([]))"
+        "methods.catalogue = noisy\nsys.exit(worker.main([]))"
     )
     lines = [json.dumps({"id": "1", "command": "methods"}), json.dumps({"id": "2", "command": "shutdown"})]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -133,7 +133,7 @@ def test_a_calibration_is_ignored_beside_other_weights(tmp_path):
     file = weights.save(tmp_path / "net.safetensors", networks.create("hsyn", "small"))
     _, mine = _beside(tmp_path, preset=calibration.ANY_PRESET, sha256=weights.read_card(file)["sha256"])
     solver = SimpleNamespace(
-        options=Options(method="hsyn", weights=str(file), uncertainty=2), network=True, metric="network"
+        options=Options(method="hsyn", weights=str(file), uncertainty=2), learned=True, similarity="network"
     )
     assert estimate._calibration(solver, "runs") == mine
     torch.manual_seed(2)  # trained again: other weights under the same name
