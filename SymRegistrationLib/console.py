@@ -1,6 +1,6 @@
 """What a command says: progress with time left, machine-readable events, results as tables, errors in one line.
 
-Level 1, standard library only (tqdm when it is there). Results go to stdout, everything else to stderr; with events on,
+Standard library only (tqdm when it is there). Results go to stdout, everything else to stderr; with events on,
 stdout carries one JSON object a line and nothing else.
 """
 

@@ -1,6 +1,6 @@
 """Field mathematics: the words in which every method speaks.
 
-Level 1, torch only. One convention throughout (METHODS 1.1): a displacement field ``u`` is (N, 3, D, H, W), channels
+Torch only. One convention throughout (METHODS 1.1): a displacement field ``u`` is (N, 3, D, H, W), channels
 in array-axis order, in voxels of its own grid, and pulls back: ``phi(x) = x + u(x)`` lives on the output grid and
 points into the input image. Voxel centres are integers; sampling is linear with ``align_corners=True``; outside its
 grid a field keeps its border value. All functions leave their arguments alone, work on CPU and CUDA, on batches, in

@@ -1,6 +1,6 @@
 """What a run is asked to do, and how it says no.
 
-Level 0: standard library only, so that the Slicer module can build and check a job before torch exists.
+Standard library only, so that the Slicer module can build and check a job before torch exists.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Similarity and regularity as plain functions of (N, C, D, H, W) tensors (METHODS 1.6, 1.7, 4.7).
 
-Level 2. Every similarity is a loss: smaller is better. All are computed in float32 or better, also under autocast.
+Every similarity is a loss: smaller is better. All are computed in float32 or better, also under autocast.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from .geometry.transforms import DenseTransform, TransformPair
 from .geometry.volumes import Volume, foreground
 from .job import INITIALS, InputError, Options, Progress, silent
 from .quality import metrics as quality
+from .quality.schema import Measured
 from .quality.volume_change import folding_regions
 from .registration import alignment, devices, methods, working_grid
 from .registration.physical import to_physical
@@ -63,7 +64,7 @@ class Result:
         uncertainty: (D, H, W) on the fixed grid, mm, or None: the radius that holds 68 % of the errors when it is
             calibrated.
         maps: further (D, H, W) maps on the fixed grid by name, for ``--maps``.
-        metrics: the numbers, see ``metrics.json`` in the README.
+        metrics: the numbers, see :mod:`SymRegistrationLib.quality.schema`.
     """
 
     fixed: Volume
@@ -75,7 +76,7 @@ class Result:
     aligned_moving: np.ndarray
     jacobian: np.ndarray
     ice_mm: np.ndarray
-    metrics: dict
+    metrics: Measured
     uncertainty: np.ndarray | None = None
     maps: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -248,7 +249,7 @@ def _measured(
     solver: Solver,
     carried: Mapping[str, Any],
     uncertain: UncertaintyMap | None,
-) -> dict[str, Any]:
+) -> Measured:
     """What the result says of itself, and what labels and landmarks say of it."""
     pose, notes = solver.pose, solver.notes
     content, jacobian, physical = foreground(fixed.array), carried["jacobian"], carried["transforms"]
@@ -262,7 +263,7 @@ def _measured(
         notes.append(f"{sound['folded_voxels']} voxels are folded (Jacobian determinant <= 0); see jacobian.nii.gz")
     if uncertain is not None:
         notes += uncertain.notes
-    metrics = {
+    metrics: Measured = {
         "alignment": {
             "kind": pose.kind,
             "confidence": round(pose.confidence, 4),

@@ -21,6 +21,7 @@ from SymRegistrationLib.geometry.transforms import DenseTransform
 from SymRegistrationLib.geometry.volumes import Volume, write_volume
 from SymRegistrationLib.job import InputError, Job, Options
 from SymRegistrationLib.jobs import register
+from SymRegistrationLib.quality.schema import problems
 from SymRegistrationLib.registration.working_grid import prepare
 
 SEED = 5
@@ -134,6 +135,7 @@ def test_landmarks_and_labels_are_measured(known):
     )
     metrics = pipeline.register(fixed, moving, FAST, extras).metrics
     assert metrics["landmarks"]["mean_after_mm"] < 2 < metrics["landmarks"]["mean_before_mm"]
+    assert problems({**metrics, "schema": 1}) == []
     assert metrics["labels"]["mean_before"] < metrics["labels"]["mean_aligned"] < metrics["labels"]["mean_after"]
     assert set(metrics["labels"]["per_label"]) == {"1", "2"}
 
@@ -193,6 +195,7 @@ def test_files_hold_what_memory_held(files, result, tmp_path):
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == set(metrics["files"].values()) | {"metrics.json"}
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+    assert problems(metrics) == []
     read = transforms.dense(transforms.read_transform(tmp_path / "out" / "forward.h5"), result[0].fixed.grid)
     points = brain_points(result[0].fixed)[::20]
     # the files went through NIfTI's float32 header, so the working grid may lie a hair elsewhere

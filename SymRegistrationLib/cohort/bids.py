@@ -1,7 +1,7 @@
 """Pairs out of a folder of scans, BIDS or flat.
 
-Level 4. The scans, and the label maps, masks and landmarks that belong to them, are found as for training (see
-:mod:`dataset`); this says which of them make pairs.
+The scans, and the label maps, masks and landmarks that belong to them, are found as for training (see
+:mod:`SymRegistrationLib.training.dataset`); this says which of them make pairs.
 """
 
 from __future__ import annotations

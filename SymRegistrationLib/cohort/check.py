@@ -1,6 +1,6 @@
 """What can be known of a row before anything is registered: from the headers, in milliseconds per file.
 
-Level 4. Each file is looked at once, however many rows name it.
+Each file is looked at once, however many rows name it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The same pairs on a Dask cluster: each Dask worker keeps one warm ``symreg worker`` process and hands it its pairs.
 
-Level 4. The files must have the same paths on every machine. A Dask worker that dies takes its child with it, and the
+The files must have the same paths on every machine. A Dask worker that dies takes its child with it, and the
 scheduler gives the pair to another one; a child that dies or hangs is replaced as on one machine.
 """
 

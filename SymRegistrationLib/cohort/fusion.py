@@ -1,6 +1,6 @@
 """Several label maps of one scan made into one.
 
-Level 4. Values of labels are kept whatever they are; inside, labels are numbered 0, 1, 2, ..., because the table of
+Values of labels are kept whatever they are; inside, labels are numbered 0, 1, 2, ..., because the table of
 STAPLE grows with the square of the largest value.
 """
 

@@ -1,7 +1,5 @@
 """``index.html`` of a batch: every pair with its picture and numbers, what needs a look first; one file, no script from
 outside.
-
-Level 4.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ def page(
     """The page as text.
 
     Args:
-        states: judged (see :func:`~SymRegistrationLib.batch_summary.judge`).
+        states: judged (see :func:`~SymRegistrationLib.cohort.summary.judge`).
         title: what was registered.
         seconds: the batch took so far; ``seconds_left`` while it runs.
         links: (file in the batch's folder, what it is), shown above the table.

@@ -1,6 +1,6 @@
 """One pair of a batch: registered, pictured, and recorded so that a later run can prove that it is finished.
 
-Level 4. The record is written last, in one step, when everything it lists lies on the disk; it holds the SHA-256 of
+The record is written last, in one step, when everything it lists lies on the disk; it holds the SHA-256 of
 every input, of the job, and of every output. It is what a resumed batch believes, never the mere presence of files.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 from .. import __version__
 from ..files import json_object, sha256, write_whole
 from ..job import INITIALS, InputError, Job, Progress, RegistrationError, silent
+from ..quality.schema import problems
 from ..registration.catalogue import needs_weights
 from .table import PATHS
 
@@ -36,7 +37,7 @@ class PairRequest:
 
     Attributes:
         job: the registration.
-        group: also write ``log_jacobian.nii.gz`` and ``coverage.nii.gz`` for what :mod:`group` makes of many pairs.
+        group: also write ``log_jacobian.nii.gz`` and ``coverage.nii.gz`` for what :mod:`SymRegistrationLib.cohort.template` makes of many pairs.
     """
 
     job: Job
@@ -167,9 +168,10 @@ def recorded(request: PairRequest, digests: Digests, verify_outputs: bool = Fals
             path = folder / Path(name).name
             if path.stat().st_size != facts["size"] or (verify_outputs and sha256(path) != facts["sha256"]):
                 return None
-        return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    metrics = json_object(folder / "metrics.json")
+    return None if metrics is None or problems(metrics) else metrics
 
 
 def run_pair(request: PairRequest, progress: Progress = silent) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Labels of one or several atlases carried to a scan and made into one map.
 
-Level 4. Every atlas is registered to the scan as a pair of a batch, so a run that was cut off goes on; carrying and
+Every atlas is registered to the scan as a pair of a batch, so a run that was cut off goes on; carrying and
 fusing are done again each time, they take seconds.
 """
 

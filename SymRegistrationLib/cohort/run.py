@@ -1,6 +1,6 @@
 """Many pairs: checked, divided among warm workers or handed to a cluster, resumed after anything, and summed up.
 
-Level 4, no torch in this process. A pair's folder is finished when its record says so (see :mod:`batch_pair`);
+No torch in this process. A pair's folder is finished when its record says so (see :mod:`SymRegistrationLib.cohort.pair`);
 everything else is done again. ``summary.csv`` and ``index.html`` are renewed while the batch runs.
 """
 
@@ -44,7 +44,7 @@ class CohortPlan:
         workers: processes; ``None`` = from memory, processors and GPUs.
         scheduler: address of a Dask scheduler instead.
         worker_timeout_s: seconds without a word after which a worker is taken for hanging.
-        group: the pairs also write what :mod:`group` needs.
+        group: the pairs also write what :mod:`SymRegistrationLib.cohort.template` needs.
         verify_outputs: finished pairs are compared by the SHA-256 of their outputs too, not only by that of inputs and
             job.
         title: of the page.

@@ -1,7 +1,4 @@
-"""The outcome of a batch in numbers: one row a pair, and which pairs stand out.
-
-Level 4, no pictures and no torch.
-"""
+"""The outcome of a batch in numbers: one row a pair, and which pairs stand out."""
 
 from __future__ import annotations
 

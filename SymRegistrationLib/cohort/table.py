@@ -1,7 +1,4 @@
-"""Tables of pairs: one row, one registration.
-
-Level 0, standard library only, so that a script inside Slicer reads the same tables by the same rules.
-"""
+"""Tables of pairs: one row, one registration."""
 
 from __future__ import annotations
 

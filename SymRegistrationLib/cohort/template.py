@@ -1,6 +1,6 @@
 """Many scans on one template: mean, spread, and maps of volume for morphometry.
 
-Level 4. Works on what the pairs of a batch left in their folders, one scan after the other, so memory does not grow
+Works on what the pairs of a batch left in their folders, one scan after the other, so memory does not grow
 with their number. Only what a scan really shows counts: voxels beyond its field of view are left out of every mean.
 """
 

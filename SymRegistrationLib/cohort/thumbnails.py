@@ -1,7 +1,4 @@
-"""The small picture of a pair: the registered moving scan in three planes under the outlines of the fixed one.
-
-Level 4, numpy only; a few tens of milliseconds and about 20 kB a pair.
-"""
+"""The small picture of a pair: the registered moving scan in three planes under the outlines of the fixed one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Warm worker processes: each takes one pair after the other; one that dies or hangs is replaced.
-
-Level 4, no torch: the processes are ``symreg worker`` (see :mod:`worker`), spoken to in JSON lines.
-"""
+"""Warm worker processes: each takes one pair after the other; one that dies or hangs is replaced."""
 
 from __future__ import annotations
 

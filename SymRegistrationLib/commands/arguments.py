@@ -1,7 +1,4 @@
-"""The arguments of ``symreg`` and the texts that teach them.
-
-Level 1, standard library only, so that ``symreg --help`` costs nothing.
-"""
+"""The arguments of ``symreg`` and the texts that teach them."""
 
 from __future__ import annotations
 

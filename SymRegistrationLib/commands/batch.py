@@ -1,6 +1,6 @@
 """``symreg batch``: its arguments, and what it says.
 
-Level 5. Help and checks cost no torch.
+Help and checks cost no torch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``symreg``: the command line.
 
-Level 5. Parsing and checking cost no torch; a command loads what it needs when it runs. Exit codes: 0 done, 1 failed
+Parsing and checking cost no torch; a command loads what it needs when it runs. Exit codes: 0 done, 1 failed
 while running, 2 bad usage or input, 130 and 143 stopped by Ctrl-C and by SIGTERM.
 """
 

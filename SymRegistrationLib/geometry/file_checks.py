@@ -1,6 +1,6 @@
 """What an image file claims and whether that can be true; asked before ITK allocates or believes anything.
 
-Level 1, standard library only. ITK fills up with zeros where a NIfTI file ends early or its compressed stream is
+Standard library only. ITK fills up with zeros where a NIfTI file ends early or its compressed stream is
 damaged, takes a spacing of 0 for 1 mm, and prints its complaints past Python; here such files are found and named.
 """
 

@@ -1,6 +1,6 @@
 """Where voxels are: the one place that ties array indices to millimetres.
 
-Level 0, numpy only. A grid is an array shape and one matrix. Everything about axis order, spacing, flips and
+Numpy only. A grid is an array shape and one matrix. Everything about axis order, spacing, flips and
 obliqueness is in that matrix, so nothing downstream has to know about it.
 
 * **index**: (d, h, w), the position in a numpy or torch array; may be fractional; voxel centres are integers.

@@ -1,6 +1,6 @@
 """Landmarks on disk and in memory: CSV, Slicer's ``.fcsv`` and ``.mrk.json``; always LPS mm inside.
 
-Level 2. Files say which world they are in (RAS or LPS); the sign change happens here and nowhere else.
+Files say which world they are in (RAS or LPS); the sign change happens here and nowhere else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Places on a map: its connected regions, as a list that a user can walk through, and its value at points.
-
-Level 2.
-"""
+"""Places on a map: its connected regions, as a list that a user can walk through, and its value at points."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Images, label maps and points carried through ITK transforms of any kind.
 
-Level 2. A transform T pulls back: it maps points of the output (fixed) space to the input (moving) space, LPS mm. So an
+A transform T pulls back: it maps points of the output (fixed) space to the input (moving) space, LPS mm. So an
 image is resampled with T itself, while a *point* of the moving scan needs the inverse of T.
 
 ITK lets a displacement grid end in zero displacement. Our grids hold the initial alignment, so that would tear the

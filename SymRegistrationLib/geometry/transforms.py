@@ -1,6 +1,6 @@
 """From voxels of the working grid to millimetres of the two scans, and to files: the only place where both meet.
 
-Level 2. A transform file maps points of its output space to points of its input space (ITK's resampling direction;
+A transform file maps points of its output space to points of its input space (ITK's resampling direction;
 Slicer's *FromParent*). Vectors are LPS mm.
 """
 

@@ -1,6 +1,6 @@
 """Carry images, label maps and points through a transform file.
 
-Level 4. Images and points go opposite ways. A transform file maps points of the fixed space to the moving space; that
+Images and points go opposite ways. A transform file maps points of the fixed space to the moving space; that
 is what warps the moving *image* onto the fixed grid. A *point* of the moving scan therefore needs the other direction:
 the inverse file of the same run when it lies beside, else a numerical inverse whose residual is measured and told.
 """

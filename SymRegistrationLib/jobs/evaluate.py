@@ -1,6 +1,6 @@
 """Score given transforms: overlap of labels, landmark error, deformation and inverse consistency.
 
-Level 4. Works on transform files of any tool that writes ITK transforms, so that two programs can be compared with the
+Works on transform files of any tool that writes ITK transforms, so that two programs can be compared with the
 same ruler.
 """
 

@@ -1,6 +1,6 @@
 """A job from files to files: inputs are checked before anything is computed, outputs appear whole or not at all.
 
-Level 4. Everything is written into a hidden folder beside its destination and renamed at the end, ``metrics.json``
+Everything is written into a hidden folder beside its destination and renamed at the end, ``metrics.json``
 last, so its presence means that the run is complete. A folder left by a killed run is swept by the next one.
 """
 
@@ -29,12 +29,13 @@ from ..geometry.volumes import read_labels, read_mask, read_volume, write_volume
 from ..job import InputError, Job, Progress, RegistrationError, silent, usable_path
 from ..pipeline import Extras, Result, register
 from ..quality.outputs import OUTPUTS
+from ..quality.schema import SCHEMA, Metrics
 
 PARTIAL = ".symreg-partial-"
 Writer = Callable[[Path, Job, Result], "dict[str, str]"]
 
 
-def run(job: Job, progress: Progress = silent, write: Writer | None = None) -> dict:
+def run(job: Job, progress: Progress = silent, write: Writer | None = None) -> Metrics:
     """Register the files a job names.
 
     Args:
@@ -58,8 +59,8 @@ def run(job: Job, progress: Progress = silent, write: Writer | None = None) -> d
     read = time.perf_counter() - started
     result = register(fixed, moving, job.options, extras, lambda stage, f, text: progress(stage, 0.03 + 0.87 * f, text))
     progress("write", 0.9, "writing")
-    metrics = {
-        "schema": 1,
+    metrics: Metrics = {
+        "schema": SCHEMA,
         "version": __version__,
         "job": dataclasses.asdict(job),
         **result.metrics,

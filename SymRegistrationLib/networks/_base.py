@@ -1,6 +1,6 @@
 """The contract of a learned method: one file, one card, one class, one recipe.
 
-Level 3. A method file in this folder defines exactly one :class:`SymmetricNetwork` and registers it; nothing else
+A method file in this folder defines exactly one :class:`SymmetricNetwork` and registers it; nothing else
 has to be edited for the command line, the trainer, the tests and the documentation to know it.
 """
 

@@ -1,6 +1,6 @@
 """How good a registration is, in numbers that can be defended.
 
-Level 3. Distances in mm, determinants of the physical map, overlap per label. Nothing here looks at the method.
+Distances in mm, determinants of the physical map, overlap per label. Nothing here looks at the method.
 """
 
 from __future__ import annotations

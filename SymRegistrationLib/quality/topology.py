@@ -1,6 +1,6 @@
 """Topology of label maps: what a warp tears, merges, punches or fills.
 
-Level 1, numpy only. The metric is this project's own definition (the paper that reports a "topology change" does not
+Numpy only. The metric is this project's own definition (the paper that reports a "topology change" does not
 give one): per label, the change of the number of connected pieces plus the change of the Euler characteristic.
 
 A label is the union of its voxels as closed cubes, so voxels that share a corner are connected (26 neighbours).

@@ -1,7 +1,4 @@
-"""Volumes that a deformation changes, and where it folds.
-
-Level 3, beside :mod:`quality`.
-"""
+"""Volumes that a deformation changes, and where it folds."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ AXES_68 = 1.8779
 
 def folding_regions(jacobian: np.ndarray, grid: Grid) -> dict:
     """Connected regions of folded voxels: ``count`` of all and ``regions``, the 20 largest (see
-    :class:`regions.Region`)."""
+    :class:`SymRegistrationLib.geometry.regions.Region`)."""
     found, count = regions(jacobian <= 0, jacobian, grid, most=20, highest=False)
     return {"count": count, "regions": [region.plain() for region in found]}
 
@@ -35,7 +32,7 @@ def volume_changes(
         jacobian: (D, H, W), determinant of the forward map.
         grid: of both, the fixed scan's.
         radius: (D, H, W) mm, calibrated radius at 68 %; ``None`` = no confidence.
-        patch_mm: see :class:`calibration.Calibration`; 0 = no confidence.
+        patch_mm: see :class:`SymRegistrationLib.uncertainty.calibration.Calibration`; 0 = no confidence.
 
     Returns:
         Per label as text: ``fixed_ml``, ``moving_ml``, ``change_ml``, ``change_percent`` and ``plus_minus_ml`` (68 %,

@@ -1,6 +1,6 @@
 """Initial alignment: where the two scans lie to each other before anything bends.
 
-Level 2. The result is two 4x4 matrices from a **mid-space** to each scan, ``exp(-X/2)`` and ``exp(+X/2)`` of one
+The result is two 4x4 matrices from a **mid-space** to each scan, ``exp(-X/2)`` and ``exp(+X/2)`` of one
 generator X, so that exchanging the scans exchanges the matrices (METHODS 2.7's symmetry, kept from the first step).
 Scores are computed at points of the mid-space, which favours neither scan.
 

@@ -1,6 +1,6 @@
 """Where to compute: processors, their names and their free memory.
 
-Level 1. Nothing here starts a GPU unless one is asked for.
+Nothing here starts a GPU unless one is asked for.
 """
 
 from __future__ import annotations

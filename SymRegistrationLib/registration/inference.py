@@ -1,7 +1,4 @@
-"""A learned method on a working grid of any size: fitted to its multiples, to the memory that is there, to the device.
-
-Level 3.
-"""
+"""A learned method on a working grid of any size: fitted to its multiples, to the memory that is there, to the device."""
 
 from __future__ import annotations
 

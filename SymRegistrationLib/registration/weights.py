@@ -1,6 +1,6 @@
 """Trained weights on disk: safetensors in half precision beside a model card, never a pickle.
 
-Level 2. ``NAME.safetensors`` holds the tensors and, in its header, method, size, options and version; the model card
+``NAME.safetensors`` holds the tensors and, in its header, method, size, options and version; the model card
 ``NAME.safetensors.json`` holds the same, the file's SHA-256, and what the weights were trained on and are not good for.
 Shipped weights lie in ``model_weights/`` of the package as ``METHOD-SIZE.safetensors``.
 """

@@ -1,6 +1,6 @@
 """From two scans in their own spaces to two tensors on one working grid, and what is needed to come back.
 
-Level 2. The working grid lies **half-way** between the scans: the initial alignment is split into two equal parts, one
+The working grid lies **half-way** between the scans: the initial alignment is split into two equal parts, one
 for each scan, so that exchanging fixed and moving exchanges everything downstream. Both scans are resampled once.
 """
 

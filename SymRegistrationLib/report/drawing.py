@@ -1,6 +1,6 @@
 """Slices, lines and colours for the report: arrays in, PNG bytes out.
 
-Level 2, numpy only. Pictures are cut along the array axes nearest to the body's axes and shown the radiological way:
+Numpy only. Pictures are cut along the array axes nearest to the body's axes and shown the radiological way:
 the patient's left on the right, the front up (axial) or on the left (sagittal). Pixels are square in mm.
 """
 

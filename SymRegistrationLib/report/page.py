@@ -1,6 +1,6 @@
 """``report.html``: what a registration did, in pictures, numbers and words, in one file that needs nothing else.
 
-Level 4. No external resources and no libraries; pictures are inline PNGs of single slices, so a page costs well under a
+No external resources and no libraries; pictures are inline PNGs of single slices, so a page costs well under a
 second also for large volumes.
 """
 
@@ -34,7 +34,7 @@ def write_report(path: Path, result, metrics: dict) -> None:
 
     Args:
         path: of the HTML file.
-        result: see :mod:`report_pictures`; a :class:`~SymRegistrationLib.pipeline.Result` is one.
+        result: see :mod:`SymRegistrationLib.report.views`; a :class:`~SymRegistrationLib.pipeline.Result` is one.
         metrics: the content of metrics.json; parts that are missing are left out of the page.
     """
     page = Page(drawing.planes(result.fixed))

@@ -1,7 +1,4 @@
-"""What the numbers of a run mean: the verdict with its thresholds, the table's explanations, the command again.
-
-Level 2, no pictures and no torch, so that other views (terminal, Slicer) can say the same.
-"""
+"""What the numbers of a run mean: the verdict with its thresholds, the table's explanations, the command again."""
 
 from __future__ import annotations
 
@@ -12,34 +9,7 @@ from pathlib import Path
 from ..console import duration, number, table
 from ..job import Job, Options
 from ..quality.checks import STAGES, uncertainty_statement
-
-_MEANINGS = {
-    "folded_voxels": (
-        "folded voxels",
-        "voxels with a Jacobian determinant of 0 or less: space is turned inside out there",
-        0,
-    ),
-    "folded_percent": ("folded, % of the volume", "0 is right for a diffeomorphism", 4),
-    "folded_percent_content": ("folded, % of the content", "the same where the scan shows something", 4),
-    "jacobian_min": ("Jacobian, smallest", "strongest local shrinkage (fixed to moving), as a volume factor", 3),
-    "jacobian_median": ("Jacobian, median", "typical volume factor, the alignment's scale included", 3),
-    "jacobian_max": ("Jacobian, largest", "strongest local growth (fixed to moving)", 3),
-    "sd_log_jacobian": ("SD of log Jacobian", "irregularity of the deformation; lower is smoother", 3),
-    "ice_mean_mm": (
-        "inverse consistency error, mean, mm",
-        "how far a point misses itself after forward and inverse",
-        4,
-    ),
-    "ice_p95_mm": ("inverse consistency error, 95 %, mm", "95 of 100 points stay below", 4),
-    "ice_max_mm": ("inverse consistency error, largest, mm", "the worst point in the scan's content", 3),
-    "ice_mean_voxel": ("inverse consistency error, mean, voxels", "the same in voxels of the fixed scan", 4),
-    "inverse_method": ("inverse obtained by", "how the second direction came to be", 0),
-    "residual_voxel": (
-        "largest residual on the working grid, voxels",
-        "worst mismatch of the two fields before they were carried to the scans",
-        3,
-    ),
-}
+from ..quality.schema import Quality, meanings
 
 
 def number_rows(metrics: dict) -> list[tuple[str, str, str]]:
@@ -57,8 +27,8 @@ def number_rows(metrics: dict) -> list[tuple[str, str, str]]:
         )
     quality = metrics.get("quality") or {}
     rows += [
-        (name, number(quality[key], digits), meaning)
-        for key, (name, meaning, digits) in _MEANINGS.items()
+        (meaning.name, number(quality[key], meaning.digits), meaning.sentence)
+        for key, meaning in meanings(Quality).items()
         if key in quality
     ]
     told = metrics.get("uncertainty")

@@ -1,7 +1,4 @@
-"""Looks and behaviour of ``report.html``: one style sheet and one small script, both inline in the page.
-
-Level 0, text only.
-"""
+"""Looks and behaviour of ``report.html``: one style sheet and one small script, both inline in the page."""
 
 STYLE = """
 :root{color-scheme:light dark;--page:#f4f5f7;--card:#fff;--ink:#1c2230;--soft:#5b6475;--line:#dfe3ea;--accent:#1f6feb;

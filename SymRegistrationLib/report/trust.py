@@ -1,7 +1,4 @@
-"""The page "Can I trust it?" of the report: traffic lights with their thresholds, the worst places, what to try next.
-
-Level 4, beside :mod:`report`.
-"""
+"""The page "Can I trust it?" of the report: traffic lights with their thresholds, the worst places, what to try next."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The pictures of ``report.html``: slices of the scans in their stages, and coloured maps over the fixed scan.
 
-Level 3. A result is anything that offers ``fixed``, ``moving`` (Volume), ``warped_moving``, ``aligned_moving``,
+A result is anything that offers ``fixed``, ``moving`` (Volume), ``warped_moving``, ``aligned_moving``,
 ``jacobian``, ``ice_mm``, ``uncertainty`` ((D, H, W) on the fixed grid, the last may be None) and ``forward``.
 """
 

@@ -1,6 +1,6 @@
 """The state of a training run on disk, so that a kill at any moment costs minutes and changes nothing.
 
-Level 4. One safetensors file holds everything, exchanged atomically: the file is either the old state or the new one.
+One safetensors file holds everything, exchanged atomically: the file is either the old state or the new one.
 Plain tensors and JSON; nothing in it can run code.
 """
 

@@ -1,6 +1,6 @@
 """Scans on disk made ready for training: found, every one checked, and brought onto one grid once.
 
-Level 3. A folder is searched for scans, label maps, masks and landmarks that belong together by name (BIDS or flat); a
+A folder is searched for scans, label maps, masks and landmarks that belong together by name (BIDS or flat); a
 table names them itself. Nothing is computed before every file has been read once and each bad one has been named.
 """
 

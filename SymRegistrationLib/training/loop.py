@@ -1,6 +1,6 @@
 """The training loop: stages with freezing, moving average, validation, early stopping, checkpoints, several processes.
 
-Level 4. Knows no method by name: a network brings its recipe, its loss per level and its parameter groups. Several
+Knows no method by name: a network brings its recipe, its loss per level and its parameter groups. Several
 processes (``torchrun``) share each step's pairs; their gradients are summed, so the result is that of one process with
 the whole batch.
 """
@@ -76,7 +76,7 @@ def train(options: TrainingOptions, progress: Progress = silent) -> dict[str, An
         ``finished``, ``step``, ``weights`` (the file, when finished), ``validation``, ``plan``, ``notes``.
 
     Raises:
-        InputError: see :func:`training_plan.prepare`.
+        InputError: see :func:`SymRegistrationLib.training.plan.prepare`.
         RegistrationError: disk full, GPU lost, no finite gradient. The last checkpoint can be continued.
     """
     if options.threads:

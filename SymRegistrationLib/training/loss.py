@@ -1,6 +1,6 @@
 """What one training step minimises, and how well a network does on held-out pairs.
 
-Level 4. The published loss comes from the method; what is added here needs labels, true maps or landmarks.
+The published loss comes from the method; what is added here needs labels, true maps or landmarks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a training run is asked to do.
-
-Level 0, standard library only, so that ``symreg train --help`` costs nothing.
-"""
+"""What a training run is asked to do."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From data and machine to a plan: spacing, size, schedule, precision, memory; printed and written before hours are
 spent.
 
-Level 4. The idea is nnU-Net's (Isensee 2021): what can be learned from the data set and the memory is not asked of the
+The idea is nnU-Net's (Isensee 2021): what can be learned from the data set and the memory is not asked of the
 user.
 """
 

@@ -1,6 +1,6 @@
 """What a training run shows and leaves: curves, a validation pair, TensorBoard events, the model card.
 
-Level 4. Pictures are drawn with numpy alone.
+Pictures are drawn with numpy alone.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which pair a training step sees: a pure function of seed and position, so that nothing has to be remembered.
 
-Level 3. A resumed run, or two processes that share the work, see exactly the pairs that one uninterrupted process sees.
+A resumed run, or two processes that share the work, see exactly the pairs that one uninterrupted process sees.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM during training: granted after the step under way, with the state saved.
 
-Level 4, standard library only. A scheduler that ends a job, and a person who does, lose nothing.
+Standard library only. A scheduler that ends a job, and a person who does, lose nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Training pairs made from label maps: any contrast, any pose, and the truth beside them.
 
-Level 2, torch only, on the device of the label map. The principle is SynthSeg's (Billot 2023) and SynthMorph's
+Torch only, on the device of the label map. The principle is SynthSeg's (Billot 2023) and SynthMorph's
 (Hoffmann 2022): a network that only ever sees random contrasts must look at shapes. Written from the papers.
 
 One label map L becomes two scans. Each is L seen through its own pose A (affine) and its own smooth warp exp(v)::

@@ -1,7 +1,4 @@
-"""The part of a registration that asks how far its result can be trusted; runs only when asked.
-
-Level 6, beside :mod:`pipeline`, whose solver it drives.
-"""
+"""The part of a registration that asks how far its result can be trusted; runs only when asked."""
 
 from __future__ import annotations
 

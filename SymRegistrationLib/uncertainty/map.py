@@ -1,7 +1,5 @@
 """The uncertainty map that a user gets: predictors put together, in mm on the fixed scan, with words on what it is
 worth.
-
-Level 5, beside :mod:`uncertainty`.
 """
 
 from __future__ import annotations

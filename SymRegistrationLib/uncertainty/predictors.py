@@ -1,6 +1,6 @@
 """How far a result can be trusted, voxel by voxel: perturbed runs, and the cheap predictors that one run leaves.
 
-Level 5 of the rooms, between methods and pipeline. The same registration is repeated with what should not matter
+The same registration is repeated with what should not matter
 changed: scans exchanged, axes flipped, brightness curve and noise, the sampling lattice shifted by part of a voxel
 (*jitter*), and, every other time, with the method made *stiffer*. The stiffer runs are what finds errors: where images
 show little, every run of equal stiffness invents the same deformation, so plain repetition agrees there (measured on
@@ -8,7 +8,7 @@ known warps: rank correlation of the spread with the true error 0.1 to 0.2 with 
 stiffness).
 
 Directions count: the **covariance of displacement vectors** is collected in one pass, never the spread of vector
-lengths, for which two opposite fields agree. What the map is worth in mm is the business of :mod:`calibration`.
+lengths, for which two opposite fields agree. What the map is worth in mm is the business of :mod:`SymRegistrationLib.uncertainty.calibration`.
 """
 
 from __future__ import annotations
