@@ -253,24 +253,9 @@ def resize_field(u: Tensor, shape: Sequence[int]) -> Tensor:
     return scale_channels(resize(u, shape), factors)
 
 
-def upsample2(u: Tensor) -> Tensor:
-    """Twice the size, values times 2 exactly (METHODS 1.3, the networks' pyramid convention)."""
-    return 2 * resize(u, [2 * n for n in u.shape[2:]])
-
-
 def scale_channels(u: Tensor, factors: Sequence[float]) -> Tensor:
     """Each of the three channels times its own factor."""
     return u * torch.tensor(list(factors), dtype=u.dtype, device=u.device).view(1, 3, 1, 1, 1)
-
-
-def normalised_to_voxel(u: Tensor) -> Tensor:
-    """(W, H, D)-ordered [-1, 1] units, as LapIRN and SM-GICNet store fields, to array-ordered voxels."""
-    return scale_channels(u.flip(1), [(n - 1) / 2 for n in u.shape[2:]])
-
-
-def voxel_to_normalised(u: Tensor) -> Tensor:
-    """The way back of :func:`normalised_to_voxel`."""
-    return scale_channels(u, [2 / (n - 1) for n in u.shape[2:]]).flip(1)
 
 
 # ---------------------------------------------------------------------------------------------- derivatives

@@ -156,7 +156,3 @@ def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
         return values.mean()
     weight = mask.to(values).expand(values.shape[0], 1, *values.shape[2:])
     return (values * weight).sum() / (weight.sum() * values.shape[1]).clamp_min(1e-6)
-
-
-#: The similarities a user can name.
-SIMILARITIES = {"lncc": lncc, "mse": mse, "ncc": ncc, "ssim": ssim, "mind": mind_ssd, "mi": mutual_information}

@@ -232,9 +232,8 @@ def test_resizing_a_linear_field_is_exact(shape, other, numbers):
 
 @FAST
 @given(sizes, seeds)
-def test_units_and_exchange_are_their_own_inverse(shape, seed):
+def test_exchange_is_its_own_inverse(shape, seed):
     u, back = smooth(shape, 2, seed), smooth(shape, 2, seed + 1)
-    torch.testing.assert_close(fields.normalised_to_voxel(fields.voxel_to_normalised(u)), u)
     pair = FieldPair(u, back, "svf", 0.1)
     assert pair.swapped().fixed_to_moving is back and pair.swapped().swapped().fixed_to_moving is u
 

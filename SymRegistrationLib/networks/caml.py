@@ -30,7 +30,6 @@ to
   as a velocity at half resolution (7 squarings); the inverse then is exp(-v) of one run.
 * Training treats both directions (``symmetric``) and adds the mean squared composition, weight 0.01 (``consistency``);
   0 and ``symmetric=False`` are the paper's.
-* The topology change of a label map is defined in :mod:`SymRegistrationLib.quality.topology`.
 """
 
 from __future__ import annotations
