@@ -22,6 +22,8 @@ PRESETS = tuple(
 )
 INITIALS = ("none", "centre", "rigid", "affine")
 METRICS = ("auto", "lncc", "mse", "ncc", "mind", "mi")
+#: Fields of a job that name files to read.
+INPUT_PATHS = tuple(f"{side}{part}" for part in ("", "_mask", "_labels", "_points") for side in ("fixed", "moving"))
 FORMATS = ("h5", "nrrd", "nii.gz")
 MOST_THREADS = 1024
 
@@ -188,7 +190,7 @@ class Job:
 
     def __post_init__(self) -> None:
         _choice("transform_format", self.transform_format, FORMATS)
-        for name in _PATHS:
+        for name in ("output", *INPUT_PATHS):
             if getattr(self, name) is not None:
                 usable_path(getattr(self, name), name.replace("_", " "))
         for kind in ("labels", "points"):
@@ -227,17 +229,6 @@ def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise InputError(f"{name} is '{value}'.", f"Choose one of: {', '.join(allowed)}.")
 
 
-_PATHS = (
-    "fixed",
-    "moving",
-    "output",
-    "fixed_mask",
-    "moving_mask",
-    "fixed_labels",
-    "moving_labels",
-    "fixed_points",
-    "moving_points",
-)
 _TYPES = {
     "str": (str,),
     "int": (int,),

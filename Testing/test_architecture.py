@@ -11,6 +11,7 @@ LIBRARY = ROOT / "SymRegistrationLib"
 
 #: Every room with the rooms it may import from, at any depth and inside functions too. A room may always use its own
 #: files. This is the only floor plan; it is acyclic, which a test checks.
+# fmt: off
 PLAN = {
     "__init__": {"job", "geometry", "pipeline"},
     "__main__": {"commands"},
@@ -26,45 +27,15 @@ PLAN = {
     "uncertainty": {"job", "fields", "losses", "geometry", "networks", "registration", "quality"},
     "pipeline": {"job", "fields", "geometry", "registration", "quality", "uncertainty"},
     "report": {"job", "console", "geometry", "quality"},
-    "training": {
-        "job",
-        "console",
-        "files",
-        "fields",
-        "losses",
-        "geometry",
-        "networks",
-        "registration",
-        "quality",
-        "report",
-    },
+    "training": {"job", "console", "files", "fields", "losses", "geometry", "networks", "registration",
+                 "quality", "report"},
     "jobs": {"job", "console", "files", "geometry", "networks", "registration", "quality", "pipeline", "report"},
-    "cohort": {
-        "job",
-        "console",
-        "files",
-        "geometry",
-        "registration",
-        "quality",
-        "pipeline",
-        "report",
-        "training",
-        "jobs",
-    },
-    "commands": {
-        "job",
-        "console",
-        "files",
-        "geometry",
-        "registration",
-        "quality",
-        "pipeline",
-        "report",
-        "training",
-        "jobs",
-        "cohort",
-    },
+    "cohort": {"job", "console", "files", "geometry", "registration", "quality", "pipeline", "report",
+               "training", "jobs"},
+    "commands": {"job", "console", "files", "geometry", "registration", "quality", "pipeline", "report",
+                 "training", "jobs", "cohort"},
 }
+# fmt: on
 #: What the Slicer module may import: it starts without torch and SimpleITK, and so do these.
 FOR_SLICER = {"job", "geometry.grid", "cohort.table"}
 ALLOWED_OUTSIDE = {

@@ -19,10 +19,9 @@ from typing import Any
 
 from .. import __version__
 from ..files import json_object, sha256, write_whole
-from ..job import INITIALS, InputError, Job, Progress, RegistrationError, silent
+from ..job import INITIALS, INPUT_PATHS, InputError, Job, Progress, RegistrationError, silent
 from ..quality.schema import problems
 from ..registration.catalogue import needs_weights
-from .table import PATHS
 
 RECORD = "pair.json"
 THUMBNAIL = "thumbnail.png"
@@ -117,7 +116,7 @@ def content_files(path: Path) -> list[Path]:
 
 def inputs_of(job: Job) -> dict[str, str]:
     """Every file that the result depends on: scans, masks, labels, landmarks, start transform, weights."""
-    files = {name: getattr(job, name) for name in PATHS if getattr(job, name)}
+    files = {name: getattr(job, name) for name in INPUT_PATHS if getattr(job, name)}
     options = job.options
     if options.initial not in INITIALS:
         files["initial"] = options.initial
@@ -137,7 +136,7 @@ def signature(request: PairRequest, digests: Digests) -> dict[str, Any]:
     """
     job = dataclasses.asdict(request.job)
     files = inputs_of(request.job)
-    for name in ("output", *PATHS):
+    for name in ("output", *INPUT_PATHS):
         del job[name]
     for name in MACHINE:
         del job["options"][name]

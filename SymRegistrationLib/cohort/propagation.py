@@ -131,10 +131,10 @@ def _table(fused: Volume, agreement: np.ndarray, target: str | None) -> tuple[di
     millilitres = fused.grid.volume / fused.array.size / 1000
     overlap: dict[int, float] = {}
     if target:
-        from ..geometry.volumes import resample_labels as onto
+        from ..geometry.volumes import labels_on_grid
 
         own = read_labels(target, "labels of the target")
-        there = own.array if own.grid.same_as(fused.grid) else onto(own, fused.grid)
+        there = own.array if own.grid.same_as(fused.grid) else labels_on_grid(own, fused.grid)
         overlap = dice(there, fused.array)
     table = {}
     for label in sorted({*(int(n) for n in np.unique(fused.array) if n), *overlap}):

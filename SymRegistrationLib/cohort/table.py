@@ -12,19 +12,9 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..job import INITIALS, InputError, Job, existing_file
+from ..job import INITIALS, INPUT_PATHS, InputError, Job, existing_file
 
-PATHS = (
-    "fixed",
-    "moving",
-    "fixed_mask",
-    "moving_mask",
-    "fixed_labels",
-    "moving_labels",
-    "fixed_points",
-    "moving_points",
-)
-COLUMNS = (*PATHS, "initial", "method", "id")
+COLUMNS = (*INPUT_PATHS, "initial", "method", "id")
 #: Columns of a table of scans (as for training), when everything goes onto one fixed scan.
 SCANS = {"image": "moving", "labels": "moving_labels", "mask": "moving_mask", "points": "moving_points"}
 #: Longest id in bytes: file systems allow 255 for a name, and files inside need their own.
@@ -253,7 +243,7 @@ def _folded(name: str) -> str:
 
 def _job(cells: Cells, line: int, values: dict[str, str], template: Job) -> Job:
     changes = {}
-    for column in PATHS:
+    for column in INPUT_PATHS:
         if values.get(column):
             changes[column] = str(cells.base / values[column])
         elif column in values and column in ("fixed", "moving"):

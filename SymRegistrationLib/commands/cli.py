@@ -20,20 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from ..console import Console, jsonable, number, share_cores
-from ..job import INITIALS, InputError, Job, RegistrationError, existing_file, parsed_json
+from ..job import INITIALS, INPUT_PATHS, InputError, Job, RegistrationError, existing_file, parsed_json
 from ..registration.catalogue import needs_weights
 from .arguments import SUBCOMMANDS, available_subcommands, build_parser, options_of
-
-_INPUTS = (
-    "fixed",
-    "moving",
-    "fixed_mask",
-    "moving_mask",
-    "fixed_labels",
-    "moving_labels",
-    "fixed_points",
-    "moving_points",
-)
 
 
 class _Stopped(BaseException):
@@ -140,7 +129,7 @@ def _job_of(args: argparse.Namespace) -> Job:
         report=not args.no_report,
         guide_with_points=args.guide_with_points,
         options=options_of(args),
-        **{name: getattr(args, name) for name in _INPUTS},
+        **{name: getattr(args, name) for name in INPUT_PATHS},
     )
 
 
@@ -150,7 +139,7 @@ def check_job(job: Job) -> None:
     Raises:
         InputError: naming the input and the remedy.
     """
-    for name in _INPUTS:
+    for name in INPUT_PATHS:
         path = getattr(job, name)
         if path is not None:
             existing_file(path, name.replace("_", " "))

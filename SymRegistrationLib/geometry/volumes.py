@@ -147,13 +147,13 @@ def read_mask(path: str | os.PathLike, grid: Grid, what: str = "mask") -> np.nda
     if not mask.any():
         raise InputError(f"{what} '{path}' is empty.", "Draw something into it, or leave the mask out.")
     if not volume.grid.same_as(grid):
-        mask = resample_labels(Volume(mask.astype(np.uint8), volume.grid), grid) > 0
+        mask = labels_on_grid(Volume(mask.astype(np.uint8), volume.grid), grid) > 0
         if not mask.any():
             raise InputError(f"{what} '{path}' lies wholly outside its image.", "Check that the two belong together.")
     return mask
 
 
-def resample_labels(volume: Volume, grid: Grid) -> np.ndarray:
+def labels_on_grid(volume: Volume, grid: Grid) -> np.ndarray:
     """(D, H, W) of ``volume`` at the voxels of ``grid``, nearest neighbour, 0 outside."""
     reference = to_itk(np.zeros(grid.shape, np.uint8), grid)
     return sitk.GetArrayFromImage(

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..files import reason, replacing
 from ..geometry.grid import Grid, canonical_axes
 from ..geometry.points import read_points
-from ..geometry.volumes import Volume, read_labels, read_mask, read_volume, resample_labels
+from ..geometry.volumes import Volume, labels_on_grid, read_labels, read_mask, read_volume
 from ..job import InputError, Progress, RegistrationError, existing_file, silent
 from ..registration import working_grid
 from .synthetic import LabelMap, label_map
@@ -294,7 +294,7 @@ def _check_case(case: Case) -> Facts:
         raise InputError(
             f"label map '{case.labels}' has {len(np.unique(labels.array))} values: it looks like an image."
         )
-    if labels is not None and volume is not None and not (resample_labels(labels, volume.grid) > 0).any():
+    if labels is not None and volume is not None and not (labels_on_grid(labels, volume.grid) > 0).any():
         raise InputError(f"label map '{case.labels}' lies wholly outside its scan '{case.image}'.")
     if case.mask:
         read_mask(case.mask, main.grid)
@@ -415,7 +415,7 @@ class Cache:
         image, _ = working_grid.resample(scan, grid, np.eye(4))
         out = {"image": image.half()}
         if case.labels:
-            out["labels"] = torch.from_numpy(resample_labels(read_labels(case.labels), grid).astype(np.int32))[
+            out["labels"] = torch.from_numpy(labels_on_grid(read_labels(case.labels), grid).astype(np.int32))[
                 None, None
             ]
         if case.points:
@@ -430,5 +430,5 @@ class Cache:
         low, high = box.min(0), box.max(0)
         shape = np.maximum(np.floor((high - low) / spacing).astype(int) + 1, 1)
         grid = Grid.centred(shape, spacing, axes @ ((low + high) / 2), axes)
-        array = resample_labels(volume, grid)
+        array = labels_on_grid(volume, grid)
         return {"labels": torch.from_numpy(array.astype(np.int32)), "spacing": torch.tensor(spacing)}

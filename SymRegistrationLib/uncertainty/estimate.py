@@ -10,7 +10,7 @@ import numpy as np
 from ..fields import FieldPair, gaussian, jacobian_determinant, resize, resize_field, sample, warp
 from ..geometry.grid import Grid
 from ..geometry.lattice import affine_grid
-from ..geometry.volumes import Volume, foreground, resample_labels
+from ..geometry.volumes import Volume, foreground, labels_on_grid
 from ..job import Progress
 from ..quality.volume_change import volume_changes
 from ..registration import working_grid
@@ -132,7 +132,7 @@ def label_volumes(labels: Volume, jacobian: np.ndarray, grid: Grid, found: Uncer
         jacobian: (D, H, W) on ``grid``, the fixed scan's.
         found: the uncertainty map on ``grid``, or None.
     """
-    array = labels.array if labels.grid.same_as(grid) else resample_labels(labels, grid)
+    array = labels.array if labels.grid.same_as(grid) else labels_on_grid(labels, grid)
     calibrated = found is not None and found.summary.get("calibrated")
     patch = found.summary.get("patch_mm", 0.0) if found is not None else 0.0
     return volume_changes(array, jacobian, grid, found.mm if calibrated else None, patch)
