@@ -4,6 +4,7 @@ The module, its widget, its logic for scripts and its self-test. The parts are i
 SymRegistrationLib, which runs in a process of its own.
 """
 
+import logging
 import os
 import sys
 
@@ -30,14 +31,18 @@ class SymRegistration(ScriptedLoadableModule):
 
     def __init__(self, parent):
         ScriptedLoadableModule.__init__(self, parent)
+        from SymRegistrationGui import about
+
         parent.title = _("SymRegistration")
         parent.categories = [translate("qSlicerAbstractCoreModule", "Registration")]
         parent.dependencies = []
-        parent.contributors = ["SymRegistration contributors"]
+        parent.contributors = list(about.CONTRIBUTORS)
         parent.helpText = _(
             "Registers two 3-D scans of any kind in both directions at once, by optimization or with neural networks, and shows "
             "how far the result can be trusted: folding, inverse consistency, volume change, uncertainty, landmarks and labels.")
-        parent.acknowledgementText = _("See the method's description in the module for the publication to cite.")
+        parent.helpText += "<p>" + _("For more information see the {start}documentation{end}.").format(
+            start=f'<a href="{about.documentation()}">', end="</a>") + "</p>"
+        parent.acknowledgementText = _("To cite: {citation}").format(citation=about.CITATION)
         dark = slicer.app.palette().color(qt.QPalette.Window).lightness() < 128
         parent.icon = qt.QIcon(self.resourcePath("Icons/SymRegistrationDark.svg" if dark else "Icons/SymRegistration.svg"))
         slicer.app.connect("startupCompleted()", self.onStartup)
@@ -45,24 +50,29 @@ class SymRegistration(ScriptedLoadableModule):
     def onStartup(self):
         from SymRegistrationGui import sampledata
 
-        sampledata.register(self.parent.path)
+        try:
+            sampledata.register(self.parent.path)
+        except ImportError:  # an application built on Slicer without the module Sample Data
+            logging.getLogger("SymRegistration").info("SymRegistration: no Sample Data module here")
 
 
 class SymRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """Loads the .ui file and hands it to the panel."""
+    """Loads the .ui file and hands it to the panel; tells it of scenes that come and go."""
+
+    logic = panel = None
 
     def __init__(self, parent=None):
+        # The base class initializes the mixin and, without a parent, calls setup(); doing it again would forget observers.
         ScriptedLoadableModuleWidget.__init__(self, parent)
-        VTKObservationMixin.__init__(self)
 
     def setup(self):
         ScriptedLoadableModuleWidget.setup(self)
         from SymRegistrationGui.widget import Panel
 
-        widget = slicer.util.loadUI(self.resourcePath("UI/SymRegistration.ui"))
-        self.layout.addWidget(widget)
-        self.ui = slicer.util.childWidgetVariables(widget)
-        widget.setMRMLScene(slicer.mrmlScene)
+        self._widget = slicer.util.loadUI(self.resourcePath("UI/SymRegistration.ui"))
+        self.layout.addWidget(self._widget)
+        self.ui = slicer.util.childWidgetVariables(self._widget)
+        self._widget.setMRMLScene(slicer.mrmlScene)
         self.logic = SymRegistrationLogic()
         self.panel = Panel(self.ui, self.logic.engine)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
@@ -72,8 +82,16 @@ class SymRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def enter(self):
         """The module is opened: the state is read; nothing is installed, downloaded or started."""
+        if self.panel is None or self.panel.closed:  # setup() failed and said so, or the widget was reloaded
+            return
         if self.panel.parameters is None:
             self.panel.setParameters(self.logic.getParameterNode())
+        self.panel.results.views.resume()
+
+    def exit(self):
+        """Another module is opened: nothing in the views moves any more."""
+        if self.panel is not None and not self.panel.closed:
+            self.panel.results.views.pause()
 
     def onSceneStartClose(self, caller, event):
         self.panel.setParameters(None)
@@ -83,8 +101,11 @@ class SymRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel.setParameters(self.logic.getParameterNode())
 
     def cleanup(self):
+        """Reload, or the end of the application: nothing of this widget reacts to anything afterwards."""
         self.removeObservers()
-        self.panel.close()
+        if self.panel is not None and not self.panel.closed:
+            self.panel.close()
+            self._widget.deleteLater()  # Slicer only hides it, and its selectors would go on following the scene
 
 
 class SymRegistrationLogic(ScriptedLoadableModuleLogic):

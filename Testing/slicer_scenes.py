@@ -162,14 +162,18 @@ class Opened:
 
         if client is not None:
             monkeypatch.setattr(SymRegistrationGui.logic, "WorkerClient", lambda: client)
-        _parent, module = slicer_harness.loadModule(self.app)
-        self.widget = module.SymRegistrationWidget()
-        self.ui, self.panel, self.engine = self.widget.ui, self.widget.panel, self.widget.logic.engine
+        slicer_harness.openModule(self.app)
         self.scene = self.app.scene
 
     @property
-    def state(self):
-        return self.panel.parameters
+    def widget(self):
+        """The module's widget, also after a Reload."""
+        return slicer.modules.SymRegistrationWidget
+
+    ui = property(lambda self: self.widget.ui)
+    panel = property(lambda self: self.widget.panel)
+    engine = property(lambda self: self.widget.logic.engine)
+    state = property(lambda self: self.panel.parameters)
 
     def choose(self, fixed, moving, quick=True):
         """Select two scans as a user does, with settings that take a second."""
@@ -191,9 +195,28 @@ class Opened:
         run = self.panel.results.run
         return run if run is not None and run.table.GetMTime() != before else None
 
+    def workers(self):
+        """The worker processes that run now, without their launchers."""
+        return workers()
+
     def settle(self):
         """Wait for the report, which comes after the nodes."""
         self.app.wait(lambda: not self.engine.client.busy, 60, "the report")
+
+
+def workers():
+    """psutil.Process of every worker below this process; PythonSlicer, the launcher, is its parent and not among them."""
+    import psutil
+
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            words = process.cmdline()
+            if Path(words[0]).name.startswith("python") and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, IndexError):  # it is just going
+            continue
+    return found
 
 
 def keptClient():
@@ -231,7 +254,7 @@ def moduleFixture(client, monkeypatch):
     opened = Opened(client, monkeypatch)
     yield opened
     opened.app.wait(lambda: not client.busy, 60)
-    opened.widget.cleanup()
+    slicer_harness.unloadModule(opened.app)
     assert folders() == [], "a private folder was left behind"
 
 

@@ -7,6 +7,7 @@ import atexit
 import os
 import re
 import shutil
+import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -51,9 +52,14 @@ def sweep():
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _running(pid):
-    if os.name == "nt":  # signal 0 would end the process on Windows; leftovers go with the system's own clean-up
-        return True
+def _running(pid, system=sys.platform):
+    """True when process ``pid`` may be alive."""
+    if system == "win32":  # signal 0 would end the process there
+        try:
+            import psutil
+        except Exception:  # missing or damaged: the system's own clean-up has to do
+            return True
+        return psutil.pid_exists(pid)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

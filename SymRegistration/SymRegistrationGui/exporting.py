@@ -51,6 +51,9 @@ def check(request):
         raise InputError(_("'{name}' is chosen as fixed and as moving volume.").format(name=fixed.GetName()),
                          _("Choose two different scans."))
     for node in (fixed, moving):
+        if node.GetClassName() == "vtkMRMLLabelMapVolumeNode":
+            raise InputError(_("'{name}' is a label map, not a scan.").format(name=node.GetName()),
+                             _("Choose a scan; label maps can be masks or be compared under Evaluate."))
         array = nodes.volumeArray(node)
         if array.flat[0] == array[array.shape[0] // 2, array.shape[1] // 2, array.shape[2] // 2] and _constant(array):
             raise InputError(_("'{name}' is empty: all its voxels have the value {value}.").format(name=node.GetName(), value=array.flat[0]),

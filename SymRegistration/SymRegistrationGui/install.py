@@ -64,12 +64,15 @@ def _state(package):
     return "damaged" if recorded or spec is not None else "missing"
 
 
-def ensure(client, repair=False):
+def ensure(client, repair=False, onBegin=lambda text: None):
     """Make everything available, asking once. Call on the main thread, when the user pressed Register.
+
+    An installation takes minutes, during which Slicer processes events: the caller must not let itself be called again.
 
     Args:
         client: the worker client; it is stopped before files that it may hold open are replaced.
         repair: install again even though everything seems to be there.
+        onBegin: called with what to show meanwhile, when the user agreed and the installation begins.
 
     Returns:
         False when the user declined.
@@ -82,6 +85,7 @@ def ensure(client, repair=False):
         return True
     if not slicer.util.confirmOkCancelDisplay(question(missing), windowTitle=_("Install libraries")):
         return False
+    onBegin(_("Installing {names}. This can take some minutes; the Python console shows how far it is.").format(names=names(missing)))
     client.stop()
     if missing.torch:
         _installTorch(missing.torch == "damaged")
@@ -94,16 +98,18 @@ def ensure(client, repair=False):
     return True
 
 
+def names(missing):
+    """What is missing, for people."""
+    return ", ".join((["PyTorch"] if missing.torch else []) + [line.split(">")[0] for line in missing.packages])
+
+
 def question(missing):
     """The one question before anything is downloaded."""
-    names = [line.split(">")[0] for line in missing.packages]
-    if missing.torch:
-        names.insert(0, "PyTorch")
     damaged = _("A former installation of PyTorch is damaged and will be replaced. ") if missing.torch == "damaged" else ""
     size = _("200 MB, with a graphics card up to 3 GB") if missing.torch else _("less than 2 MB")
     return _("{damaged}The registration needs {names}. They are downloaded and installed into Slicer's Python once ({size}); "
              "this can take some minutes. Your scans stay on this computer. Install now?").format(
-                 damaged=damaged, names=", ".join(names), size=size)
+                 damaged=damaged, names=names(missing), size=size)
 
 
 def _installTorch(damaged):
@@ -146,9 +152,9 @@ def _failure(what, error):
 def offlineHint():
     """What to copy where on a computer without internet."""
     version = importlib.import_module("sys").version_info
-    names = f"\"torch{TORCH}\" " + " ".join(f'"{line}"' for line in REQUIREMENTS)
+    lines = f"\"torch{TORCH}\" " + " ".join(f'"{line}"' for line in REQUIREMENTS)
     return _("Check the internet connection, the proxy and the free disk space, and press Register again. Without internet: "
              "on another computer of the same kind with Python {python}, run  pip download {names} -d wheels  and copy the folder "
              "'wheels' to this computer; then, in Slicer's Python console, run  slicer.util.pip_install('--no-index "
              "--find-links=PATH/wheels {plain}')  with the path of that folder.").format(
-                 python=f"{version.major}.{version.minor}", names=names, plain="torch safetensors psutil")
+                 python=f"{version.major}.{version.minor}", names=lines, plain="torch safetensors psutil")

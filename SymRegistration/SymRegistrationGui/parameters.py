@@ -9,8 +9,9 @@ from SymRegistrationLib.job import Options
 
 from .exporting import Request
 
-#: The wrapper tells a selector's node types by the annotation, so this is also what the user can choose.
-Labels = Union[slicer.vtkMRMLSegmentationNode, slicer.vtkMRMLLabelMapVolumeNode]  # noqa: UP007  the wrapper knows no other form
+#: The wrapper tells a selector's node types by the annotation, so this is also what the user can choose. A Union of nodes
+#: needs None, unlike a single node type: without it, the wrapper cannot write the empty value.
+Labels = Union[slicer.vtkMRMLSegmentationNode, slicer.vtkMRMLLabelMapVolumeNode, None]  # noqa: UP007  what 5.10 knows
 
 
 @parameterNodeWrapper
@@ -63,6 +64,50 @@ OUTPUTS = {
     "inverse_consistency": ("outputConsistency", "makeConsistency"),
     "uncertainty": ("outputUncertainty", "uncertaintyRuns"),
 }
+
+
+def isScan(node):
+    """True for a volume that can be registered: label maps, vector and tensor volumes are subclasses of scalar volumes."""
+    return node is not None and node.GetClassName() == "vtkMRMLScalarVolumeNode"
+
+
+def scans(scene):
+    """All scans of a scene that a user can see in lists."""
+    volumes = [scene.GetNthNodeByClass(k, "vtkMRMLScalarVolumeNode")
+               for k in range(scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode"))]
+    return [node for node in volumes if isScan(node) and not node.GetHideFromEditors()]
+
+
+def guessScans(parameters, scene):
+    """With exactly two scans in the scene there is nothing to choose."""
+    found = scans(scene)
+    if parameters.fixedVolume is None and parameters.movingVolume is None and len(found) == 2:
+        parameters.fixedVolume, parameters.movingVolume = found
+
+
+def swap(parameters):
+    """Exchange the two sides."""
+    wasModifying = parameters.StartModify()
+    try:
+        for kind in ("Volume", "Mask", "Landmarks", "Labels"):
+            first, second = getattr(parameters, f"fixed{kind}"), getattr(parameters, f"moving{kind}")
+            setattr(parameters, f"fixed{kind}", second)
+            setattr(parameters, f"moving{kind}", first)
+    finally:
+        parameters.EndModify(wasModifying)
+
+
+def choosePair(parameters, fixed, moving, fixedPoints, movingPoints):
+    """Another pair of scans with landmarks; its results shall be new nodes."""
+    wasModifying = parameters.StartModify()
+    try:
+        parameters.fixedVolume, parameters.movingVolume = fixed, moving
+        parameters.fixedLandmarks, parameters.movingLandmarks = fixedPoints, movingPoints
+        for output, _switch in OUTPUTS.values():
+            setattr(parameters, output, None)
+        parameters.resultTable = None
+    finally:
+        parameters.EndModify(wasModifying)
 
 
 def wantedParts(parameters):

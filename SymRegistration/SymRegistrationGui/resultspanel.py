@@ -10,6 +10,7 @@ from slicer.i18n import tr as _
 from SymRegistrationLib.job import RegistrationError
 
 from . import results, runs
+from .events import guarded
 from .views import Views
 
 #: Button -> what it shows.
@@ -33,19 +34,19 @@ class ResultsPanel:
         self.views.onLegend = self._legend
         self._shown = None
         self._places = {}
-        ui.resultsTable.cellClicked.connect(self.onCell)
+        ui.resultsTable.cellClicked.connect(guarded(self.onCell))
         ui.applyDirectionComboBox.addItems([_("From the moving to the fixed scan"), _("From the fixed to the moving scan")])
         ui.resultSelector.addAttribute("vtkMRMLTableNode", runs.PREFIX + "Run")
         for name in MODES:
-            getattr(ui, name).toggled.connect(lambda on, n=name: self.onMode(n, on))
+            getattr(ui, name).toggled.connect(guarded(lambda on, n=name: self.onMode(n, on)))
         for name in DEFORMATION:
-            getattr(ui, name).toggled.connect(lambda on, n=name: self.onDeformation(n, on))
-        ui.viewSlider.valueChanged.connect(lambda value: self.views.setValue(value / 100))
-        ui.applyButton.clicked.connect(self.onApply)
+            getattr(ui, name).toggled.connect(guarded(lambda on, n=name: self.onDeformation(n, on)))
+        ui.viewSlider.valueChanged.connect(guarded(lambda value: self.views.setValue(value / 100)))
+        ui.applyButton.clicked.connect(guarded(self.onApply))
         ui.applyNodesSelector.checkedNodesChanged.connect(self.update)
-        ui.evaluateButton.clicked.connect(self.onEvaluate)
-        ui.exportButton.clicked.connect(self.onExport)
-        ui.removeButton.clicked.connect(self.onRemove)
+        ui.evaluateButton.clicked.connect(guarded(self.onEvaluate))
+        ui.exportButton.clicked.connect(guarded(self.onExport))
+        ui.removeButton.clicked.connect(guarded(self.onRemove))
         self._fillRows([])
 
     @property
@@ -56,7 +57,7 @@ class ResultsPanel:
         return runs.Run(table) if runs.isResultTable(table) else None
 
     def update(self):
-        ui, run, busy = self.ui, self.run, self.logic.busy
+        ui, run, busy = self.ui, self.run, self.panel.busy
         for widget in (ui.resultsTabs, ui.exportButton, ui.removeButton):
             widget.enabled = run is not None and not busy
         if run is None:
@@ -211,6 +212,7 @@ class ResultsPanel:
         self.panel.update()
 
     def close(self):
+        """The views as they were before; nothing goes on."""
         self.views.show("", None)
 
 

@@ -4,9 +4,11 @@ Made on the spot in a tenth of a second, so nothing is downloaded. The moving he
 fixed one; ten landmarks with known partners measure the result.
 """
 
+import logging
 import os
 
 import numpy as np
+import slicer
 from slicer.i18n import tr as _
 
 from SymRegistrationLib.geometry.grid import Grid
@@ -72,7 +74,7 @@ def fixedLandmarks():
 
 
 def makePair(scene):
-    """(fixed volume, moving volume, fixed landmarks, moving landmarks): new nodes in the scene."""
+    """(fixed volume, moving volume, fixed landmarks, moving landmarks): new nodes in the scene; see :func:`showPair`."""
     fixed, moving, grid = arrays()
     made = []
     for name, array in ((_("Head, fixed"), fixed), (_("Head, moving"), moving)):
@@ -93,16 +95,39 @@ def makePair(scene):
     return tuple(made)
 
 
+def showPair(fixed, moving):
+    """Both scans in all slice views, half each, as they lie."""
+    slicer.util.setSliceViewerLayers(background=fixed, foreground=moving, foregroundOpacity=0.5, fit=True)
+
+
+CATEGORY = "SymRegistration"
+#: Slicer's own data sets that make the second entry; Sample Data shows the thumbnail of the first one.
+TUMOR_PAIR = ("MRBrainTumor1", "MRBrainTumor2")
+
+
 def register(modulePath):
-    """Offer the pair in the Sample Data module, beside the tumor pair that Slicer itself offers."""
+    """Offer both pairs in the Sample Data module; registering again changes nothing.
+
+    The heads are made by a click on their button. ``SampleData.downloadSample("SymRegistrationHeads")`` finds no file to
+    load, because it never asks a custom downloader; scripts call :func:`makePair`. The tumor pair has files: both ways work.
+    """
     import SampleData
-    import slicer
 
     icons = os.path.join(os.path.dirname(modulePath), "Resources", "Icons")
     SampleData.SampleDataLogic.registerCustomSampleDataSource(
-        category="SymRegistration", sampleName="SymRegistrationHeads",
-        thumbnailFileName=os.path.join(icons, "SymRegistrationHeads.png"),
-        customDownloader=lambda source: list(makePair(slicer.mrmlScene)))
-    SampleData.SampleDataLogic.registerCustomSampleDataSource(
-        category="SymRegistration", sampleName="SymRegistrationTumorPair",
-        customDownloader=lambda source: [SampleData.downloadSample(name) for name in ("MRBrainTumor1", "MRBrainTumor2")])
+        category=CATEGORY, sampleName="SymRegistrationHeads", uris=[], fileNames=[], nodeNames=[],
+        thumbnailFileName=os.path.join(icons, "SymRegistrationHeads.png"), customDownloader=_makeHeads)
+    sources = [SampleData.SampleDataLogic().sourceForSampleName(name) for name in TUMOR_PAIR]
+    if None in sources:
+        logging.getLogger("SymRegistration").warning("SymRegistration: this Slicer has no sample data %s", " and ".join(TUMOR_PAIR))
+        return
+    fields = {field: [value for source in sources for value in getattr(source, field)]
+              for field in ("uris", "fileNames", "nodeNames", "checksums", "loadFiles", "loadFileTypes")}
+    SampleData.SampleDataLogic.registerCustomSampleDataSource(category=CATEGORY, sampleName="SymRegistrationTumorPair", **fields)
+
+
+def _makeHeads(source):
+    """What the button does. One function, not a new one each time: Sample Data compares sources by their texts."""
+    made = list(makePair(slicer.mrmlScene))
+    showPair(*made[:2])
+    return made

@@ -74,6 +74,17 @@ class Views:
         elif self.mode == "checkerboard" and not self._steps.busy:
             self._compute(self._run, self._parts(self.mode, self._run))
 
+    def pause(self):
+        """Nothing moves while the module is not shown: a flicker stops at the registered scan."""
+        if self.mode == "flicker" and self._timer.active:
+            self._timer.stop()
+            self._opacity(1.0)
+
+    def resume(self):
+        """The module is shown again."""
+        if self.mode == "flicker":
+            self._timer.start()
+
     def forget(self):
         """The scene was closed: nothing to go back to."""
         self._stop()

@@ -4,12 +4,13 @@ import time
 
 import qt
 import slicer
-import vtk
 from slicer.i18n import tr as _
 
 from SymRegistrationLib.job import InputError, RegistrationError
 
-from . import install, methods, parameters, sampledata
+from . import exporting, install, methods, parameters, sampledata, settings
+from .events import guarded, later
+from .link import Link
 from .logic import Task
 from .resultspanel import ResultsPanel
 
@@ -30,8 +31,9 @@ class Panel:
         self.ui = ui
         self.logic = logic
         self.parameters = None
-        self._guiTag = self._nodeTag = None
-        self._updating = False
+        self._link = None
+        self._updating = self._installing = False
+        self.closed = False
         self._hint = ""
         self._started = 0.0
         logic.client.onLog = self.log
@@ -60,34 +62,31 @@ class Panel:
         for name, parameter in COMBOS.items():
             combo = getattr(ui, name)
             combo.currentIndexChanged.connect(lambda *_unused, c=combo, p=parameter: self._choose(p, c.itemData(c.currentIndex)))
-        ui.weightsPathEdit.currentPathChanged.connect(lambda *_unused: self._choose("weights", ui.weightsPathEdit.currentPath))
-        ui.registerButton.clicked.connect(self.onRegister)
-        ui.cancelButton.clicked.connect(self.onCancel)
-        ui.swapButton.clicked.connect(self.onSwap)
-        ui.tryItButton.clicked.connect(self.onTryIt)
-        ui.devicesButton.clicked.connect(self.onDevices)
+        # The path edit tells of a path that it finds valid, and of losing validity, but not of further typing, nor of an empty
+        # text; the line inside it tells of everything.
+        for signal in (ui.weightsPathEdit.currentPathChanged, ui.weightsPathEdit.validInputChanged,
+                       *(child.textChanged for child in slicer.util.findChildren(ui.weightsPathEdit) if hasattr(child, "editingFinished"))):
+            signal.connect(self._readWeights)
+        ui.idleSpinBox.value = settings.idleMinutes()
+        ui.idleSpinBox.valueChanged.connect(guarded(settings.setIdleMinutes))
+        for button, slot in ((ui.registerButton, self.onRegister), (ui.cancelButton, self.onCancel), (ui.swapButton, self.onSwap),
+                             (ui.tryItButton, self.onTryIt), (ui.devicesButton, self.onDevices)):
+            button.clicked.connect(guarded(slot))
 
     # ------------------------------------------------------------------------------------------ state
 
     def setParameters(self, wrapped):
-        """Show another parameter node, or None while a scene closes."""
-        if self.parameters is not None:
-            self.parameters.disconnectGui(self._guiTag)
-            self.parameters.RemoveObserver(self._nodeTag)
-        self.parameters = wrapped
+        """Show another parameter node, or None while a scene closes and when the panel is closed."""
+        if self._link is not None:
+            self._link.cut()
+        self.parameters, self._link = wrapped, None
         if wrapped is not None:
-            self._guiTag = wrapped.connectGui(self.ui)
-            self._nodeTag = wrapped.AddObserver(vtk.vtkCommand.ModifiedEvent, self._parametersChanged)
-            self._guessVolumes()
+            self._link = Link(wrapped, self.ui, self._parametersChanged)
+            parameters.guessScans(wrapped, slicer.mrmlScene)
         self.update()
 
-    def _guessVolumes(self):
-        """With exactly two scans in the scene there is nothing to choose."""
-        state = self.parameters
-        volumes = [slicer.mrmlScene.GetNthNodeByClass(k, "vtkMRMLScalarVolumeNode")
-                   for k in range(slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode"))]
-        if state.fixedVolume is None and state.movingVolume is None and len(volumes) == 2:
-            state.fixedVolume, state.movingVolume = volumes
+    def _readWeights(self, *_unused):
+        self._choose("weights", self.ui.weightsPathEdit.currentPath)
 
     def _choose(self, name, value):
         if self.parameters is not None and not self._updating and value is not None:
@@ -134,24 +133,32 @@ class Panel:
             selector.enabled = getattr(state, switch)
         ui.outputUncertaintySelector.enabled = state.uncertaintyRuns > 0
 
+    @property
+    def busy(self):
+        """True while a registration, another task or an installation is under way."""
+        return self.logic.busy or self._installing
+
     def _showButtons(self):
-        ui, busy = self.ui, self.logic.busy
+        ui, busy = self.ui, self.busy
         problem = self.problem()
         ui.registerButton.enabled = not busy and not problem
         ui.registerButton.toolTip = problem or _("Register the moving scan to the fixed one, and the other way round.")
         if not busy and (problem or ui.statusLabel.text == self._hint):
             self.status(problem)
         self._hint = problem
-        ui.cancelButton.enabled = busy
+        ui.cancelButton.enabled = self.logic.busy
         for section in (ui.inputsCollapsibleButton, ui.methodCollapsibleButton, ui.advancedCollapsibleButton, ui.outputsCollapsibleButton):
             section.enabled = not busy
-        ui.progressBar.visible = busy
+        ui.progressBar.visible = self.logic.busy
 
     def problem(self):
         """Why Register cannot be pressed now, "" when it can."""
         state = self.parameters
         if state is None or state.fixedVolume is None or state.movingVolume is None:
             return _("Choose a fixed and a moving volume.")
+        for node in (state.fixedVolume, state.movingVolume):
+            if not parameters.isScan(node):
+                return _("'{name}' is no scan: choose a volume with one gray value per voxel.").format(name=node.GetName())
         if state.fixedVolume is state.movingVolume:
             return _("Choose two different volumes.")
         if state.initial == "transform" and state.initialTransform is None:
@@ -170,15 +177,43 @@ class Panel:
 
     def register(self, repair=False):
         """What the Register button does."""
+        if self.busy or self.parameters is None:
+            return
+        self._readWeights()
         try:
             request = parameters.request(self.parameters)
-            if not install.ensure(self.logic.client, repair):
+            exporting.check(request)  # nothing is installed for what cannot be done anyway
+            if not self._ensureInstalled(repair):
                 self.status(_("Nothing was installed; the registration was not started."))
                 return
-            self._watch(self.logic.register(request, Task(onDone=self._registered)))
+            if self.closed:
+                return
+            if None in (request.fixedNode.GetScene(), request.movingNode.GetScene()):
+                raise RegistrationError(_("The scans were removed or the scene was closed during the installation; nothing was registered."),
+                                        _("The libraries are installed now: choose two scans and press Register."))
+            self._watch(self.logic.register(request, Task(onDone=guarded(self._registered))))
         except (InputError, RegistrationError, install.InstallError) as error:
             self.fail(error)
         self.update()
+
+    def _ensureInstalled(self, repair=False):
+        """True when all libraries are there. Meanwhile the panel says what goes on, and takes no second click."""
+        try:
+            return install.ensure(self.logic.client, repair, self._installationBegins)
+        finally:
+            if self._installing:
+                self._installing = False
+                slicer.app.restoreOverrideCursor()
+                if not self.closed:
+                    self.update()
+
+    def _installationBegins(self, text):
+        self._installing = True
+        slicer.app.setOverrideCursor(qt.Qt.BusyCursor)
+        self.update()
+        self.status(text)
+        self.log(text)
+        slicer.app.processEvents()  # pip says nothing for a while, and until then nothing would be drawn
 
     def _registered(self, run):
         from . import results
@@ -193,7 +228,7 @@ class Panel:
 
     def watch(self, start, onDone):
         """Start another task (``start(task)``), with progress and errors as for a registration."""
-        task = Task(onDone=lambda result: (self._ended(_("Done.")), onDone(result)))
+        task = Task(onDone=guarded(lambda result: (self._ended(_("Done.")), onDone(result))))
         try:
             self._watch(start(task))
         except (InputError, RegistrationError) as error:
@@ -211,30 +246,17 @@ class Panel:
         self.logic.cancel()
 
     def onSwap(self, *_unused):
-        state = self.parameters
-        wasModifying = state.StartModify()
-        for one, other in (("fixedVolume", "movingVolume"), ("fixedMask", "movingMask"), ("fixedLandmarks", "movingLandmarks"),
-                           ("fixedLabels", "movingLabels")):
-            first, second = getattr(state, one), getattr(state, other)
-            setattr(state, one, second)
-            setattr(state, other, first)
-        state.EndModify(wasModifying)
+        parameters.swap(self.parameters)
 
     def onTryIt(self, *_unused):
-        fixed, moving, fixedPoints, movingPoints = sampledata.makePair(slicer.mrmlScene)
-        state = self.parameters
-        wasModifying = state.StartModify()
-        state.fixedVolume, state.movingVolume = fixed, moving
-        state.fixedLandmarks, state.movingLandmarks = fixedPoints, movingPoints
-        for output, _switch in parameters.OUTPUTS.values():
-            setattr(state, output, None)
-        state.resultTable = None
-        state.EndModify(wasModifying)
+        pair = sampledata.makePair(slicer.mrmlScene)
+        parameters.choosePair(self.parameters, *pair)
+        sampledata.showPair(*pair[:2])
         self.register()
 
     def onDevices(self, *_unused):
         try:
-            if install.ensure(self.logic.client):
+            if self._ensureInstalled() and not self.closed:
                 self.status(_("Looking for devices..."))
                 self.logic.client.request("ping", {}, lambda result: self.status(""), self.fail)
         except install.InstallError as error:
@@ -273,14 +295,21 @@ class Panel:
         self.update()
 
     def fail(self, error):
-        """Tell the user what went wrong; offer the repair when the installation is to blame."""
+        """Tell the user what went wrong, in the panel and in a box; offer the repair when the installation is to blame.
+
+        The box waits until the event is over: this is also called while a scene closes or a node goes.
+        """
         text = f"{error.message} {getattr(error, 'hint', '')}".strip()
         self._ended(text)
         if getattr(error, "environment", False):
-            if slicer.util.confirmOkCancelDisplay(text + " " + _("Install the libraries again now?"), windowTitle=_("Registration")):
-                self.register(repair=True)
+            later(lambda: self._offerRepair(text))
         elif text != _("Canceled."):
-            slicer.util.errorDisplay(text, windowTitle=_("Registration"))
+            later(lambda: slicer.util.errorDisplay(text, windowTitle=_("Registration")))
+
+    def _offerRepair(self, text):
+        agreed = slicer.util.confirmOkCancelDisplay(text + " " + _("Install the libraries again now?"), windowTitle=_("Registration"))
+        if agreed and not self.closed:
+            self.register(repair=True)
 
     def status(self, text):
         self.ui.statusLabel.text = text
@@ -290,10 +319,15 @@ class Panel:
             self.ui.logTextEdit.appendPlainText(text)
 
     def close(self):
-        """End timers and processes."""
+        """Let go of everything: timers, processes, the parameter node. What was connected to the widgets stays silent."""
+        if self.closed:
+            return
+        self.closed = True
         self._clock.stop()
         self.results.close()
         self.logic.close()
+        self.logic.client.onLog = self.logic.client.onDevices = lambda *_unused: None
+        self.setParameters(None)
 
 
 def duration(seconds):
