@@ -100,8 +100,10 @@ class RegistrationLogic:
     def _imported(self, run):
         folder = self._task.folder
         self._task.folder = None
-        self._finish(run)
-        self._fetchReport(run, folder)
+        try:
+            self._finish(run)
+        finally:  # whoever is told may fail; the folder has to go all the same
+            self._fetchReport(run, folder)
 
     def _fetchReport(self, run, folder):
         """The report is made after the nodes are there: nobody waits for its pictures."""

@@ -118,7 +118,7 @@ def register(modulePath):
         category=CATEGORY, sampleName="SymRegistrationHeads", uris=[], fileNames=[], nodeNames=[],
         thumbnailFileName=os.path.join(icons, "SymRegistrationHeads.png"), customDownloader=_makeHeads)
     sources = [SampleData.SampleDataLogic().sourceForSampleName(name) for name in TUMOR_PAIR]
-    if None in sources:
+    if any(source is None for source in sources):
         logging.getLogger("SymRegistration").warning("SymRegistration: this Slicer has no sample data %s", " and ".join(TUMOR_PAIR))
         return
     fields = {field: [value for source in sources for value in getattr(source, field)]

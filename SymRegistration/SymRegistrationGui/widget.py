@@ -34,7 +34,7 @@ class Panel:
         self._link = None
         self._updating = self._installing = False
         self.closed = False
-        self._hint = ""
+        self._hint = self._told = ""
         self._started = 0.0
         logic.client.onLog = self.log
         logic.client.onDevices = self._showDevices
@@ -81,6 +81,7 @@ class Panel:
             self._link.cut()
         self.parameters, self._link = wrapped, None
         if wrapped is not None:
+            self.closed = False
             self._link = Link(wrapped, self.ui, self._parametersChanged)
             parameters.guessScans(wrapped, slicer.mrmlScene)
         self.update()
@@ -143,9 +144,10 @@ class Panel:
         problem = self.problem()
         ui.registerButton.enabled = not busy and not problem
         ui.registerButton.toolTip = problem or _("Register the moving scan to the fixed one, and the other way round.")
+        hint = " ".join(filter(None, (self._told, problem)))  # what went wrong stays to be read beside what is missing now
         if not busy and (problem or ui.statusLabel.text == self._hint):
-            self.status(problem)
-        self._hint = problem
+            self.status(hint)
+        self._hint = hint
         ui.cancelButton.enabled = self.logic.busy
         for section in (ui.inputsCollapsibleButton, ui.methodCollapsibleButton, ui.advancedCollapsibleButton, ui.outputsCollapsibleButton):
             section.enabled = not busy
@@ -236,7 +238,7 @@ class Panel:
         self.update()
 
     def _watch(self, task):
-        self._started, self._lastProgress = time.perf_counter(), None
+        self._started, self._lastProgress, self._told = time.perf_counter(), None, ""
         task.onProgress, task.onFailed = self._progress, self.fail
         self.ui.progressBar.value = 0
         self.status(_("Starting..."))
@@ -300,6 +302,7 @@ class Panel:
         The box waits until the event is over: this is also called while a scene closes or a node goes.
         """
         text = f"{error.message} {getattr(error, 'hint', '')}".strip()
+        self._told = text
         self._ended(text)
         if getattr(error, "environment", False):
             later(lambda: self._offerRepair(text))
@@ -319,14 +322,14 @@ class Panel:
             self.ui.logTextEdit.appendPlainText(text)
 
     def close(self):
-        """Let go of everything: timers, processes, the parameter node. What was connected to the widgets stays silent."""
-        if self.closed:
-            return
+        """Let go of everything: timers, processes, the parameter node. What is connected to the widgets stays silent.
+
+        :meth:`setParameters` opens it again.
+        """
         self.closed = True
         self._clock.stop()
         self.results.close()
         self.logic.close()
-        self.logic.client.onLog = self.logic.client.onDevices = lambda *_unused: None
         self.setParameters(None)
 
 

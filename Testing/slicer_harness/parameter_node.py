@@ -96,6 +96,10 @@ class _Nothing(_Plain):
     def __init__(self):
         self.default = None
 
+    def check(self, value):
+        if value is not None:
+            raise ValueError("the value must be None")
+
     def write(self, node, name, value):
         node.SetParameter(name, "None")
 
@@ -115,6 +119,10 @@ class _Union:
             if (value is None and kind is type(None)) or (value is not None and isinstance(value, kind)):
                 return index, store
         raise TypeError(f"{value!r} of {type(value).__name__} cannot be written: no member of the Union takes it")
+
+    def check(self, value):
+        _index, store = self._of(value)
+        store.check(value)
 
     def isIn(self, node, name):
         return any(store.isIn(node, f"{name}.{k}") for k, (_kind, store) in enumerate(self.members))
@@ -156,6 +164,7 @@ class _Parameter:
         self.default = self.store.default if default is None else default
 
     def write(self, node, value):
+        self.store.check(value)
         for validator in self.validators:
             validator.validate(value)
         self.store.write(node, self.name, value)

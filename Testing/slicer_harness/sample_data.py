@@ -23,7 +23,7 @@ class SampleDataSource:
         vars(self).update(given)
 
     def __eq__(self, other):
-        return str(vars(self)) == str(vars(other))
+        return isinstance(other, SampleDataSource) and str(vars(self)) == str(vars(other))
 
 
 class SampleDataLogic:

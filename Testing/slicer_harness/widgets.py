@@ -75,9 +75,10 @@ class _SceneList(QWidget):
         if self._scene is not None:
             for tag in self._tags:
                 self._scene.RemoveObserver(tag)
-        self._scene = scene
-        self._tags = [scene.AddObserver(event, self._nodeEvent) for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent)]
-        self._tags += [scene.AddObserver(event, lambda caller, name: self._fill()) for event in (scene.EndCloseEvent, scene.EndImportEvent)]
+        self._scene, self._tags = scene, []
+        if scene is not None:
+            self._tags = [scene.AddObserver(event, self._nodeEvent) for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent)]
+            self._tags += [scene.AddObserver(event, lambda caller, name: self._fill()) for event in (scene.EndCloseEvent, scene.EndImportEvent)]
         self._fill()
 
     @calldata_type(VTK_OBJECT)
@@ -320,9 +321,9 @@ CLASSES = {cls.__name__: cls for cls in (qMRMLWidget, qMRMLNodeComboBox, qMRMLCh
 
 #: Widgets that only Slicer's own files name, to compare types with them or to lay out buttons.
 _NAMED_ONLY = (
-    "ctkCheckBox", "ctkCheckablePushButton", "ctkColorPickerButton", "ctkDirectoryButton", "ctkDoubleRangeSlider", "ctkDoubleSlider",
+    "ctkCheckBox", "ctkCheckablePushButton", "ctkColorPickerButton", "ctkComboBox", "ctkDirectoryButton", "ctkDoubleRangeSlider", "ctkDoubleSlider",
     "ctkDoubleSpinBox", "ctkRangeWidget", "ctkSliderWidget", "qMRMLRangeWidget", "qMRMLSliderWidget", "qMRMLSpinBox",
-    "qMRMLSubjectHierarchyComboBox", "qMRMLCheckableNodeComboBox", "qSlicerScriptedLoadableModule", "qSlicerScriptedLoadableModuleWidget")
+    "qSlicerScriptedLoadableModule", "qSlicerScriptedLoadableModuleWidget", "qSlicerWidget")
 
 
 class _FlowLayout(QVBoxLayout):
