@@ -200,6 +200,8 @@ class Panel:
 
     def _ensureInstalled(self, repair=False):
         """True when all libraries are there. Meanwhile the panel says what goes on, and takes no second click."""
+        if self._installing:
+            return False
         try:
             return install.ensure(self.logic.client, repair, self._installationBegins)
         finally:
@@ -251,12 +253,16 @@ class Panel:
         parameters.swap(self.parameters)
 
     def onTryIt(self, *_unused):
+        if self.busy:
+            return
         pair = sampledata.makePair(slicer.mrmlScene)
         parameters.choosePair(self.parameters, *pair)
         sampledata.showPair(*pair[:2])
         self.register()
 
     def onDevices(self, *_unused):
+        if self.busy:
+            return
         try:
             if self._ensureInstalled() and not self.closed:
                 self.status(_("Looking for devices..."))
