@@ -39,12 +39,20 @@ class SymRegistration(ScriptedLoadableModule):
         parent.contributors = list(about.CONTRIBUTORS)
         parent.helpText = _(
             "Registers two 3-D scans of any kind in both directions at once, by optimization or with neural networks, and shows "
-            "how far the result can be trusted: folding, inverse consistency, volume change, uncertainty, landmarks and labels.")
-        parent.helpText += "<p>" + _("For more information see the {start}documentation{end}.").format(
-            start=f'<a href="{about.documentation()}">', end="</a>") + "</p>"
+            "how far the result can be trusted: folding, inverse consistency, volume change, uncertainty, landmarks and labels."
+        )
+        parent.helpText += (
+            "<p>"
+            + _("For more information see the {start}documentation{end}.").format(
+                start=f'<a href="{about.documentation()}">', end="</a>"
+            )
+            + "</p>"
+        )
         parent.acknowledgementText = _("To cite: {citation}").format(citation=about.CITATION)
         dark = slicer.app.palette().color(qt.QPalette.Window).lightness() < 128
-        parent.icon = qt.QIcon(self.resourcePath("Icons/SymRegistrationDark.svg" if dark else "Icons/SymRegistration.svg"))
+        parent.icon = qt.QIcon(
+            self.resourcePath("Icons/SymRegistrationDark.svg" if dark else "Icons/SymRegistration.svg")
+        )
         slicer.app.connect("startupCompleted()", self.onStartup)
 
     def onStartup(self):
@@ -110,7 +118,9 @@ class SymRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.removeObservers()
         if self.panel is not None:
             self.panel.close()
-            self._widget.setMRMLScene(None)  # Reload only hides the widget, and its selectors would go on following the scene
+            self._widget.setMRMLScene(
+                None
+            )  # Reload only hides the widget, and its selectors would go on following the scene
 
 
 class SymRegistrationLogic(ScriptedLoadableModuleLogic):

@@ -62,6 +62,7 @@ def oblique() -> Grid:
 
 # ------------------------------------------------------------------------------------------------ tests of the Slicer module
 
+
 def _layer():
     """slicer_harness/layer.py without the package around it, which would start Qt and VTK."""
     spec = importlib.util.spec_from_file_location("slicer_layer", Path(__file__).parent / "slicer_harness" / "layer.py")

@@ -54,7 +54,9 @@ def body(ijkToRas, shape, move=lambda ras: ras):
     x, y, z = ((move(ras) - (5, -8, 12)) / (1, 1, 1)).T
     radius = np.sqrt((x / 30) ** 2 + (y / 38) ** 2 + (z / 34) ** 2)
     value = 600 / (1 + np.exp(12 * (radius - 1))) * (1 + 0.4 * np.sin(x / 7 + 1) * np.cos(y / 8) * np.sin(z / 9 + 0.5))
-    value += 300 * np.exp(-((x - 12) ** 2 + (y + 9) ** 2 + z**2) / 80) + 200 * np.exp(-((x + 5) ** 2 + (y - 15) ** 2 + (z - 9) ** 2) / 60)
+    value += 300 * np.exp(-((x - 12) ** 2 + (y + 9) ** 2 + z**2) / 80) + 200 * np.exp(
+        -((x + 5) ** 2 + (y - 15) ** 2 + (z - 9) ** 2) / 60
+    )
     return value.reshape(shape).astype(np.int16)
 
 
@@ -82,9 +84,15 @@ def shift(ras):
 
 def pair(scene, spacing=3.0, oblique=False):
     """(fixed, moving): two small scans whose correspondence is :func:`shift`."""
-    axes = [np.diag([-1.0, -1.0, 1.0]), rotation() @ np.diag([1.0, 1.0, -1.0]) if oblique else np.diag([-1.0, -1.0, 1.0])]
+    axes = [
+        np.diag([-1.0, -1.0, 1.0]),
+        rotation() @ np.diag([1.0, 1.0, -1.0]) if oblique else np.diag([-1.0, -1.0, 1.0]),
+    ]
     shapes = [tuple(round(n * 3.0 / spacing) for n in shape) for shape in ((34, 36, 32), (30, 38, 36))]
-    grids = [geometry(shape, np.array([1.0, 1.1, 0.9]) * spacing if oblique else [spacing] * 3, axis) for shape, axis in zip(shapes, axes)]
+    grids = [
+        geometry(shape, np.array([1.0, 1.1, 0.9]) * spacing if oblique else [spacing] * 3, axis)
+        for shape, axis in zip(shapes, axes)
+    ]
     fixed = volume(scene, body(grids[0], shapes[0], shift), grids[0], "Fixed scan")
     moving = volume(scene, body(grids[1], shapes[1]), grids[1], "Moving scan")
     return fixed, moving
@@ -128,7 +136,9 @@ def segmentation(scene, reference, masks, name="Segmentation"):
 
 def names(scene):
     """Names of all nodes, to see that a scene is as it was."""
-    return sorted(f"{scene.GetNthNode(k).GetClassName()} {scene.GetNthNode(k).GetName()}" for k in range(scene.GetNumberOfNodes()))
+    return sorted(
+        f"{scene.GetNthNode(k).GetClassName()} {scene.GetNthNode(k).GetName()}" for k in range(scene.GetNumberOfNodes())
+    )
 
 
 def queued(pid=None):

@@ -11,8 +11,10 @@ REPOSITORY = "https://github.com/SymRegistration/SlicerSymRegistration"
 #: Branch that pictures and documentation are read from.
 BRANCH = "main"
 #: What to cite, as the README says it.
-CITATION = (f"SymRegistration: symmetric deformable registration for 3D Slicer. {REPOSITORY}; and the publication of the "
-            "method, which the panel names under Method.")
+CITATION = (
+    f"SymRegistration: symmetric deformable registration for 3D Slicer. {REPOSITORY}; and the publication of the "
+    "method, which the panel names under Method."
+)
 
 
 def documentation():

@@ -40,12 +40,18 @@ def applySteps(run, toMove, fromMoving, folder, ask):
 
 
 def _mover(node):
-    for kind, mover in (("vtkMRMLMarkupsNode", _moveMarkups), ("vtkMRMLModelNode", _moveModel),
-                        ("vtkMRMLSegmentationNode", _moveSegmentation), ("vtkMRMLScalarVolumeNode", _moveVolume)):
+    for kind, mover in (
+        ("vtkMRMLMarkupsNode", _moveMarkups),
+        ("vtkMRMLModelNode", _moveModel),
+        ("vtkMRMLSegmentationNode", _moveSegmentation),
+        ("vtkMRMLScalarVolumeNode", _moveVolume),
+    ):
         if node.IsA(kind) and not (node.IsA("vtkMRMLMarkupsROINode") or node.IsA("vtkMRMLMarkupsPlaneNode")):
             return mover
-    raise InputError(_("'{name}' cannot be carried along.").format(name=node.GetName()),
-                     _("Choose markups (points, lines, curves), models, segmentations or volumes."))
+    raise InputError(
+        _("'{name}' cannot be carried along.").format(name=node.GetName()),
+        _("Choose markups (points, lines, curves), models, segmentations or volumes."),
+    )
 
 
 def _copyOf(node, target):
@@ -92,7 +98,9 @@ def describeRadii(run, fixedSide, markups):
         fixedSide.GetNthControlPointPositionWorld(k, ras)
         index = [int(round(i)) for i in grid.indices((-ras[0], -ras[1], ras[2]))]
         if all(0 <= i < n for i, n in zip(index, array.shape)):
-            markups.SetNthControlPointDescription(k, _("68 %: within {radius:.2f} mm").format(radius=float(array[tuple(index)])))
+            markups.SetNthControlPointDescription(
+                k, _("68 %: within {radius:.2f} mm").format(radius=float(array[tuple(index)]))
+            )
 
 
 def _moveModel(node, target, pull, push, folder, ask):
@@ -173,7 +181,9 @@ def evaluateSteps(run, labels, points, folder, ask):
     arguments = {"transform": folder.file("forward.nrrd"), "fixed": folder.file("fixed.nrrd")}
     for pair, export, kind in ((labels, exporting.exportLabels, "labels"), (points, exporting.exportPoints, "points")):
         if (pair[0] is None) != (pair[1] is None):
-            raise InputError(_("Only one of two {kind} is chosen.").format(kind=kind), _("Choose them for both scans, or for none."))
+            raise InputError(
+                _("Only one of two {kind} is chosen.").format(kind=kind), _("Choose them for both scans, or for none.")
+            )
         if pair[0] is not None:
             for side, node, volume in (("fixed", pair[0], fixed), ("moving", pair[1], moving)):
                 arguments[f"{side}_{kind}"] = yield from export(node, volume, folder, f"{side}_{kind}")

@@ -77,7 +77,14 @@ class WorkerClient:
         clock: seconds, for :meth:`look`.
     """
 
-    def __init__(self, processFactory=QtWorkerProcess, command=workerCommand, onLog=None, patience=Patience(), clock=time.monotonic):
+    def __init__(
+        self,
+        processFactory=QtWorkerProcess,
+        command=workerCommand,
+        onLog=None,
+        patience=Patience(),
+        clock=time.monotonic,
+    ):
         self._processFactory = processFactory
         self._command = command
         self._patience = patience
@@ -123,8 +130,10 @@ class WorkerClient:
         if not process.start(program, arguments, environment, folder):
             self._process = None
             self._timer.stop()
-            return WorkerError(_("The registration process could not be started ({program}).").format(program=program),
-                               _("Check that the Slicer installation is complete."))
+            return WorkerError(
+                _("The registration process could not be started ({program}).").format(program=program),
+                _("Check that the Slicer installation is complete."),
+            )
         return None
 
     def request(self, command, fields, onResult, onError, onProgress=lambda event: None):
@@ -167,8 +176,12 @@ class WorkerClient:
         idle = self._patience.idle()
         if 0 < idle < self._silence:
             self.stop()
-            self.onLog(_("The registration process had nothing to do for {minutes} minutes and was ended, which gives its memory "
-                         "back. The next registration starts it again.").format(minutes=f"{idle / 60:.3g}"))
+            self.onLog(
+                _(
+                    "The registration process had nothing to do for {minutes} minutes and was ended, which gives its memory "
+                    "back. The next registration starts it again."
+                ).format(minutes=f"{idle / 60:.3g}")
+            )
 
     def _output(self, data):
         self._silence = 0.0
@@ -180,8 +193,13 @@ class WorkerClient:
             try:
                 event = json.loads(line)
             except ValueError:
-                self._fail(WorkerError(_("The registration process answered something that is not understood."),
-                                       _("Install the extension again."), environment=True))
+                self._fail(
+                    WorkerError(
+                        _("The registration process answered something that is not understood."),
+                        _("Install the extension again."),
+                        environment=True,
+                    )
+                )
                 return
             self._handle(event)
 
@@ -210,10 +228,15 @@ class WorkerClient:
         theirs = (event.get("protocol"), event.get("version"))
         ours = (PROTOCOL, SymRegistrationLib.__version__)
         if theirs != ours:
-            self._fail(WorkerError(
-                _("The registration process is version {theirs}, this module is version {ours}.").format(
-                    theirs=theirs[1], ours=ours[1]),
-                _("Restart Slicer; if that does not help, install the extension again."), environment=True))
+            self._fail(
+                WorkerError(
+                    _("The registration process is version {theirs}, this module is version {ours}.").format(
+                        theirs=theirs[1], ours=ours[1]
+                    ),
+                    _("Restart Slicer; if that does not help, install the extension again."),
+                    environment=True,
+                )
+            )
             return
         self.ready = True
         self.devices = event.get("devices", [])
@@ -247,10 +270,16 @@ def silenceError(wasReady, seconds):
     """In words that a process was given up because it said nothing."""
     minutes = f"{seconds / 60:.3g}"
     if not wasReady:
-        return WorkerError(_("The registration process did not get ready within {minutes} minutes and was ended.").format(minutes=minutes),
-                           _("Try again: a second start is faster. If it happens again, restart the computer, or see the log."))
-    return WorkerError(_("The registration process has said nothing for {minutes} minutes and was ended.").format(minutes=minutes),
-                       _("Register again, which starts a new process; if it happens again, choose the fast preset or the CPU."))
+        return WorkerError(
+            _("The registration process did not get ready within {minutes} minutes and was ended.").format(
+                minutes=minutes
+            ),
+            _("Try again: a second start is faster. If it happens again, restart the computer, or see the log."),
+        )
+    return WorkerError(
+        _("The registration process has said nothing for {minutes} minutes and was ended.").format(minutes=minutes),
+        _("Register again, which starts a new process; if it happens again, choose the fast preset or the CPU."),
+    )
 
 
 #: Windows' codes for "not enough memory" and "commitment limit", as signed numbers.
@@ -267,24 +296,37 @@ def exitError(exitCode, crashed, wasReady, lines):
         lines: the last lines of its stderr.
     """
     text = "\n".join(lines).lower()
-    memory = _("Choose the fast preset, a larger working voxel size or another device, and close what else needs memory.")
+    memory = _(
+        "Choose the fast preset, a larger working voxel size or another device, and close what else needs memory."
+    )
     again = _("Register again; if it happens again, choose the CPU and report what the log says.")
     if "memoryerror" in text or "out of memory" in text or "bad_alloc" in text or exitCode in _WINDOWS_MEMORY:
         return WorkerError(_("The registration ran out of memory."), memory)
-    if "exit abnormally" in text:  # what PythonSlicer, the launcher, says when the Python behind it crashed or was ended
-        return WorkerError(_("The registration process crashed or was ended from outside; most often the computer ran out of memory."),
-                           f"{memory} {again}")
+    if (
+        "exit abnormally" in text
+    ):  # what PythonSlicer, the launcher, says when the Python behind it crashed or was ended
+        return WorkerError(
+            _("The registration process crashed or was ended from outside; most often the computer ran out of memory."),
+            f"{memory} {again}",
+        )
     if not wasReady and ("no module named" in text or "importerror" in text or "modulenotfounderror" in text):
-        return WorkerError(_("A library that the registration needs is missing or damaged: {line}").format(line=lines[-1]),
-                           _("Install the libraries again."), environment=True)
+        return WorkerError(
+            _("A library that the registration needs is missing or damaged: {line}").format(line=lines[-1]),
+            _("Install the libraries again."),
+            environment=True,
+        )
     if crashed or exitCode < 0 or exitCode in (128 + 9, 128 + 6, 128 + 11):
         number = exitCode % 128 if exitCode > 0 else -exitCode
         if number == getattr(signal, "SIGKILL", 9):
-            return WorkerError(_("The registration process was ended from outside; most often the computer ran out of memory."),
-                               memory)
+            return WorkerError(
+                _("The registration process was ended from outside; most often the computer ran out of memory."), memory
+            )
         return WorkerError(_("The registration process crashed (code {code}).").format(code=exitCode), again)
-    return WorkerError(_("The registration process ended unexpectedly (exit code {code}).").format(code=exitCode),
-                       _("See the log; register again, which starts a new process."), environment=not wasReady)
+    return WorkerError(
+        _("The registration process ended unexpectedly (exit code {code}).").format(code=exitCode),
+        _("See the log; register again, which starts a new process."),
+        environment=not wasReady,
+    )
 
 
 def _sentence(text):

@@ -24,7 +24,9 @@ def guarded(function):
 
     @functools.wraps(function)
     def slot(*arguments):
-        with slicer.util.tryWithErrorDisplay(_("SymRegistration met an unexpected error. Please report it with the log.")):
+        with slicer.util.tryWithErrorDisplay(
+            _("SymRegistration met an unexpected error. Please report it with the log.")
+        ):
             return function(*arguments)
 
     return slot

@@ -82,7 +82,9 @@ class RegistrationLogic:
             task.onProgress("import", 1.0, None, _("Loading the result"))
             self._run(self._import(request, metrics), self._imported)
 
-        self.client.request("register", {"job": dataclasses.asdict(job), "outputs": wanted}, result, self._failed, progress)
+        self.client.request(
+            "register", {"job": dataclasses.asdict(job), "outputs": wanted}, result, self._failed, progress
+        )
 
     def _import(self, request, metrics):
         """Generator: the result files into nodes; returns the Run. The scene changes in one step, when all is at hand."""
@@ -152,9 +154,15 @@ class RegistrationLogic:
     def _ask(self, command, arguments):
         """Generator: one worker request; waits without blocking and returns the result."""
         task, answer = self._task, []
-        self.client.request(command, {"arguments": arguments}, lambda result: answer.append((result, None)),
-                            lambda error: answer.append((None, error)),
-                            lambda event: task.onProgress(event["stage"], event["fraction"], event.get("seconds_left"), event["message"]))
+        self.client.request(
+            command,
+            {"arguments": arguments},
+            lambda result: answer.append((result, None)),
+            lambda error: answer.append((None, error)),
+            lambda event: task.onProgress(
+                event["stage"], event["fraction"], event.get("seconds_left"), event["message"]
+            ),
+        )
         while not answer:
             time.sleep(0.001)
             yield
@@ -187,8 +195,12 @@ class RegistrationLogic:
         if self._task is None:
             return
         if not isinstance(error, (RegistrationError, WorkerError)):
-            logging.getLogger("SymRegistration").error("".join(traceback.format_exception(type(error), error, error.__traceback__)))
-            error = RegistrationError(_("The result could not be used ({error}).").format(error=error), _("The log has the details."))
+            logging.getLogger("SymRegistration").error(
+                "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            )
+            error = RegistrationError(
+                _("The result could not be used ({error}).").format(error=error), _("The log has the details.")
+            )
         task = self._end()
         task.error, task.finished = error, True
         task.onFailed(error)
@@ -234,14 +246,18 @@ class RegistrationLogic:
         @vtk.calldata_type(vtk.VTK_OBJECT)
         def removed(caller, event, node):
             if any(node is other for other in needed):
-                self.cancel(_("'{name}' was deleted during the registration, which was given up.").format(name=node.GetName()))
+                self.cancel(
+                    _("'{name}' was deleted during the registration, which was given up.").format(name=node.GetName())
+                )
 
         def closing(caller, event):
             self.cancel(_("The scene was closed during the registration, which was given up."))
 
         events = slicer.vtkMRMLScene
-        self._observed = [self.scene.AddObserver(events.NodeAboutToBeRemovedEvent, removed),
-                          self.scene.AddObserver(events.StartCloseEvent, closing)]
+        self._observed = [
+            self.scene.AddObserver(events.NodeAboutToBeRemovedEvent, removed),
+            self.scene.AddObserver(events.StartCloseEvent, closing),
+        ]
 
     def _unwatch(self):
         for tag in self._observed:

@@ -73,8 +73,10 @@ def isScan(node):
 
 def scans(scene):
     """All scans of a scene that a user can see in lists."""
-    volumes = [scene.GetNthNodeByClass(k, "vtkMRMLScalarVolumeNode")
-               for k in range(scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode"))]
+    volumes = [
+        scene.GetNthNodeByClass(k, "vtkMRMLScalarVolumeNode")
+        for k in range(scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode"))
+    ]
     return [node for node in volumes if isScan(node) and not node.GetHideFromEditors()]
 
 
@@ -112,18 +114,24 @@ def choosePair(parameters, fixed, moving, fixedPoints, movingPoints):
 
 def wantedParts(parameters):
     """The parts of a run that are switched on."""
-    return tuple(part for part, (_output, switch) in OUTPUTS.items() if not switch or int(getattr(parameters, switch)) > 0)
+    return tuple(
+        part for part, (_output, switch) in OUTPUTS.items() if not switch or int(getattr(parameters, switch)) > 0
+    )
 
 
 def options(parameters):
     """Options of the library. Raises InputError for a combination that is not allowed."""
     network = parameters.method != "syn"
     return Options(
-        method=parameters.method, preset=parameters.preset, metric=parameters.metric,
+        method=parameters.method,
+        preset=parameters.preset,
+        metric=parameters.metric,
         initial="none" if parameters.initial == "transform" else parameters.initial,
-        refine=parameters.refine if network else 0, device=parameters.device,
+        refine=parameters.refine if network else 0,
+        device=parameters.device,
         weights=(parameters.weights or None) if network else None,
-        uncertainty="fast" if parameters.uncertaintyRuns == 1 else parameters.uncertaintyRuns)
+        uncertainty="fast" if parameters.uncertaintyRuns == 1 else parameters.uncertaintyRuns,
+    )
 
 
 def request(parameters):
@@ -133,15 +141,29 @@ def request(parameters):
     labels = labels if None not in labels else (None, None)
     points = (parameters.fixedLandmarks, parameters.movingLandmarks)
     points = points if None not in points else (None, None)
-    outputs = {part: getattr(parameters, OUTPUTS[part][0]) for part in wanted if getattr(parameters, OUTPUTS[part][0]) is not None}
+    outputs = {
+        part: getattr(parameters, OUTPUTS[part][0])
+        for part in wanted
+        if getattr(parameters, OUTPUTS[part][0]) is not None
+    }
     if outputs.get("forward") is not None and parameters.resultTable is not None:
         outputs["table"] = parameters.resultTable
     return Request(
-        fixedNode=parameters.fixedVolume, movingNode=parameters.movingVolume, options=options(parameters),
-        fixedMask=parameters.fixedMask, movingMask=parameters.movingMask, roi=parameters.roi,
+        fixedNode=parameters.fixedVolume,
+        movingNode=parameters.movingVolume,
+        options=options(parameters),
+        fixedMask=parameters.fixedMask,
+        movingMask=parameters.movingMask,
+        roi=parameters.roi,
         initialTransform=parameters.initialTransform if parameters.initial == "transform" else None,
-        fixedLabels=labels[0], movingLabels=labels[1], fixedPoints=points[0], movingPoints=points[1],
-        guideWithPoints=parameters.guideWithLandmarks and points[0] is not None, outputs=outputs, wanted=wanted)
+        fixedLabels=labels[0],
+        movingLabels=labels[1],
+        fixedPoints=points[0],
+        movingPoints=points[1],
+        guideWithPoints=parameters.guideWithLandmarks and points[0] is not None,
+        outputs=outputs,
+        wanted=wanted,
+    )
 
 
 def rememberOutputs(parameters, run):

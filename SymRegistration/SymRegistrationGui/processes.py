@@ -90,6 +90,7 @@ class QtWorkerProcess:
 
 # ------------------------------------------------------------------------------------------------ ending
 
+
 def killTree(pid, system=sys.platform):
     """End process ``pid`` and all its descendants, by what this machine offers.
 
@@ -97,8 +98,12 @@ def killTree(pid, system=sys.platform):
     nobody; the worker, which is a child of the launcher, leads a group of its own, so its group goes with it.
     """
     if system == "win32":
-        subprocess.run(["taskkill", "/PID", str(pid), "/T", "/F"], capture_output=True, check=False,
-                       creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0))
+        subprocess.run(
+            ["taskkill", "/PID", str(pid), "/T", "/F"],
+            capture_output=True,
+            check=False,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
         return
     for one in [*descendants(pid), pid]:  # children first: a launcher that sees its child go ends by itself
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -120,7 +125,9 @@ def descendants(pid):
 
 def _descendantsByPs(pid):
     try:
-        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, check=False, text=True, timeout=10).stdout
+        listed = subprocess.run(
+            ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, check=False, text=True, timeout=10
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     parents = dict(map(int, line.split()) for line in listed.splitlines() if len(line.split()) == 2)
@@ -131,6 +138,7 @@ def _descendantsByPs(pid):
 
 
 # ------------------------------------------------------------------------------------------------ starting
+
 
 def pythonProgram(system=sys.platform, home=None, exists=shutil.which):
     """Path of the Python that Slicer's launcher starts with Slicer's libraries.

@@ -150,7 +150,9 @@ def commit(fixedNode, movingNode, fillers, chosen, metrics):
     scene = fixedNode.GetScene()
     table = chosen.get("table")
     if table is None:
-        table = scene.AddNewNodeByClass("vtkMRMLTableNode", _unique(scene, _("Registration of {moving} to {fixed}"), fixedNode, movingNode))
+        table = scene.AddNewNodeByClass(
+            "vtkMRMLTableNode", _unique(scene, _("Registration of {moving} to {fixed}"), fixedNode, movingNode)
+        )
     if not table.GetAttribute(_RUN):
         table.SetAttribute(_RUN, uuid.uuid4().hex)
     table.SetAttribute(PREFIX + "Time", f"{time.time():.3f}")
@@ -184,8 +186,10 @@ def _unique(scene, pattern, fixedNode, movingNode):
 def partName(part):
     """Pattern of a new node's name."""
     return {
-        "forward": _("{moving} to {fixed}"), "inverse": _("{fixed} to {moving}"),
-        "warped_moving": _("{moving} on {fixed}"), "warped_fixed": _("{fixed} on {moving}"),
+        "forward": _("{moving} to {fixed}"),
+        "inverse": _("{fixed} to {moving}"),
+        "warped_moving": _("{moving} on {fixed}"),
+        "warped_fixed": _("{fixed} on {moving}"),
         "jacobian": _("Volume change, {moving} to {fixed}"),
         "inverse_consistency": _("Consistency error, {moving} to {fixed}"),
         "uncertainty": _("Uncertainty, {moving} to {fixed}"),
@@ -223,7 +227,10 @@ def _style(node, part, fixedNode, movingNode):
 
 def _link(run, fixedNode, movingNode):
     """Node references that other modules understand, and one of our own between forward and inverse."""
-    roles = slicer.vtkMRMLTransformNode.GetFixedNodeReferenceRole(), slicer.vtkMRMLTransformNode.GetMovingNodeReferenceRole()
+    roles = (
+        slicer.vtkMRMLTransformNode.GetFixedNodeReferenceRole(),
+        slicer.vtkMRMLTransformNode.GetMovingNodeReferenceRole(),
+    )
     forward, inverse = run.node("forward"), run.node("inverse")
     for node, target, source in ((forward, fixedNode, movingNode), (inverse, movingNode, fixedNode)):
         if node is not None:

@@ -18,8 +18,21 @@ from .steps import complete
 
 SHAPE = (76, 92, 72)
 SPACING = 2.5
-_LANDMARKS = np.array([(0, 0, 20), (35, 0, 24), (-35, 0, 24), (0, 48, 20), (0, -48, 20), (0, 0, 55), (0, 5, -22), (25, 30, 34),
-                       (-28, 25, 0), (20, -35, 38)], float)
+_LANDMARKS = np.array(
+    [
+        (0, 0, 20),
+        (35, 0, 24),
+        (-35, 0, 24),
+        (0, 48, 20),
+        (0, -48, 20),
+        (0, 0, 55),
+        (0, 5, -22),
+        (25, 30, 34),
+        (-28, 25, 0),
+        (20, -35, 38),
+    ],
+    float,
+)
 
 
 def head(points):
@@ -35,8 +48,16 @@ def head(points):
     skull = ball((0, 0, 14), (62, 80, 62))
     folds = np.sin(x / 6.5) * np.sin(y / 7.5 + 1) * np.sin(z / 7 + 0.5)
     neck = np.maximum(np.hypot(x / 40, (y - 16) / 44), 1 + (z + 10) / 40)
-    skin = np.minimum.reduce([skull, neck, ball((0, -52, -38), (44, 36, 40)), ball((0, -88, -8), (9, 14, 13)),
-                              ball((60, 4, -4), (8, 12, 18)), ball((-60, 4, -4), (8, 12, 18))])
+    skin = np.minimum.reduce(
+        [
+            skull,
+            neck,
+            ball((0, -52, -38), (44, 36, 40)),
+            ball((0, -88, -8), (9, 14, 13)),
+            ball((60, 4, -4), (8, 12, 18)),
+            ball((-60, 4, -4), (8, 12, 18)),
+        ]
+    )
     tissue = 350 * inside(skin, 16) - 280 * inside(skull / 0.93) + 150 * inside(skull / 0.86)
     tissue += 330 * inside(skull / 0.82 - 0.05 * folds) + 260 * inside(skull / 0.62 - 0.2 * folds)
     for side in (-1, 1):
@@ -51,14 +72,19 @@ def partner(points):
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     nod = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
     x, y, z = np.moveaxis(points, -1, 0)
-    bend = np.stack([5 * np.sin(y / 26) * np.cos(z / 30), 4 * np.cos(x / 24) * np.sin(z / 27 + 0.6), 5 * np.sin(x / 28 + y / 35)], -1)
+    bend = np.stack(
+        [5 * np.sin(y / 26) * np.cos(z / 30), 4 * np.cos(x / 24) * np.sin(z / 27 + 0.6), 5 * np.sin(x / 28 + y / 35)],
+        -1,
+    )
     return (points + bend) @ (turn @ nod).T + np.array([9.0, -6.0, 11.0])
 
 
 def arrays():
     """(fixed, moving, Grid): int16 arrays of the pair; the deformation is partner()'s up to inversion by iteration."""
     grid = Grid.centred(SHAPE, SPACING, (0, 0, 0))
-    points = grid.points(np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1).astype(np.float32)).astype(np.float32)
+    points = grid.points(np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1).astype(np.float32)).astype(
+        np.float32
+    )
     moving = head(points)
     fixed = head(partner(points))
     noise = np.random.default_rng(7).normal(0, 8, (2, *SHAPE))
@@ -115,15 +141,27 @@ def register(modulePath):
 
     icons = os.path.join(os.path.dirname(modulePath), "Resources", "Icons")
     SampleData.SampleDataLogic.registerCustomSampleDataSource(
-        category=CATEGORY, sampleName="SymRegistrationHeads", uris=[], fileNames=[], nodeNames=[],
-        thumbnailFileName=os.path.join(icons, "SymRegistrationHeads.png"), customDownloader=_makeHeads)
+        category=CATEGORY,
+        sampleName="SymRegistrationHeads",
+        uris=[],
+        fileNames=[],
+        nodeNames=[],
+        thumbnailFileName=os.path.join(icons, "SymRegistrationHeads.png"),
+        customDownloader=_makeHeads,
+    )
     sources = [SampleData.SampleDataLogic().sourceForSampleName(name) for name in TUMOR_PAIR]
     if any(source is None for source in sources):
-        logging.getLogger("SymRegistration").warning("SymRegistration: this Slicer has no sample data %s", " and ".join(TUMOR_PAIR))
+        logging.getLogger("SymRegistration").warning(
+            "SymRegistration: this Slicer has no sample data %s", " and ".join(TUMOR_PAIR)
+        )
         return
-    fields = {field: [value for source in sources for value in getattr(source, field)]
-              for field in ("uris", "fileNames", "nodeNames", "checksums", "loadFiles", "loadFileTypes")}
-    SampleData.SampleDataLogic.registerCustomSampleDataSource(category=CATEGORY, sampleName="SymRegistrationTumorPair", **fields)
+    fields = {
+        field: [value for source in sources for value in getattr(source, field)]
+        for field in ("uris", "fileNames", "nodeNames", "checksums", "loadFiles", "loadFileTypes")
+    }
+    SampleData.SampleDataLogic.registerCustomSampleDataSource(
+        category=CATEGORY, sampleName="SymRegistrationTumorPair", **fields
+    )
 
 
 def _makeHeads(source):

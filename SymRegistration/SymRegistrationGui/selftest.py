@@ -56,7 +56,9 @@ class SelfTest:
                 logging.getLogger("SymRegistration").exception("SymRegistration self-test: %s", step)
                 result = f"FAILED: {type(error).__name__}: {error}"
             self.lines.append((name, result))
-            self.show(f"SymRegistration self-test {number}/{len(steps)}: {name}: {result} ({time.monotonic() - started:.1f} s)")
+            self.show(
+                f"SymRegistration self-test {number}/{len(steps)}: {name}: {result} ({time.monotonic() - started:.1f} s)"
+            )
         failed = [name for name, result in self.lines if result.startswith("FAILED")]
         assert not failed, f"steps that failed: {'; '.join(failed)}. The log has the details."
 
@@ -88,7 +90,9 @@ class SelfTest:
         if self.pair is None:
             return "not tested: there are no scans"
         missing = install.check()
-        if missing and slicer.app.testingEnabled():  # the question would be skipped, and a test must not install anything
+        if (
+            missing and slicer.app.testingEnabled()
+        ):  # the question would be skipped, and a test must not install anything
             return f"not tested: {install.names(missing)} not installed"
         return self.untestable
 
@@ -108,11 +112,15 @@ class SelfTest:
         except ImportError:
             self.pair = sampledata.makePair(slicer.mrmlScene)
             return "not tested: no Sample Data module here"
-        sampledata.register(slicer.modules.symregistration.path if hasattr(slicer.modules, "symregistration") else sampledata.__file__)
+        sampledata.register(
+            slicer.modules.symregistration.path if hasattr(slicer.modules, "symregistration") else sampledata.__file__
+        )
         sources = {s.sampleName: s for s in SampleData.SampleDataLogic.sampleDataSourcesByCategory(sampledata.CATEGORY)}
         assert set(sources) == {"SymRegistrationHeads", "SymRegistrationTumorPair"}, sorted(sources)
         self.pair = sources["SymRegistrationHeads"].customDownloader(sources["SymRegistrationHeads"])
-        assert [node.GetClassName() for node in self.pair] == ["vtkMRMLScalarVolumeNode"] * 2 + ["vtkMRMLMarkupsFiducialNode"] * 2
+        assert [node.GetClassName() for node in self.pair] == ["vtkMRMLScalarVolumeNode"] * 2 + [
+            "vtkMRMLMarkupsFiducialNode"
+        ] * 2
         shown = {composite.GetBackgroundVolumeID() for composite in self.panel.results.views.composites()}
         assert shown <= {self.pair[0].GetID()}, "the fixed scan is not shown"
         return "" if shown else "ok, but there are no slice views to show them in"
@@ -120,7 +128,12 @@ class SelfTest:
     def step03(self):
         """The chosen scans reach the parameters and back."""
         fixed, moving, fixedPoints, movingPoints = self.pair
-        for name, node in (("fixed", fixed), ("moving", moving), ("fixedLandmarks", fixedPoints), ("movingLandmarks", movingPoints)):
+        for name, node in (
+            ("fixed", fixed),
+            ("moving", moving),
+            ("fixedLandmarks", fixedPoints),
+            ("movingLandmarks", movingPoints),
+        ):
             getattr(self.ui, f"{name}Selector").setCurrentNode(node)
         assert self.state.fixedVolume is fixed and self.state.movingVolume is moving
         assert self.state.fixedLandmarks is fixedPoints and self.state.movingLandmarks is movingPoints
@@ -139,7 +152,9 @@ class SelfTest:
         self.untestable = "not tested: the registration before did not succeed"
         run = self.register()
         for part in ("forward", "inverse", "warped_moving", "jacobian", "inverse_consistency"):
-            assert run.node(part) is not None and run.node(part).GetScene() is slicer.mrmlScene, f"{part} is not in the scene"
+            assert run.node(part) is not None and run.node(part).GetScene() is slicer.mrmlScene, (
+                f"{part} is not in the scene"
+            )
         assert self.state.outputForward is run.node("forward")
         assert (nodes.volumeArray(run.node("jacobian")) > 0).all(), "space is folded"
         before, after = landmarkErrors(*self.pair[2:], run.node("inverse"))
@@ -162,7 +177,14 @@ class SelfTest:
             return self.needed()
         results = self.panel.results
         before = [c.GetForegroundVolumeID() for c in results.views.composites()]
-        for name in ("checkerboardButton", "flickerButton", "differenceButton", "jacobianButton", "consistencyButton", "blendButton"):
+        for name in (
+            "checkerboardButton",
+            "flickerButton",
+            "differenceButton",
+            "jacobianButton",
+            "consistencyButton",
+            "blendButton",
+        ):
             getattr(self.ui, name).checked = True
             self.wait(lambda: not results.views._steps.busy, name)
             assert results.views.mode in (*COMPARE, *MAPS), name

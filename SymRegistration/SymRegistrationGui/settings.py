@@ -10,7 +10,9 @@ IDLE_DEFAULT = 10
 def idleMinutes():
     """Whole minutes; 0 = the process stays until Slicer ends. What is not a number counts as the default."""
     try:
-        return max(0, slicer.util.settingsValue(IDLE_KEY, IDLE_DEFAULT, converter=int, settings=slicer.app.userSettings()))
+        return max(
+            0, slicer.util.settingsValue(IDLE_KEY, IDLE_DEFAULT, converter=int, settings=slicer.app.userSettings())
+        )
     except (TypeError, ValueError):
         return IDLE_DEFAULT
 

@@ -15,8 +15,13 @@ from .logic import Task
 from .resultspanel import ResultsPanel
 
 #: Combo box -> the parameter it shows; filled by code, because texts are translated and values are not.
-COMBOS = {"methodComboBox": "method", "presetComboBox": "preset", "metricComboBox": "metric", "initialComboBox": "initial",
-          "deviceComboBox": "device"}
+COMBOS = {
+    "methodComboBox": "method",
+    "presetComboBox": "preset",
+    "metricComboBox": "metric",
+    "initialComboBox": "initial",
+    "deviceComboBox": "device",
+}
 
 
 class Panel:
@@ -52,8 +57,12 @@ class Panel:
         for method in self._methods.values():
             missing = "" if methods.usable(method) else _(" (needs weights)")
             ui.methodComboBox.addItem(method["title"] + missing, method["name"])
-        for combo, pairs in ((ui.presetComboBox, methods.presets()), (ui.metricComboBox, methods.metrics()),
-                             (ui.initialComboBox, methods.initials()), (ui.deviceComboBox, methods.devices([]))):
+        for combo, pairs in (
+            (ui.presetComboBox, methods.presets()),
+            (ui.metricComboBox, methods.metrics()),
+            (ui.initialComboBox, methods.initials()),
+            (ui.deviceComboBox, methods.devices([])),
+        ):
             for value, text in pairs:
                 combo.addItem(text, value)
 
@@ -61,16 +70,30 @@ class Panel:
         ui = self.ui
         for name, parameter in COMBOS.items():
             combo = getattr(ui, name)
-            combo.currentIndexChanged.connect(lambda *_unused, c=combo, p=parameter: self._choose(p, c.itemData(c.currentIndex)))
+            combo.currentIndexChanged.connect(
+                lambda *_unused, c=combo, p=parameter: self._choose(p, c.itemData(c.currentIndex))
+            )
         # The path edit tells of a path that it finds valid, and of losing validity, but not of further typing, nor of an empty
         # text; the line inside it tells of everything.
-        for signal in (ui.weightsPathEdit.currentPathChanged, ui.weightsPathEdit.validInputChanged,
-                       *(child.textChanged for child in slicer.util.findChildren(ui.weightsPathEdit) if hasattr(child, "editingFinished"))):
+        for signal in (
+            ui.weightsPathEdit.currentPathChanged,
+            ui.weightsPathEdit.validInputChanged,
+            *(
+                child.textChanged
+                for child in slicer.util.findChildren(ui.weightsPathEdit)
+                if hasattr(child, "editingFinished")
+            ),
+        ):
             signal.connect(self._readWeights)
         ui.idleSpinBox.value = settings.idleMinutes()
         ui.idleSpinBox.valueChanged.connect(guarded(settings.setIdleMinutes))
-        for button, slot in ((ui.registerButton, self.onRegister), (ui.cancelButton, self.onCancel), (ui.swapButton, self.onSwap),
-                             (ui.tryItButton, self.onTryIt), (ui.devicesButton, self.onDevices)):
+        for button, slot in (
+            (ui.registerButton, self.onRegister),
+            (ui.cancelButton, self.onCancel),
+            (ui.swapButton, self.onSwap),
+            (ui.tryItButton, self.onTryIt),
+            (ui.devicesButton, self.onDevices),
+        ):
             button.clicked.connect(guarded(slot))
 
     # ------------------------------------------------------------------------------------------ state
@@ -129,8 +152,12 @@ class Panel:
         for widget in (ui.initialTransformLabel, ui.initialTransformSelector):
             widget.visible = state.initial == "transform"
         ui.guideCheckBox.enabled = state.fixedLandmarks is not None and state.movingLandmarks is not None
-        for switch, selector in (("makeWarpedMoving", ui.outputWarpedMovingSelector), ("makeWarpedFixed", ui.outputWarpedFixedSelector),
-                                 ("makeJacobian", ui.outputJacobianSelector), ("makeConsistency", ui.outputConsistencySelector)):
+        for switch, selector in (
+            ("makeWarpedMoving", ui.outputWarpedMovingSelector),
+            ("makeWarpedFixed", ui.outputWarpedFixedSelector),
+            ("makeJacobian", ui.outputJacobianSelector),
+            ("makeConsistency", ui.outputConsistencySelector),
+        ):
             selector.enabled = getattr(state, switch)
         ui.outputUncertaintySelector.enabled = state.uncertaintyRuns > 0
 
@@ -144,12 +171,19 @@ class Panel:
         problem = self.problem()
         ui.registerButton.enabled = not busy and not problem
         ui.registerButton.toolTip = problem or _("Register the moving scan to the fixed one, and the other way round.")
-        hint = " ".join(filter(None, (self._told, problem)))  # what went wrong stays to be read beside what is missing now
+        hint = " ".join(
+            filter(None, (self._told, problem))
+        )  # what went wrong stays to be read beside what is missing now
         if not busy and (problem or ui.statusLabel.text == self._hint):
             self.status(hint)
         self._hint = hint
         ui.cancelButton.enabled = self.logic.busy
-        for section in (ui.inputsCollapsibleButton, ui.methodCollapsibleButton, ui.advancedCollapsibleButton, ui.outputsCollapsibleButton):
+        for section in (
+            ui.inputsCollapsibleButton,
+            ui.methodCollapsibleButton,
+            ui.advancedCollapsibleButton,
+            ui.outputsCollapsibleButton,
+        ):
             section.enabled = not busy
         ui.progressBar.visible = self.logic.busy
 
@@ -160,7 +194,9 @@ class Panel:
             return _("Choose a fixed and a moving volume.")
         for node in (state.fixedVolume, state.movingVolume):
             if not parameters.isScan(node):
-                return _("'{name}' is no scan: choose a volume with one gray value per voxel.").format(name=node.GetName())
+                return _("'{name}' is no scan: choose a volume with one gray value per voxel.").format(
+                    name=node.GetName()
+                )
         if state.fixedVolume is state.movingVolume:
             return _("Choose two different volumes.")
         if state.initial == "transform" and state.initialTransform is None:
@@ -169,7 +205,9 @@ class Panel:
         if method is None:
             return _("Choose a method.")
         if not methods.usable(method, state.weights):
-            return _("{method} needs trained weights: choose a weights file, or take the SyN optimizer.").format(method=method["title"])
+            return _("{method} needs trained weights: choose a weights file, or take the SyN optimizer.").format(
+                method=method["title"]
+            )
         return ""
 
     # ------------------------------------------------------------------------------------------ actions
@@ -191,8 +229,12 @@ class Panel:
             if self.closed:
                 return
             if None in (request.fixedNode.GetScene(), request.movingNode.GetScene()):
-                raise RegistrationError(_("The scans were removed or the scene was closed during the installation; nothing was registered."),
-                                        _("The libraries are installed now: choose two scans and press Register."))
+                raise RegistrationError(
+                    _(
+                        "The scans were removed or the scene was closed during the installation; nothing was registered."
+                    ),
+                    _("The libraries are installed now: choose two scans and press Register."),
+                )
             self._watch(self.logic.register(request, Task(onDone=guarded(self._registered))))
         except (InputError, RegistrationError, install.InstallError) as error:
             self.fail(error)
@@ -226,7 +268,11 @@ class Panel:
         results.fillTable(run.table, metrics)
         parameters.rememberOutputs(self.parameters, run)
         seconds = time.perf_counter() - self._started
-        self._ended(_("Done in {seconds:.1f} s. {words}").format(seconds=seconds, words=(metrics.get("verdict") or {}).get("words", "")))
+        self._ended(
+            _("Done in {seconds:.1f} s. {words}").format(
+                seconds=seconds, words=(metrics.get("verdict") or {}).get("words", "")
+            )
+        )
         self.ui.resultsCollapsibleButton.collapsed = False
         self.results.showFirst(run)
 
@@ -316,7 +362,9 @@ class Panel:
             later(lambda: slicer.util.errorDisplay(text, windowTitle=_("Registration")))
 
     def _offerRepair(self, text):
-        agreed = slicer.util.confirmOkCancelDisplay(text + " " + _("Install the libraries again now?"), windowTitle=_("Registration"))
+        agreed = slicer.util.confirmOkCancelDisplay(
+            text + " " + _("Install the libraries again now?"), windowTitle=_("Registration")
+        )
         if agreed and not self.closed:
             self.register(repair=True)
 

@@ -104,8 +104,13 @@ class Application:
         self._settings()
         self._applicationLogic()
         self.layout = LayoutManager(self.logic)
-        for event, step, priority in ((self.scene.NodeAboutToBeRemovedEvent, 1, 1000.0), (self.scene.NodeRemovedEvent, -1, -1000.0)):
-            self.scene.AddObserver(event, lambda caller, name, s=step: setattr(self, "_removing", self._removing + s), priority)
+        for event, step, priority in (
+            (self.scene.NodeAboutToBeRemovedEvent, 1, 1000.0),
+            (self.scene.NodeRemovedEvent, -1, -1000.0),
+        ):
+            self.scene.AddObserver(
+                event, lambda caller, name, s=step: setattr(self, "_removing", self._removing + s), priority
+            )
 
     def _settings(self):
         """Settings of this application only, at the place where ``QSettings()`` looks."""
@@ -210,7 +215,7 @@ class Application:
         def call():
             try:
                 function()
-            except BaseException as error:  # noqa: BLE001  raised again below, outside of Qt
+            except BaseException as error:
                 failed.append(error)
             QtCore.QTimer.singleShot(0, lambda: QtCore.QTimer.singleShot(0, loop.quit))
 
@@ -251,7 +256,9 @@ def start(reimport: bool = False) -> Application:
 
         genuine_layer.install(layer.folder())
     _messages(application)
-    for name in [n for n in sys.modules if n.split(".")[0] in ("SymRegistration", "SymRegistrationGui")] if reimport else ():
+    for name in (
+        [n for n in sys.modules if n.split(".")[0] in ("SymRegistration", "SymRegistrationGui")] if reimport else ()
+    ):
         del sys.modules[name]
     factory.describe()
     return application
@@ -263,8 +270,17 @@ def _messages(application):
 
     box = qt.QMessageBox
 
-    def display(logLevel, text, testingReturnValue, mainWindowNeeded=False, parent=None, windowTitle=None, icon=None,
-                standardButtons=None, detailedText=None):
+    def display(
+        logLevel,
+        text,
+        testingReturnValue,
+        mainWindowNeeded=False,
+        parent=None,
+        windowTitle=None,
+        icon=None,
+        standardButtons=None,
+        detailedText=None,
+    ):
         logging.log(logLevel, text)
         if application.testingEnabled():
             return testingReturnValue

@@ -15,7 +15,18 @@ NAME = "SymRegistration"
 class Module:
     """``slicer.modules.symregistration``, which is also the ``parent`` of the module's class. It has no other attributes."""
 
-    __slots__ = ("path", "name", "title", "categories", "dependencies", "contributors", "helpText", "acknowledgementText", "icon", "_shown")
+    __slots__ = (
+        "path",
+        "name",
+        "title",
+        "categories",
+        "dependencies",
+        "contributors",
+        "helpText",
+        "acknowledgementText",
+        "icon",
+        "_shown",
+    )
 
     def __init__(self):
         self.path, self.name, self.icon, self._shown = str(MODULE / f"{NAME}.py"), NAME, None, None

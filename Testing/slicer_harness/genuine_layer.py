@@ -59,7 +59,10 @@ class _SampleData:
     """Finds the module SampleData in the folder; asked last, so that a test may put another one in its place."""
 
     def __init__(self, folder):
-        self._places = [folder / "SampleData.py", *folder.parent.parent.glob("lib/Slicer-*/qt-scripted-modules/SampleData.py")]
+        self._places = [
+            folder / "SampleData.py",
+            *folder.parent.parent.glob("lib/Slicer-*/qt-scripted-modules/SampleData.py"),
+        ]
 
     def find_spec(self, name, path=None, target=None):
         if name != "SampleData":

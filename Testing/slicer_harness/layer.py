@@ -28,8 +28,10 @@ def folder() -> Path | None:
         return None
     found = Path(named).resolve() if named else BESIDE
     if not _has_layer(found):
-        raise FileNotFoundError(f"SLICER_PYTHON is '{named}', but there is no slicer/parameterNodeWrapper in it. "
-                                "Name the folder bin/Python of an installed Slicer, or say 'imitation'.")
+        raise FileNotFoundError(
+            f"SLICER_PYTHON is '{named}', but there is no slicer/parameterNodeWrapper in it. "
+            "Name the folder bin/Python of an installed Slicer, or say 'imitation'."
+        )
     return found
 
 
@@ -42,7 +44,11 @@ def release() -> str:
 def described() -> str:
     """One line for reports."""
     found = folder()
-    return f"Slicer's Python layer: genuine, {found}" if found is not None else "Slicer's Python layer: imitated by the test harness"
+    return (
+        f"Slicer's Python layer: genuine, {found}"
+        if found is not None
+        else "Slicer's Python layer: imitated by the test harness"
+    )
 
 
 def _has_layer(path: Path) -> bool:

@@ -40,6 +40,7 @@ class Choice:
 
 # ------------------------------------------------------------------------------------------------ how values are stored
 
+
 class _Plain:
     """bool, int, float or str."""
 
@@ -133,7 +134,11 @@ class _Union:
         store.write(node, f"{name}.{index}", value)
 
     def read(self, node, name):
-        return next(store.read(node, f"{name}.{k}") for k, (_kind, store) in enumerate(self.members) if store.isIn(node, f"{name}.{k}"))
+        return next(
+            store.read(node, f"{name}.{k}")
+            for k, (_kind, store) in enumerate(self.members)
+            if store.isIn(node, f"{name}.{k}")
+        )
 
     def remove(self, node, name):
         for k, (_kind, store) in enumerate(self.members):
@@ -149,10 +154,11 @@ def _store(kind):
         return _Plain(kind)
     if isinstance(kind, type) and issubclass(kind, slicer.vtkMRMLNode):
         return _Node(kind)
-    raise Exception(f"Unable to create serializer for type: {kind}")  # noqa: TRY002  what the original raises
+    raise Exception(f"Unable to create serializer for type: {kind}")
 
 
 # ------------------------------------------------------------------------------------------------ parameters
+
 
 class _Parameter:
     """Name, type, validators, default of one parameter."""
@@ -222,8 +228,10 @@ class _Kept:
 
 def parameterNodeWrapper(cls):
     """Class decorator; see Slicer's documentation of the same name."""
-    parameters = {name: _Parameter(name, hint, getattr(cls, name, None))
-                  for name, hint in typing.get_type_hints(cls, include_extras=True).items()}
+    parameters = {
+        name: _Parameter(name, hint, getattr(cls, name, None))
+        for name, hint in typing.get_type_hints(cls, include_extras=True).items()
+    }
 
     def construct(self, parameterNode):
         self.parameterNode = parameterNode
@@ -266,10 +274,16 @@ def parameterNodeWrapper(cls):
             changed.disconnect(slot)
 
     for name in parameters:
-        setattr(cls, name, property(lambda self, n=name: self._kept[n].value, lambda self, value, n=name: self._kept[n].write(value)))
+        setattr(
+            cls,
+            name,
+            property(lambda self, n=name: self._kept[n].value, lambda self, value, n=name: self._kept[n].write(value)),
+        )
     cls.__init__ = construct
     cls.connectGui, cls.disconnectGui = connectGui, disconnectGui
-    cls.AddObserver = lambda self, event, callback, priority=0.0: self.parameterNode.AddObserver(event, callback, priority)
+    cls.AddObserver = lambda self, event, callback, priority=0.0: self.parameterNode.AddObserver(
+        event, callback, priority
+    )
     cls.RemoveObserver = lambda self, tag: self.parameterNode.RemoveObserver(tag)
     cls.StartModify = lambda self: self.parameterNode.StartModify()
     cls.EndModify = lambda self, wasModifying: self.parameterNode.EndModify(wasModifying)

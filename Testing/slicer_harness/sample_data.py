@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-
 import slicer
 
 
 class SampleDataSource:
     """One entry: as many file names, node names and so on as addresses, or it is refused."""
 
-    def __init__(self, sampleName=None, uris=None, fileNames=None, nodeNames=None, checksums=None, loadFiles=None,
-                 customDownloader=None, thumbnailFileName=None, loadFileTypes=None):
-        given = {"fileNames": fileNames, "nodeNames": nodeNames, "checksums": checksums, "loadFiles": loadFiles, "loadFileTypes": loadFileTypes}
+    def __init__(
+        self,
+        sampleName=None,
+        uris=None,
+        fileNames=None,
+        nodeNames=None,
+        checksums=None,
+        loadFiles=None,
+        customDownloader=None,
+        thumbnailFileName=None,
+        loadFileTypes=None,
+    ):
+        given = {
+            "fileNames": fileNames,
+            "nodeNames": nodeNames,
+            "checksums": checksums,
+            "loadFiles": loadFiles,
+            "loadFileTypes": loadFileTypes,
+        }
         if isinstance(uris, str):
             uris, given = [uris], {name: [value] for name, value in given.items()}
         optional = ("checksums", "loadFiles", "loadFileTypes", "nodeNames")
-        given = {name: [None] * len(uris) if value is None and name in optional else value for name, value in given.items()}
+        given = {
+            name: [None] * len(uris) if value is None and name in optional else value for name, value in given.items()
+        }
         if any(len(value) != len(uris) for value in given.values()):
             raise ValueError(f"all fields of a sample data source need the same length: {uris}, {given}")
         self.sampleName, self.sampleDescription, self.uris = sampleName, sampleName, uris
@@ -29,13 +46,35 @@ class SampleDataSource:
 class SampleDataLogic:
     def __init__(self):
         for name in ("MRBrainTumor1", "MRBrainTumor2"):
-            self.registerCustomSampleDataSource("General", name, f"https://data.invalid/{name}", f"{name}.nrrd", name, checksums=f"SHA256:{name}")
+            self.registerCustomSampleDataSource(
+                "General", name, f"https://data.invalid/{name}", f"{name}.nrrd", name, checksums=f"SHA256:{name}"
+            )
 
     @staticmethod
-    def registerCustomSampleDataSource(category="Custom", sampleName=None, uris=None, fileNames=None, nodeNames=None,
-                                       customDownloader=None, thumbnailFileName=None, loadFileTypes=None, loadFiles=None, checksums=None):
+    def registerCustomSampleDataSource(
+        category="Custom",
+        sampleName=None,
+        uris=None,
+        fileNames=None,
+        nodeNames=None,
+        customDownloader=None,
+        thumbnailFileName=None,
+        loadFileTypes=None,
+        loadFiles=None,
+        checksums=None,
+    ):
         entries = _sources().setdefault(category, [])
-        source = SampleDataSource(sampleName, uris, fileNames, nodeNames, checksums, loadFiles, customDownloader, thumbnailFileName, loadFileTypes)
+        source = SampleDataSource(
+            sampleName,
+            uris,
+            fileNames,
+            nodeNames,
+            checksums,
+            loadFiles,
+            customDownloader,
+            thumbnailFileName,
+            loadFileTypes,
+        )
         if source not in entries:
             entries.append(source)
 
@@ -54,8 +93,10 @@ class SampleDataLogic:
 
     def downloadFromSource(self, source):
         """Loads every file; a custom downloader is not asked."""
-        return [self.loadNode(self.downloadFileIntoCache(uri, file, checksum), name)
-                for uri, file, name, checksum in zip(source.uris, source.fileNames, source.nodeNames, source.checksums)]
+        return [
+            self.loadNode(self.downloadFileIntoCache(uri, file, checksum), name)
+            for uri, file, name, checksum in zip(source.uris, source.fileNames, source.nodeNames, source.checksums)
+        ]
 
 
 def _sources():

@@ -15,7 +15,12 @@ class ScriptedLoadableModule:
         super().__init__()
         self.parent = parent
         self.moduleName = type(self).__name__
-        parent.title, parent.categories, parent.dependencies, parent.contributors = "", [], [], ["the template's authors"]
+        parent.title, parent.categories, parent.dependencies, parent.contributors = (
+            "",
+            [],
+            [],
+            ["the template's authors"],
+        )
         parent.helpText = parent.acknowledgementText = "texts of the template"
         slicer.selfTests[self.moduleName] = self.runTest
 
@@ -64,7 +69,9 @@ class ScriptedLoadableModuleWidget:
 
     def onTest(self):
         with slicer.util.tryWithErrorDisplay("Test failed."):
-            slicer.selfTests[self.moduleName](msec=int(slicer.app.userSettings().value("Developer/SelfTestDisplayMessageDelay")))
+            slicer.selfTests[self.moduleName](
+                msec=int(slicer.app.userSettings().value("Developer/SelfTestDisplayMessageDelay"))
+            )
 
     def onReloadAndTest(self):
         with slicer.util.tryWithErrorDisplay("Reload and Test failed."):
@@ -95,6 +102,13 @@ class ScriptedLoadableModuleTest(unittest.TestCase):
         slicer.util.delayDisplay(message, getattr(self, "messageDelay", msec or requestedDelay or 100))
 
 
-NAMES = {cls.__name__: cls for cls in (ScriptedLoadableModule, ScriptedLoadableModuleWidget, ScriptedLoadableModuleLogic,
-                                       ScriptedLoadableModuleTest)}
+NAMES = {
+    cls.__name__: cls
+    for cls in (
+        ScriptedLoadableModule,
+        ScriptedLoadableModuleWidget,
+        ScriptedLoadableModuleLogic,
+        ScriptedLoadableModuleTest,
+    )
+}
 NAMES["__all__"] = list(NAMES)

@@ -77,8 +77,13 @@ class _SceneList(QWidget):
                 self._scene.RemoveObserver(tag)
         self._scene, self._tags = scene, []
         if scene is not None:
-            self._tags = [scene.AddObserver(event, self._nodeEvent) for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent)]
-            self._tags += [scene.AddObserver(event, lambda caller, name: self._fill()) for event in (scene.EndCloseEvent, scene.EndImportEvent)]
+            self._tags = [
+                scene.AddObserver(event, self._nodeEvent) for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent)
+            ]
+            self._tags += [
+                scene.AddObserver(event, lambda caller, name: self._fill())
+                for event in (scene.EndCloseEvent, scene.EndImportEvent)
+            ]
         self._fill()
 
     @calldata_type(VTK_OBJECT)
@@ -114,8 +119,11 @@ class _SceneList(QWidget):
             return False
         if not self.showChildNodeTypes and node.GetClassName() not in self.nodeTypes:
             return False
-        return all(node.GetAttribute(name) is not None and value in (None, node.GetAttribute(name))
-                   for kind, name, value in self._attributes if node.IsA(kind))
+        return all(
+            node.GetAttribute(name) is not None and value in (None, node.GetAttribute(name))
+            for kind, name, value in self._attributes
+            if node.IsA(kind)
+        )
 
     def _propertyChanged(self):
         self._fill()
@@ -313,17 +321,33 @@ class ctkPathLineEdit(QWidget):
     settingKey = _property(str, "settingKey", "")
 
 
-CLASSES = {cls.__name__: cls for cls in (qMRMLWidget, qMRMLNodeComboBox, qMRMLCheckableNodeComboBox, ctkCollapsibleButton,
-                                         ctkPathLineEdit)}
+CLASSES = {
+    cls.__name__: cls
+    for cls in (qMRMLWidget, qMRMLNodeComboBox, qMRMLCheckableNodeComboBox, ctkCollapsibleButton, ctkPathLineEdit)
+}
 
 
 # ------------------------------------------------------------------------------------------------ where Slicer's code finds them
 
 #: Widgets that only Slicer's own files name, to compare types with them or to lay out buttons.
 _NAMED_ONLY = (
-    "ctkCheckBox", "ctkCheckablePushButton", "ctkColorPickerButton", "ctkComboBox", "ctkDirectoryButton", "ctkDoubleRangeSlider", "ctkDoubleSlider",
-    "ctkDoubleSpinBox", "ctkRangeWidget", "ctkSliderWidget", "qMRMLRangeWidget", "qMRMLSliderWidget", "qMRMLSpinBox",
-    "qSlicerScriptedLoadableModule", "qSlicerScriptedLoadableModuleWidget", "qSlicerWidget")
+    "ctkCheckBox",
+    "ctkCheckablePushButton",
+    "ctkColorPickerButton",
+    "ctkComboBox",
+    "ctkDirectoryButton",
+    "ctkDoubleRangeSlider",
+    "ctkDoubleSlider",
+    "ctkDoubleSpinBox",
+    "ctkRangeWidget",
+    "ctkSliderWidget",
+    "qMRMLRangeWidget",
+    "qMRMLSliderWidget",
+    "qMRMLSpinBox",
+    "qSlicerScriptedLoadableModule",
+    "qSlicerScriptedLoadableModuleWidget",
+    "qSlicerWidget",
+)
 
 
 class _FlowLayout(QVBoxLayout):
@@ -348,14 +372,20 @@ def install() -> None:
     from .qt_module import pythonqtStyle
 
     ctk = types.ModuleType("ctk")
-    classes = {**{name: type(name, (QWidget,), {}) for name in _NAMED_ONLY}, **CLASSES, "ctkFlowLayout": _FlowLayout,
-               "ctkCollapsibleGroupBox": type("ctkCollapsibleGroupBox", (QGroupBox,), {})}
+    classes = {
+        **{name: type(name, (QWidget,), {}) for name in _NAMED_ONLY},
+        **CLASSES,
+        "ctkFlowLayout": _FlowLayout,
+        "ctkCollapsibleGroupBox": type("ctkCollapsibleGroupBox", (QGroupBox,), {}),
+    }
     for name, cls in classes.items():
         setattr(ctk if name.startswith("ctk") else slicer, name, cls)
     sys.modules["ctk"] = ctk
     qt = sys.modules["qt"]
     qt.QToolButton, qt.QDesktopWidget = _Button, _Desktop
     pythonqtStyle("slicer_harness.style_of_pythonqt")
-    for style, code in (("plain", "property(lambda o: o.objectName(), lambda o, name: o.setObjectName(name))"),
-                        ("style_of_pythonqt", "property(lambda o: o.objectName, lambda o, name: setattr(o, 'objectName', name))")):
+    for style, code in (
+        ("plain", "property(lambda o: o.objectName(), lambda o, name: o.setObjectName(name))"),
+        ("style_of_pythonqt", "property(lambda o: o.objectName, lambda o, name: setattr(o, 'objectName', name))"),
+    ):
         exec(f"QObject.name = {code}", {"__name__": f"slicer_harness.{style}", "QObject": QtCore.QObject})

@@ -23,10 +23,15 @@ def reactions(panel, calls):
     """Note every reaction of a panel in ``calls``."""
     for name in ("update", "setParameters", "register", "_choose", "fail", "status"):
         original = getattr(panel, name)
-        setattr(panel, name, lambda *arguments, n=name, o=original, **keywords: (calls.append(n), o(*arguments, **keywords))[1])
+        setattr(
+            panel,
+            name,
+            lambda *arguments, n=name, o=original, **keywords: (calls.append(n), o(*arguments, **keywords))[1],
+        )
 
 
 # ------------------------------------------------------------------------------------------------ coming and going
+
 
 def test_reload_leaves_one_panel_that_reacts(opened):
     module = opened
@@ -45,7 +50,9 @@ def test_reload_leaves_one_panel_that_reacts(opened):
     oldUi.fixedSelector.setCurrentNode(None)
     oldUi.metricComboBox.currentIndex = 2
     oldUi.registerButton.click()
-    assert module.state.fixedVolume is fixed and module.state.metric == "lncc", "widgets of the old panel change nothing"
+    assert module.state.fixedVolume is fixed and module.state.metric == "lncc", (
+        "widgets of the old panel change nothing"
+    )
     assert not module.engine.busy and oldUi.fixedSelector.nodeCount() == 0
     signals.clear()
     module.app.inEventLoop(module.scene.Clear)
@@ -169,6 +176,7 @@ def test_a_module_that_could_not_be_set_up_is_left_and_unloaded_in_peace(monkeyp
 
 # ------------------------------------------------------------------------------------------------ scenes
 
+
 def test_closing_a_scene_does_not_grow_more_expensive(module):
     """Slicer 5.10 leaves an observer per closed scene on the node, which N closings make N times as much work."""
     counts = []
@@ -198,7 +206,10 @@ def test_a_scene_closed_in_mid_run_is_told_after_it_is_closed(module):
     module.choose(*scenes.pair(module.scene))
     module.click("registerButton")
     states = []
-    box, module.app.box = module.app.box, lambda *arguments: (states.append(module.scene.IsBatchProcessing()), box(*arguments))[1]
+    box, module.app.box = (
+        module.app.box,
+        lambda *arguments: (states.append(module.scene.IsBatchProcessing()), box(*arguments))[1],
+    )
     module.app.inEventLoop(module.scene.Clear)
     module.app.box = box
     assert states == [False] and len(module.app.shown) == 1 and "scene was closed" in module.app.shown.pop()[1]
@@ -208,9 +219,20 @@ def test_a_scene_closed_in_mid_run_is_told_after_it_is_closed(module):
 
 
 CHANGED = {
-    "guideWithLandmarks": True, "method": "hsyn", "preset": "thorough", "metric": "mind", "initial": "transform", "device": "cpu",
-    "weights": "/nowhere/a.safetensors", "refine": 3, "uncertaintyRuns": 4, "makeWarpedMoving": False, "makeWarpedFixed": True,
-    "makeJacobian": False, "makeConsistency": False}
+    "guideWithLandmarks": True,
+    "method": "hsyn",
+    "preset": "thorough",
+    "metric": "mind",
+    "initial": "transform",
+    "device": "cpu",
+    "weights": "/nowhere/a.safetensors",
+    "refine": 3,
+    "uncertaintyRuns": 4,
+    "makeWarpedMoving": False,
+    "makeWarpedFixed": True,
+    "makeJacobian": False,
+    "makeConsistency": False,
+}
 
 
 @pytest.mark.parametrize("ending", ["mrb", "mrml"])
@@ -229,9 +251,17 @@ def test_every_parameter_is_saved_and_loaded_with_the_scene(module, tmp_path, en
         elif name in ("movingMask", "fixedLabels"):
             setattr(state, name, scenes.volume(scene, ones, np.eye(4), name, "vtkMRMLLabelMapVolumeNode"))
         elif name not in ("fixedVolume", "movingVolume"):
-            kind = ("vtkMRMLMarkupsROINode" if name == "roi" else "vtkMRMLTableNode" if name == "resultTable" else
-                    "vtkMRMLLinearTransformNode" if name == "initialTransform" else
-                    "vtkMRMLTransformNode" if name in ("outputForward", "outputInverse") else "vtkMRMLScalarVolumeNode")
+            kind = (
+                "vtkMRMLMarkupsROINode"
+                if name == "roi"
+                else "vtkMRMLTableNode"
+                if name == "resultTable"
+                else "vtkMRMLLinearTransformNode"
+                if name == "initialTransform"
+                else "vtkMRMLTransformNode"
+                if name in ("outputForward", "outputInverse")
+                else "vtkMRMLScalarVolumeNode"
+            )
             node = scene.AddNewNodeByClass(kind, name)
             if kind == "vtkMRMLScalarVolumeNode":
                 slicer.util.updateVolumeFromArray(node, ones)
@@ -242,14 +272,20 @@ def test_every_parameter_is_saved_and_loaded_with_the_scene(module, tmp_path, en
         return {name: value.GetName() if hasattr(value, "GetName") else value for name, value in values.items()}
 
     before = content()
-    assert not [name for name, value in before.items() if value is None], "every parameter has a value that is not the default"
+    assert not [name for name, value in before.items() if value is None], (
+        "every parameter has a value that is not the default"
+    )
     path = str(tmp_path / f"scene.{ending}")
     if ending == "mrb":
         assert scene.WriteToMRB(path)
     else:
         for k in range(scene.GetNumberOfNodesByClass("vtkMRMLStorableNode")):
             node = scene.GetNthNodeByClass(k, "vtkMRMLStorableNode")
-            if node.GetSaveWithScene() and not node.IsA("vtkMRMLColorNode") and node.AddDefaultStorageNode() is not False:
+            if (
+                node.GetSaveWithScene()
+                and not node.IsA("vtkMRMLColorNode")
+                and node.AddDefaultStorageNode() is not False
+            ):
                 storage = node.GetStorageNode()
                 if storage is not None:
                     storage.SetFileName(str(tmp_path / f"{node.GetID()}.{storage.GetDefaultWriteFileExtension()}"))
@@ -268,8 +304,15 @@ def test_every_parameter_is_saved_and_loaded_with_the_scene(module, tmp_path, en
     module.app.processEvents()
     assert content() == before
     ui = module.ui
-    assert ui.refineSpinBox.value == 3 and ui.weightsPathEdit.currentPath == CHANGED["weights"] and ui.makeWarpedFixedCheckBox.checked
-    assert ui.fixedSelector.currentNode() is module.state.fixedVolume and ui.movingMaskSelector.currentNode() is module.state.movingMask
+    assert (
+        ui.refineSpinBox.value == 3
+        and ui.weightsPathEdit.currentPath == CHANGED["weights"]
+        and ui.makeWarpedFixedCheckBox.checked
+    )
+    assert (
+        ui.fixedSelector.currentNode() is module.state.fixedVolume
+        and ui.movingMaskSelector.currentNode() is module.state.movingMask
+    )
     assert ui.metricComboBox.itemData(ui.metricComboBox.currentIndex) == "mind"
 
 
@@ -283,12 +326,15 @@ def test_a_scene_is_saved_without_what_cannot_be_loaded(done, tmp_path):
 
 # ------------------------------------------------------------------------------------------------ what is shown and chosen
 
+
 def test_only_scans_are_guessed(client, monkeypatch):
     for extra in ("label map", "hidden", "vector"):
         opened = scenes.Opened(client, monkeypatch)
         scan = scenes.pair(opened.scene)[0]
         opened.scene.RemoveNode(opened.scene.GetFirstNodeByName("Moving scan"))
-        kind = {"label map": "vtkMRMLLabelMapVolumeNode", "vector": "vtkMRMLVectorVolumeNode"}.get(extra, "vtkMRMLScalarVolumeNode")
+        kind = {"label map": "vtkMRMLLabelMapVolumeNode", "vector": "vtkMRMLVectorVolumeNode"}.get(
+            extra, "vtkMRMLScalarVolumeNode"
+        )
         other = scenes.volume(opened.scene, np.ones((4, 4, 4), np.uint8), np.eye(4), extra, kind)
         other.SetHideFromEditors(extra == "hidden")
         slicer_harness.unloadModule(opened.app)
@@ -321,7 +367,9 @@ def test_sample_data_loads_both_pairs_and_shows_the_scans(module, monkeypatch):
     module.app.startup()
     module.app.startup()
     sources = SampleData.SampleDataLogic.sampleDataSourcesByCategory("SymRegistration")
-    assert [s.sampleName for s in sources] == ["SymRegistrationHeads", "SymRegistrationTumorPair"], "registered once each"
+    assert [s.sampleName for s in sources] == ["SymRegistrationHeads", "SymRegistrationTumorPair"], (
+        "registered once each"
+    )
     heads, tumors = sources
     from pathlib import Path
 
@@ -329,19 +377,33 @@ def test_sample_data_loads_both_pairs_and_shows_the_scans(module, monkeypatch):
     module.app.layout.calls.clear()
     made = heads.customDownloader(heads)
     composites = module.panel.results.views.composites()
-    assert [(c.GetBackgroundVolumeID(), c.GetForegroundVolumeID(), c.GetForegroundOpacity()) for c in composites] == \
-        [(made[0].GetID(), made[1].GetID(), 0.5)] * 3
+    assert [(c.GetBackgroundVolumeID(), c.GetForegroundVolumeID(), c.GetForegroundOpacity()) for c in composites] == [
+        (made[0].GetID(), made[1].GetID(), 0.5)
+    ] * 3
     assert "mrmlSliceLogics" in module.app.layout.calls, "the views are fitted to the scans"
     # the tumor pair is a pair of files: Sample Data's own thumbnail of the first, its own download with checksums
     assert tumors.customDownloader is None and tumors.nodeNames == ["MRBrainTumor1", "MRBrainTumor2"]
     assert len(tumors.uris) == len(tumors.fileNames) == len(tumors.checksums) == 2 and all(tumors.checksums)
     logic = SampleData.SampleDataLogic()
-    monkeypatch.setattr(logic, "downloadFileIntoCache", lambda uri, name, checksum, forceDownload=False: f"/nowhere/{name}", raising=False)
-    monkeypatch.setattr(logic, "loadNode", lambda path, name, kind=None, properties=None: scenes.volume(
-        module.scene, np.zeros((4, 4, 4), np.int16), np.eye(4), name), raising=False)
+    monkeypatch.setattr(
+        logic,
+        "downloadFileIntoCache",
+        lambda uri, name, checksum, forceDownload=False: f"/nowhere/{name}",
+        raising=False,
+    )
+    monkeypatch.setattr(
+        logic,
+        "loadNode",
+        lambda path, name, kind=None, properties=None: scenes.volume(
+            module.scene, np.zeros((4, 4, 4), np.int16), np.eye(4), name
+        ),
+        raising=False,
+    )
     loaded = logic.downloadFromSource(tumors)
     assert [node.GetName() for node in loaded] == ["MRBrainTumor1", "MRBrainTumor2"]
-    expected = __import__("SymRegistrationGui.sampledata", fromlist=["partner"]).partner(scenes.positions(made[2]) * (-1, -1, 1)) * (-1, -1, 1)
+    expected = __import__("SymRegistrationGui.sampledata", fromlist=["partner"]).partner(
+        scenes.positions(made[2]) * (-1, -1, 1)
+    ) * (-1, -1, 1)
     assert np.abs(scenes.positions(made[3]) - expected).max() < 1e-6
 
 
@@ -356,8 +418,13 @@ def test_an_application_without_sample_data_starts(monkeypatch):
 
 def test_try_it_shows_the_scans_before_the_run(module, monkeypatch):
     shown = []
-    monkeypatch.setattr(module.panel, "register", lambda: shown.append([
-        (c.GetBackgroundVolumeID(), c.GetForegroundVolumeID()) for c in module.panel.results.views.composites()]))
+    monkeypatch.setattr(
+        module.panel,
+        "register",
+        lambda: shown.append(
+            [(c.GetBackgroundVolumeID(), c.GetForegroundVolumeID()) for c in module.panel.results.views.composites()]
+        ),
+    )
     module.click("tryItButton")
     assert shown == [[(module.state.fixedVolume.GetID(), module.state.movingVolume.GetID())] * 3]
 
@@ -371,6 +438,7 @@ def test_results_are_fitted_into_the_views_where_there_are_views(module):
 
 
 # ------------------------------------------------------------------------------------------------ bad input
+
 
 def refused(module, said):
     """One message that says ``said``, in the panel and in a box; nothing else happened."""

@@ -19,23 +19,44 @@ def app():
 
 def disk(*files):
     """A stand-in for shutil.which on a disk with these programs; a bare name stands for one on the PATH."""
-    return lambda name: {file: f"/path/{file}" if os.sep not in file and "\\" not in file else file for file in files}.get(name)
+    return lambda name: {
+        file: f"/path/{file}" if os.sep not in file and "\\" not in file else file for file in files
+    }.get(name)
 
 
-@pytest.mark.parametrize("system, home, files, expected", [
-    ("linux", "/opt/Slicer-5.10", ["/opt/Slicer-5.10/bin/PythonSlicer", "PythonSlicer"], "/opt/Slicer-5.10/bin/PythonSlicer"),
-    ("darwin", "/Applications/Slicer.app/Contents", ["/Applications/Slicer.app/Contents/bin/PythonSlicer"],
-     "/Applications/Slicer.app/Contents/bin/PythonSlicer"),
-    ("win32", "C:/Users/Jürgen Müller/Slicer 5.10", ["C:/Users/Jürgen Müller/Slicer 5.10/bin/PythonSlicer.exe", "PythonSlicer"],
-     "C:/Users/Jürgen Müller/Slicer 5.10/bin/PythonSlicer.exe"),
-    ("linux", "", ["PythonSlicer"], "/path/PythonSlicer"),
-    ("win32", "C:/Moved", ["PythonSlicer.exe"], "/path/PythonSlicer.exe"),
-    ("linux", "", [], sys.executable)])
+@pytest.mark.parametrize(
+    "system, home, files, expected",
+    [
+        (
+            "linux",
+            "/opt/Slicer-5.10",
+            ["/opt/Slicer-5.10/bin/PythonSlicer", "PythonSlicer"],
+            "/opt/Slicer-5.10/bin/PythonSlicer",
+        ),
+        (
+            "darwin",
+            "/Applications/Slicer.app/Contents",
+            ["/Applications/Slicer.app/Contents/bin/PythonSlicer"],
+            "/Applications/Slicer.app/Contents/bin/PythonSlicer",
+        ),
+        (
+            "win32",
+            "C:/Users/Jürgen Müller/Slicer 5.10",
+            ["C:/Users/Jürgen Müller/Slicer 5.10/bin/PythonSlicer.exe", "PythonSlicer"],
+            "C:/Users/Jürgen Müller/Slicer 5.10/bin/PythonSlicer.exe",
+        ),
+        ("linux", "", ["PythonSlicer"], "/path/PythonSlicer"),
+        ("win32", "C:/Moved", ["PythonSlicer.exe"], "/path/PythonSlicer.exe"),
+        ("linux", "", [], sys.executable),
+    ],
+)
 def test_the_launcher_is_found(app, system, home, files, expected):
     """The one of this Slicer before one on the PATH, which may belong to another Slicer."""
     from SymRegistrationGui.processes import pythonProgram
 
-    found = pythonProgram(system, home, disk(*(os.path.join(*file.rsplit("/", 1)) if "/" in file else file for file in files)))
+    found = pythonProgram(
+        system, home, disk(*(os.path.join(*file.rsplit("/", 1)) if "/" in file else file for file in files))
+    )
     assert found.replace("\\", "/") == expected
 
 
@@ -61,14 +82,24 @@ def test_slicers_home_comes_from_the_environment_or_the_application(app, monkeyp
     assert slicerHome() == "/opt/Slicer"
 
 
-@pytest.mark.parametrize("before, expected", [
-    ({}, ["/lib folder"]), ({"PYTHONPATH": ""}, ["/lib folder"]), ({"PYTHONPATH": os.pathsep.join(["/a", "", "/ü b"])}, ["/lib folder", "/a", "/ü b"])])
+@pytest.mark.parametrize(
+    "before, expected",
+    [
+        ({}, ["/lib folder"]),
+        ({"PYTHONPATH": ""}, ["/lib folder"]),
+        ({"PYTHONPATH": os.pathsep.join(["/a", "", "/ü b"])}, ["/lib folder", "/a", "/ü b"]),
+    ],
+)
 def test_the_workers_environment_is_that_before_slicer(app, before, expected):
     from SymRegistrationGui.processes import workerEnvironment
 
     startup = {**before, "PATH": "/usr/bin", "PYTHONSAFEPATH": "1", "SystemRoot": "C:\\Windows"}
     made = workerEnvironment(startup, "/lib folder")
-    assert made["PYTHONPATH"].split(os.pathsep) == expected and made["PATH"] == "/usr/bin" and made["SystemRoot"] == "C:\\Windows"
+    assert (
+        made["PYTHONPATH"].split(os.pathsep) == expected
+        and made["PATH"] == "/usr/bin"
+        and made["SystemRoot"] == "C:\\Windows"
+    )
     assert made["PYTHONIOENCODING"] == "utf-8" and "PYTHONSAFEPATH" not in made and startup["PYTHONSAFEPATH"] == "1"
 
 
@@ -104,15 +135,29 @@ def test_elsewhere_every_process_and_every_group_of_its_own_is_ended(app, monkey
     monkeypatch.setattr(processes.os, "killpg", lambda pid, number: ended.append(("group", pid, number)))
     monkeypatch.setattr(processes.os, "kill", lambda pid, number: ended.append(("process", pid, number)))
     processes.killTree(10, system)
-    assert {entry[:2] for entry in ended} == {("group", 11), ("process", 12), ("process", 13), ("group", 14), ("process", 10)}
+    assert {entry[:2] for entry in ended} == {
+        ("group", 11),
+        ("process", 12),
+        ("process", 13),
+        ("group", 14),
+        ("process", 10),
+    }
     assert {entry[2] for entry in ended} == {signal.SIGKILL} and ended[-1][:2] == ("process", 10)
     assert ("group", 1, signal.SIGKILL) not in ended, "never the application's own group"
 
 
-@pytest.mark.parametrize("listing, expected", [
-    ("    1     0\n   10     1\n   11    10\n   12    11\n   13    12\n   20     1\n", [11, 12, 13]),  # Linux' ps pads
-    ("1 0\n10 1\n11 10\n14 10\n12 11\n", [11, 14, 12]),  # as macOS prints
-    ("", []), ("nonsense line here\n10 1\n", [])])
+@pytest.mark.parametrize(
+    "listing, expected",
+    [
+        (
+            "    1     0\n   10     1\n   11    10\n   12    11\n   13    12\n   20     1\n",
+            [11, 12, 13],
+        ),  # Linux' ps pads
+        ("1 0\n10 1\n11 10\n14 10\n12 11\n", [11, 14, 12]),  # as macOS prints
+        ("", []),
+        ("nonsense line here\n10 1\n", []),
+    ],
+)
 def test_descendants_from_ps(app, monkeypatch, listing, expected):
     from SymRegistrationGui import processes
 
@@ -146,7 +191,6 @@ def test_a_damaged_psutil_does_not_keep_the_worker_alive(app, monkeypatch):
 
 def test_leftover_folders_are_swept_on_every_system(app, monkeypatch):
     import psutil
-
     from SymRegistrationGui import exchange
 
     gone = next(pid for pid in range(400_000, 500_000) if not psutil.pid_exists(pid))
@@ -175,9 +219,9 @@ def test_paths_with_spaces_umlauts_and_other_scripts_reach_the_worker(app, tmp_p
 
 
 def test_windows_has_no_way_to_lead_a_group_and_the_worker_needs_none(monkeypatch):
-    from SymRegistrationLib import worker
-
     import psutil
+
+    from SymRegistrationLib.commands import worker
 
     class Process:
         def nice(self, value):

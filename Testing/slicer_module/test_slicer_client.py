@@ -71,8 +71,12 @@ def fake(app):
         processes.append(FakeProcess())
         return processes[-1]
 
-    client = WorkerClient(make, lambda: ("python", [], {}, "."), clock=Clock(),
-                          patience=Patience(start=300.0, silence=1800.0, tick=1e5, idle=lambda: 600.0))
+    client = WorkerClient(
+        make,
+        lambda: ("python", [], {}, "."),
+        clock=Clock(),
+        patience=Patience(start=300.0, silence=1800.0, tick=1e5, idle=lambda: 600.0),
+    )
 
     def ask(command="ping"):
         client.request(
@@ -131,16 +135,26 @@ def test_another_version_is_told(fake, ready, said):
     assert processes[0].killed and not client.running
 
 
-@pytest.mark.parametrize("code, crashed, output, said, environment", [
-    (9, True, b"", "most often the computer ran out of memory", False),
-    (137, False, b"", "most often the computer ran out of memory", False),
-    (11, True, b"", "crashed (code 11)", False),
-    (1, False, b"terminate called after throwing an instance of 'std::bad_alloc'\n", "ran out of memory", False),
-    (1, False, b"RuntimeError: CUDA out of memory. Tried to allocate 20 GiB\n", "ran out of memory", False),
-    (1, False, b"[/opt/Slicer/bin/python-real] exit abnormally - Report the problem.\n", "crashed or was ended from outside", False),
-    (-1073741801, True, b"", "ran out of memory", False),  # Windows: STATUS_NO_MEMORY
-    (-1073741819, True, b"", "crashed (code -1073741819)", False),  # Windows: access violation
-    (3, False, b"strange\n", "ended unexpectedly (exit code 3)", False)])
+@pytest.mark.parametrize(
+    "code, crashed, output, said, environment",
+    [
+        (9, True, b"", "most often the computer ran out of memory", False),
+        (137, False, b"", "most often the computer ran out of memory", False),
+        (11, True, b"", "crashed (code 11)", False),
+        (1, False, b"terminate called after throwing an instance of 'std::bad_alloc'\n", "ran out of memory", False),
+        (1, False, b"RuntimeError: CUDA out of memory. Tried to allocate 20 GiB\n", "ran out of memory", False),
+        (
+            1,
+            False,
+            b"[/opt/Slicer/bin/python-real] exit abnormally - Report the problem.\n",
+            "crashed or was ended from outside",
+            False,
+        ),
+        (-1073741801, True, b"", "ran out of memory", False),  # Windows: STATUS_NO_MEMORY
+        (-1073741819, True, b"", "crashed (code -1073741819)", False),  # Windows: access violation
+        (3, False, b"strange\n", "ended unexpectedly (exit code 3)", False),
+    ],
+)
 def test_a_process_that_ends_says_why(fake, code, crashed, output, said, environment):
     _client, processes, answers, ask = fake
     ask()
@@ -197,7 +211,9 @@ def test_cancel_calls_nobody(fake):
     assert answers == []
 
 
-@pytest.mark.parametrize("events, said, seconds", [((), "did not get ready within 5", 300), ((READY,), "has said nothing for 30", 1800)])
+@pytest.mark.parametrize(
+    "events, said, seconds", [((), "did not get ready within 5", 300), ((READY,), "has said nothing for 30", 1800)]
+)
 def test_a_process_that_hangs_is_given_up(fake, events, said, seconds):
     client, processes, answers, ask = fake
     ask()
@@ -295,7 +311,9 @@ def ended(pids):
     return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
 
 
-@pytest.mark.parametrize("finder, byLauncher", [("psutil", True), ("psutil", False), ("ps", True), ("ps", False), ("nothing", False)])
+@pytest.mark.parametrize(
+    "finder, byLauncher", [("psutil", True), ("psutil", False), ("ps", True), ("ps", False), ("nothing", False)]
+)
 def test_kill_ends_children_and_grandchildren(app, monkeypatch, finder, byLauncher):
     """With a launcher in between, whose child leads the group, and without; with psutil, without it, and without ps as well.
 
@@ -304,7 +322,11 @@ def test_kill_ends_children_and_grandchildren(app, monkeypatch, finder, byLaunch
     from SymRegistrationGui import processes
 
     process, lines = processes.QtWorkerProcess(), []
-    process.onOutput, process.onErrorOutput, process.onExit = lines.append, print, lambda code, crashed: lines.append(b"EXIT")
+    process.onOutput, process.onErrorOutput, process.onExit = (
+        lines.append,
+        print,
+        lambda code, crashed: lines.append(b"EXIT"),
+    )
     program = processes.pythonProgram() if byLauncher else sys.executable
     assert process.start(program, ["-c", FAMILY], dict(os.environ), ".")
     app.wait(lambda: lines, 20, "the family")
@@ -345,7 +367,10 @@ def test_a_real_worker_killed_from_outside(app):
     client.request("methods", {}, answers.append, answers.append)
     scenes.workers()[0].kill()
     app.wait(lambda: len(answers) > 1, 20, "the news")
-    assert "crashed or was ended from outside; most often the computer ran out of memory" in str(answers[1]) and not client.running
+    assert (
+        "crashed or was ended from outside; most often the computer ran out of memory" in str(answers[1])
+        and not client.running
+    )
     assert not answers[1].environment, "installing again would not help"
     client.request("ping", {}, answers.append, answers.append)
     app.wait(lambda: len(answers) > 2, 60, "the new worker")
@@ -366,7 +391,10 @@ def test_the_worker_runs_this_library_wherever_the_user_works(app, tmp_path, mon
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
     monkeypatch.chdir(tmp_path / "user")
     program, arguments, environment, folder = workerCommand()
-    assert environment["PYTHONPATH"].split(os.pathsep) == [libraryFolder(), str(tmp_path / "user")] and folder == libraryFolder()
+    assert (
+        environment["PYTHONPATH"].split(os.pathsep) == [libraryFolder(), str(tmp_path / "user")]
+        and folder == libraryFolder()
+    )
     assert Path(program).name == "PythonSlicer" and arguments[:3] == ["-m", "SymRegistrationLib", "worker"]
     client, answers = WorkerClient(), []
     client.request("ping", {}, answers.append, answers.append)

@@ -15,7 +15,7 @@ import slicer_scenes as scenes
 from slicer_harness import layer
 
 slicer_harness.pythonqtStyle(__name__)
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -35,7 +35,9 @@ def wrapped(**hints):
 def test_the_layer_is_told_and_can_be_chosen(monkeypatch, tmp_path):
     def told(value):
         environment = {**os.environ, "SLICER_PYTHON": value}
-        done = subprocess.run([sys.executable, layer.__file__], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, layer.__file__], env=environment, capture_output=True, text=True, check=False
+        )
         return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
 
     (tmp_path / "slicer/parameterNodeWrapper").mkdir(parents=True)
@@ -79,11 +81,19 @@ def test_a_union_of_nodes_needs_none(app):
 def test_values_are_checked_stored_and_read_anew(app):
     from slicer.parameterNodeWrapper import WithinRange
 
-    state, node = wrapped(count=Annotated[int, WithinRange(0, 4)], on=bool, text=str, volume=slicer.vtkMRMLScalarVolumeNode)
+    state, node = wrapped(
+        count=Annotated[int, WithinRange(0, 4)], on=bool, text=str, volume=slicer.vtkMRMLScalarVolumeNode
+    )
     assert (state.count, state.on, state.text, state.volume) == (0, False, "", None)
-    for name, wrong, error in (("count", 5, ValueError), ("count", "2", TypeError), ("count", None, ValueError), ("text", 1, TypeError),
-                               ("text", None, ValueError), ("on", "yes", TypeError),
-                               ("volume", slicer.mrmlScene.AddNewNodeByClass("vtkMRMLModelNode"), TypeError)):
+    for name, wrong, error in (
+        ("count", 5, ValueError),
+        ("count", "2", TypeError),
+        ("count", None, ValueError),
+        ("text", 1, TypeError),
+        ("text", None, ValueError),
+        ("on", "yes", TypeError),
+        ("volume", slicer.mrmlScene.AddNewNodeByClass("vtkMRMLModelNode"), TypeError),
+    ):
         with pytest.raises(error):
             setattr(state, name, wrong)
     state.count, state.on = 3, True
@@ -150,7 +160,10 @@ def test_a_box_runs_the_event_loop_and_is_a_fault_in_a_scene_event(app):
     app.answers = [False]
     assert slicer.util.confirmOkCancelDisplay("Really?") is False and slicer.util.confirmYesNoDisplay("Really?") is True
     node = app.scene.AddNewNodeByClass("vtkMRMLModelNode")
-    for event, cause in ((app.scene.NodeAboutToBeRemovedEvent, lambda: app.scene.RemoveNode(node)), (app.scene.StartCloseEvent, app.scene.Clear)):
+    for event, cause in (
+        (app.scene.NodeAboutToBeRemovedEvent, lambda: app.scene.RemoveNode(node)),
+        (app.scene.StartCloseEvent, app.scene.Clear),
+    ):
         tag = app.scene.AddObserver(event, lambda caller, name: slicer.util.errorDisplay("Now"))
         cause()
         app.scene.RemoveObserver(tag)
@@ -188,7 +201,10 @@ def test_a_widget_without_parent_is_a_window_and_a_second_mixin_init_forgets(app
 def test_the_launcher_hides_how_its_child_ended(app):
     from SymRegistrationGui.processes import QtWorkerProcess, pythonProgram
 
-    for code, said in (("raise SystemExit(3)", (3, b"")), ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", (1, b"exit abnormally"))):
+    for code, said in (
+        ("raise SystemExit(3)", (3, b"")),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", (1, b"exit abnormally")),
+    ):
         process, ends, errors = QtWorkerProcess(), [], []
         process.onOutput, process.onErrorOutput = print, errors.append
         process.onExit = lambda exitCode, crashed, e=ends: e.append((exitCode, crashed))

@@ -13,7 +13,7 @@ import slicer_harness
 import slicer_scenes as scenes
 from slicer_scenes import clientFixture, moduleFixture  # noqa: F401
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 slicer_harness.pythonqtStyle(__name__)
 
 
@@ -115,6 +115,7 @@ def test_slicer_before_5_12_uses_pip(app, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------ meanwhile, in the panel
 
+
 @pytest.fixture(name="fresh")
 def freshFixture(module, monkeypatch):
     """(module with two scans chosen, a machine without the libraries, what the panel showed during the installation)."""
@@ -140,11 +141,16 @@ def freshFixture(module, monkeypatch):
 def test_the_panel_says_what_it_installs_and_takes_no_second_click(fresh):
     module, machine, seen = fresh
     started = []
-    register, module.engine.register = module.engine.register, lambda request, task: (started.append(1), register(request, task))[1]
+    register, module.engine.register = (
+        module.engine.register,
+        lambda request, task: (started.append(1), register(request, task))[1],
+    )
     assert module.register() is not None
     module.settle()
     assert [call[0] for call in machine.calls].count("torch") == 1 and len(started) == 1 and machine.stopped == 1
-    assert len(seen) >= 6 and all("Installing PyTorch, safetensors, psutil" in text and cursors == 1 for text, cursors in seen)
+    assert len(seen) >= 6 and all(
+        "Installing PyTorch, safetensors, psutil" in text and cursors == 1 for text, cursors in seen
+    )
     assert module.app.cursors == 0 and [kind for kind, _text in module.app.shown] == ["confirm"]
     assert module.ui.statusLabel.text.startswith("Done")
 
@@ -154,7 +160,10 @@ def test_a_failed_installation_leaves_a_panel_that_works(fresh):
     machine.pytorchExtension(error=OSError("no route to host"))
     assert module.register() is None
     assert module.app.cursors == 0 and not module.panel.busy and module.ui.registerButton.enabled
-    assert [kind for kind, _text in module.app.shown] == ["confirm", "error"] and "no route to host" in module.ui.statusLabel.text
+    assert [kind for kind, _text in module.app.shown] == [
+        "confirm",
+        "error",
+    ] and "no route to host" in module.ui.statusLabel.text
 
 
 @pytest.mark.parametrize("happens", ["the scene is closed", "a scan is deleted"])
@@ -168,7 +177,11 @@ def test_what_happens_to_the_scans_during_the_installation(fresh, happens):
     assert not module.engine.busy and not module.panel.busy and module.app.cursors == 0
     assert [kind for kind, _text in module.app.shown] == ["confirm", "error"]
     assert "scene was closed during the installation; nothing was registered" in module.app.shown[1][1]
-    assert module.app.shown[1][1] in module.ui.statusLabel.text and scenes.names(module.scene) == before and scenes.folders() == []
+    assert (
+        module.app.shown[1][1] in module.ui.statusLabel.text
+        and scenes.names(module.scene) == before
+        and scenes.folders() == []
+    )
 
 
 def test_a_reload_during_the_installation_starts_nothing(fresh):
@@ -184,10 +197,15 @@ def test_what_cannot_be_registered_installs_nothing(fresh):
     module, machine, _seen = fresh
     slicer.util.arrayFromVolume(module.state.movingVolume)[:] = 7
     assert module.register() is None
-    assert machine.calls == [] and [kind for kind, _text in module.app.shown] == ["error"] and "is empty" in module.app.shown[0][1]
+    assert (
+        machine.calls == []
+        and [kind for kind, _text in module.app.shown] == ["error"]
+        and "is empty" in module.app.shown[0][1]
+    )
 
 
 # ------------------------------------------------------------------------------------------------ repair, offline, by hand
+
 
 def test_half_an_installation_is_replaced(app, monkeypatch):
     from SymRegistrationGui import install
