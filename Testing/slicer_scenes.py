@@ -142,7 +142,8 @@ def names(scene):
 
 
 def queued(pid=None):
-    """Seconds for which a thread was ready to run while the system gave the processor to others; 0 where that is not told.
+    """Seconds for which a thread was ready to run while the system gave the processor to others; 0 where that is not
+    told.
 
     Args:
         pid: a process, for its main thread; None = the calling thread.
@@ -155,7 +156,9 @@ def queued(pid=None):
 
 
 def ownTime():
-    """A clock for the calling thread, in seconds, that counts its work and its waiting but not what a busy machine takes away."""
+    """A clock for the calling thread, in seconds, that counts its work and its waiting but not what a busy machine
+    takes away.
+    """
     return time.perf_counter() - queued()
 
 

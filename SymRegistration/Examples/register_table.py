@@ -2,13 +2,14 @@
 
     Slicer --no-main-window --python-script register_table.py pairs.csv results preset=fast initial=rigid
 
-The table is that of ``symreg batch`` (columns fixed, moving, and if you like masks, labels, points, initial, method, id); whatever
-Slicer can load can stand in it. Words like preset=fast are the library's options. For every pair a folder with forward.h5 and
-inverse.h5 (transforms, moving to fixed and back), warped_moving.nrrd, jacobian.nrrd and metrics.json; summary.csv lists them all. A
-pair that fails is listed with its reason and stops nothing. The same command again goes on where it was ended.
+The table is that of ``symreg batch`` (columns fixed, moving, and if you like masks, labels, points, initial, method,
+id); whatever Slicer can load can stand in it. Words like preset=fast are the library's options. For every pair a folder
+with forward.h5 and inverse.h5 (transforms, moving to fixed and back), warped_moving.nrrd, jacobian.nrrd and
+metrics.json; summary.csv lists them all. A pair that fails is listed with its reason and stops nothing. The same
+command again goes on where it was ended.
 
-Take it as a start for scripts of your own, where something is done with the nodes while they are in the scene. Where nothing of
-Slicer is needed, ``symreg batch`` is faster: several workers, a page of pictures, clusters.
+Take it as a start for scripts of your own, where something is done with the nodes while they are in the scene. Where
+nothing of Slicer is needed, ``symreg batch`` is faster: several workers, a page of pictures, clusters.
 """
 
 import csv

@@ -1,5 +1,5 @@
-"""The worker client: requests go out as JSON lines, answers come back to call-backs, and every way in which a process can
-fail is told in words."""
+"""The worker client: requests go out as JSON lines, answers come back to call-backs, and every way in which a process
+can fail is told in words."""
 
 import json
 import signal
@@ -137,7 +137,9 @@ class WorkerClient:
         return None
 
     def request(self, command, fields, onResult, onError, onProgress=lambda event: None):
-        """Send one request; exactly one of ``onResult`` and ``onError`` is called later, unless :meth:`cancel` comes first."""
+        """Send one request; exactly one of ``onResult`` and ``onError`` is called later, unless :meth:`cancel` comes
+        first.
+        """
         problem = self.start()
         if problem is not None:
             onError(problem)

@@ -10,8 +10,9 @@ from slicer.i18n import tr as _
 def later(function):
     """Call ``function`` once the event that is being handled is over.
 
-    A message box runs an event loop of its own. Opened while a scene closes or a node goes, it would let clicks and timers
-    meet a half-closed scene. Without an event loop (a script, a test) nothing would come back to the call, so it is made at once.
+    A message box runs an event loop of its own. Opened while a scene closes or a node goes, it would let clicks and
+    timers meet a half-closed scene. Without an event loop (a script, a test) nothing would come back to the call, so it
+    is made at once.
     """
     if qt.QThread.currentThread().loopLevel() > 0:
         qt.QTimer.singleShot(0, function)

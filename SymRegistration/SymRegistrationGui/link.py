@@ -6,9 +6,9 @@ import vtk
 class Link:
     """Widgets show the parameters, and parameters follow the widgets, until :meth:`cut`.
 
-    Up to Slicer 5.10 ``disconnectGui()`` leaves the observer that ``connectGui()`` has made on the node. Its function dies
-    with the wrapper, VTK calls it when the node changes next, and the application ends. So every observer made here is
-    remembered and removed.
+    Up to Slicer 5.10 ``disconnectGui()`` leaves the observer that ``connectGui()`` has made on the node. Its function
+    dies with the wrapper, VTK calls it when the node changes next, and the application ends. So every observer made
+    here is remembered and removed.
 
     Args:
         parameters: a parameter node wrapper.

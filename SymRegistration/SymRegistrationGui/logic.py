@@ -1,4 +1,6 @@
-"""A registration from click to nodes, without any widget: export, worker, import, all in short steps on the main thread."""
+"""A registration from click to nodes, without any widget: export, worker, import, all in short steps on the main
+thread.
+"""
 
 import dataclasses
 import logging
@@ -143,7 +145,9 @@ class RegistrationLogic:
         return task
 
     def evaluate(self, run, labels=(None, None), points=(None, None), task=None):
-        """Dice of label maps or segmentations (fixed, moving), landmark error of markups; the result is the new metrics."""
+        """Dice of label maps or segmentations (fixed, moving), landmark error of markups; the result is the new
+        metrics.
+        """
         from .applying import evaluateSteps
 
         self._requireIdle()
@@ -238,7 +242,7 @@ class RegistrationLogic:
             raise task.error
         return task.result
 
-    # ------------------------------------------------------------------------------------------ what may happen meanwhile
+    # ---------------------------------------------------------------------------------------- what may happen meanwhile
 
     def _watch(self, needed):
         """A closed scene, or a deleted node that is needed, ends the task."""

@@ -1,8 +1,8 @@
 """Between MRML nodes and plain arrays: the one place that knows both RAS (Slicer) and LPS (everything else).
 
-Slicer's world is RAS mm, the library's is LPS mm; :data:`FLIP` turns one into the other, both ways. Arrays are (D, H, W)
-= (K, J, I), fields are (D, H, W, 3) with vectors (x, y, z). Everything leaves Slicer in world coordinates: linear parent
-transforms become part of the grid, other parents are applied to a copy.
+Slicer's world is RAS mm, the library's is LPS mm; :data:`FLIP` turns one into the other, both ways. Arrays are (D, H,
+W) = (K, J, I), fields are (D, H, W, 3) with vectors (x, y, z). Everything leaves Slicer in world coordinates: linear
+parent transforms become part of the grid, other parents are applied to a copy.
 """
 
 import numpy as np

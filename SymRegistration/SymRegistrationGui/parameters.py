@@ -9,8 +9,8 @@ from SymRegistrationLib.job import Options
 
 from .exporting import Request
 
-#: The wrapper tells a selector's node types by the annotation, so this is also what the user can choose. A Union of nodes
-#: needs None, unlike a single node type: without it, the wrapper cannot write the empty value.
+#: The wrapper tells a selector's node types by the annotation, so this is also what the user can choose. A Union of
+#: nodes needs None, unlike a single node type: without it, the wrapper cannot write the empty value.
 Labels = Union[slicer.vtkMRMLSegmentationNode, slicer.vtkMRMLLabelMapVolumeNode, None]  # noqa: UP007  what 5.10 knows
 
 

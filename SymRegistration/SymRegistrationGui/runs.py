@@ -1,7 +1,7 @@
 """What one registration leaves in the scene: nodes that know of each other, in one folder, found again after loading.
 
-The results table is the anchor of a run. It holds a node reference per part, the metrics as text node, and says which nodes
-the run made (those go when the run is removed; nodes that the user had chosen stay).
+The results table is the anchor of a run. It holds a node reference per part, the metrics as text node, and says which
+nodes the run made (those go when the run is removed; nodes that the user had chosen stay).
 """
 
 import json
@@ -202,7 +202,8 @@ def _newNode(scene, part, fixedNode, movingNode):
 
 
 def _style(node, part, fixedNode, movingNode):
-    """Display nodes that look as the user expects: a warped scan like its source, maps in their colors, transforms hidden.
+    """Display nodes that look as the user expects: a warped scan like its source, maps in their colors, transforms
+    hidden.
 
     Comes before the voxels: an automatic window would count all of them, which takes long enough to be felt.
     """

@@ -1,7 +1,7 @@
 """A pair of synthetic head scans with a known deformation: for the Try it button, the tutorial and the self-test.
 
-Made on the spot in a tenth of a second, so nothing is downloaded. The moving head is turned, shifted and bent against the
-fixed one; ten landmarks with known partners measure the result.
+Made on the spot in a tenth of a second, so nothing is downloaded. The moving head is turned, shifted and bent against
+the fixed one; ten landmarks with known partners measure the result.
 """
 
 import logging
@@ -36,7 +36,9 @@ _LANDMARKS = np.array(
 
 
 def head(points):
-    """Intensity of the synthetic head at (..., 3) LPS mm: skull, brain with folds, ventricles, cerebellum, face, neck, a tumor."""
+    """Intensity of the synthetic head at (..., 3) LPS mm: skull, brain with folds, ventricles, cerebellum, face, neck,
+    a tumor.
+    """
     x, y, z = np.moveaxis(points, -1, 0)
 
     def ball(center, radii):
@@ -134,8 +136,9 @@ TUMOR_PAIR = ("MRBrainTumor1", "MRBrainTumor2")
 def register(modulePath):
     """Offer both pairs in the Sample Data module; registering again changes nothing.
 
-    The heads are made by a click on their button. ``SampleData.downloadSample("SymRegistrationHeads")`` finds no file to
-    load, because it never asks a custom downloader; scripts call :func:`makePair`. The tumor pair has files: both ways work.
+    The heads are made by a click on their button. ``SampleData.downloadSample("SymRegistrationHeads")`` finds no file
+    to load, because it never asks a custom downloader; scripts call :func:`makePair`. The tumor pair has files: both
+    ways work.
     """
     import SampleData
 

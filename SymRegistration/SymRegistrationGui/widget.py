@@ -73,8 +73,8 @@ class Panel:
             combo.currentIndexChanged.connect(
                 lambda *_unused, c=combo, p=parameter: self._choose(p, c.itemData(c.currentIndex))
             )
-        # The path edit tells of a path that it finds valid, and of losing validity, but not of further typing, nor of an empty
-        # text; the line inside it tells of everything.
+        # The path edit tells of a path that it finds valid, and of losing validity, but not of further typing, nor of
+        # an empty text; the line inside it tells of everything.
         for signal in (
             ui.weightsPathEdit.currentPathChanged,
             ui.weightsPathEdit.validInputChanged,
@@ -325,7 +325,7 @@ class Panel:
         combo.currentIndex = max(0, combo.findData(wanted))
         self._updating = False
 
-    # ------------------------------------------------------------------------------------------ what the user sees meanwhile
+    # ------------------------------------------------------------------------------------- what the user sees meanwhile
 
     def _progress(self, stage, fraction, secondsLeft, message):
         self._lastProgress = (message, secondsLeft, time.perf_counter())

@@ -1,10 +1,11 @@
-"""How long the Slicer module takes beyond the method itself, and for how long it blocks the application, on 256^3 scans.
+"""How long the Slicer module takes beyond the method itself, and for how long it blocks the application, on 256^3
+scans.
 
     python Testing/benchmarks/slicer_responsiveness.py
 
-A worker that needs no time for the registration reads both scans and writes results of the sizes that a real run has. Clocks
-decide here, so this is a measurement and no test; on a busy machine, times of waiting for a processor are left out of the
-blocks, and the load is printed beside the numbers.
+A worker that needs no time for the registration reads both scans and writes results of the sizes that a real run has.
+Clocks decide here, so this is a measurement and no test; on a busy machine, times of waiting for a processor are left
+out of the blocks, and the load is printed beside the numbers.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ ATTEMPTS = 3
 
 
 class Heartbeat:
-    """Longest time in seconds between two beats of a 2 ms timer on the application's thread, as scenes.ownTime() counts."""
+    """Longest time in seconds between two beats of a 2 ms timer on the application's thread, as scenes.ownTime()
+    counts.
+    """
 
     def __init__(self):
         import qt

@@ -13,7 +13,9 @@ NAME = "SymRegistration"
 
 
 class Module:
-    """``slicer.modules.symregistration``, which is also the ``parent`` of the module's class. It has no other attributes."""
+    """``slicer.modules.symregistration``, which is also the ``parent`` of the module's class. It has no other
+    attributes.
+    """
 
     __slots__ = (
         "path",

@@ -1,8 +1,8 @@
-"""Slicer's own Python files over this harness, unchanged: parameterNodeWrapper, ScriptedLoadableModule, i18n, util, packaging,
-SampleData. They are read from where they lie and never copied.
+"""Slicer's own Python files over this harness, unchanged: parameterNodeWrapper, ScriptedLoadableModule, i18n, util,
+packaging, SampleData. They are read from where they lie and never copied.
 
-Not seen by this: PythonQt's conversions, the real qMRML widgets, views, installers, Slicer's style, and the Qt, Python and
-MRML of that very release (PySide6 and slicer-core are newer).
+Not seen by this: PythonQt's conversions, the real qMRML widgets, views, installers, Slicer's style, and the Qt, Python
+and MRML of that very release (PySide6 and slicer-core are newer).
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python Testing/slicer_harness/layer.py
 
-SLICER_PYTHON decides: a folder with Slicer's own Python files (``bin/Python`` of an installed Slicer, or a release below
-``../shared/slicer/genuine``), or the word ``imitation``. Without it, the genuine files of release 5.10.0 are taken when they
-lie beside the project, and else the harness's imitation.
+SLICER_PYTHON decides: a folder with Slicer's own Python files (``bin/Python`` of an installed Slicer, or a release
+below ``../shared/slicer/genuine``), or the word ``imitation``. Without it, the genuine files of release 5.10.0 are
+taken when they lie beside the project, and else the harness's imitation.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""``slicer.parameterNodeWrapper`` for the imitation: the types the module uses, with the checks and the names of the original.
+"""``slicer.parameterNodeWrapper`` for the imitation: the types the module uses, with the checks and the names of the
+original.
 
-Numbers, texts and booleans are parameters of the real vtkMRMLScriptedModuleNode; a node is a node reference and an empty
-parameter of its name; a Union has one such place per member, ``name.0``, ``name.1`` and so on. Values are kept in memory and
-read anew when the node changes. Widgets are found by their ``SlicerParameterName``; ``disconnectGui`` leaves the observer of
-``connectGui`` on the node, as Slicer does up to 5.10. A type, a value or a widget that does not fit fails, as there.
+Numbers, texts and booleans are parameters of the real vtkMRMLScriptedModuleNode; a node is a node reference and an
+empty parameter of its name; a Union has one such place per member, ``name.0``, ``name.1`` and so on. Values are kept in
+memory and read anew when the node changes. Widgets are found by their ``SlicerParameterName``; ``disconnectGui`` leaves
+the observer of ``connectGui`` on the node, as Slicer does up to 5.10. A type, a value or a widget that does not fit
+fails, as there.
 """
 
 from __future__ import annotations

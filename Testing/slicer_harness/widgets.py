@@ -276,7 +276,9 @@ class ctkCollapsibleButton(QFrame):
 
 
 class ctkPathLineEdit(QWidget):
-    """Says ``currentPathChanged`` only while the text fits ``nameFilters``, and ``validInputChanged`` when that begins or ends."""
+    """Says ``currentPathChanged`` only while the text fits ``nameFilters``, and ``validInputChanged`` when that begins
+    or ends.
+    """
 
     currentPathChanged = Signal(str)
     validInputChanged = Signal(bool)
@@ -327,7 +329,7 @@ CLASSES = {
 }
 
 
-# ------------------------------------------------------------------------------------------------ where Slicer's code finds them
+# --------------------------------------------------------------------------------------- where Slicer's code finds them
 
 #: Widgets that only Slicer's own files name, to compare types with them or to lay out buttons.
 _NAMED_ONLY = (

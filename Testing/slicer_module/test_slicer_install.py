@@ -113,7 +113,7 @@ def test_slicer_before_5_12_uses_pip(app, monkeypatch):
     assert "2 MB" in app.shown[0][1] and "PyTorch" not in app.shown[0][1]
 
 
-# ------------------------------------------------------------------------------------------------ meanwhile, in the panel
+# ---------------------------------------------------------------------------------------------- meanwhile, in the panel
 
 
 @pytest.fixture(name="fresh")
@@ -204,7 +204,7 @@ def test_what_cannot_be_registered_installs_nothing(fresh):
     )
 
 
-# ------------------------------------------------------------------------------------------------ repair, offline, by hand
+# --------------------------------------------------------------------------------------------- repair, offline, by hand
 
 
 def test_half_an_installation_is_replaced(app, monkeypatch):

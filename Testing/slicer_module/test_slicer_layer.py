@@ -1,5 +1,5 @@
-"""The layer below the module: genuine or imitated, it refuses the same mistakes. Each of these once made the panel useless in
-Slicer while an earlier harness forgave it."""
+"""The layer below the module: genuine or imitated, it refuses the same mistakes. Each of these once made the panel
+useless in Slicer while an earlier harness forgave it."""
 
 import gc
 import os

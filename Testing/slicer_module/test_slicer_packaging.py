@@ -63,13 +63,17 @@ def test_the_installed_module_finds_its_library(installed):
 def test_the_self_test_is_registered_with_and_without_a_main_window(installed):
     names = re.findall(r'add_test\((?:\[=*\[)?"?(\w+)', installed[2])
     assert names == ["py_SymRegistration", "py_nomainwindow_SymRegistration"]
-    lines = {name: next(line for line in installed[2].splitlines() if re.search(rf"\b{name}\b", line)) for name in names}
+    lines = {
+        name: next(line for line in installed[2].splitlines() if re.search(rf"\b{name}\b", line)) for name in names
+    }
     assert ["--no-main-window" in lines[name] for name in names] == [False, True]
 
 
 def test_the_cmake_that_slicer_5_10_asks_for_is_enough():
     """Slicer 5.10's template of an extension says 3.20.6...3.22.6; asking for more would keep its build machines out."""
-    low, high = re.search(r"cmake_minimum_required\(VERSION ([\d.]+?)\.\.\.([\d.]+)\)", (ROOT / "CMakeLists.txt").read_text()).groups()
+    low, high = re.search(
+        r"cmake_minimum_required\(VERSION ([\d.]+?)\.\.\.([\d.]+)\)", (ROOT / "CMakeLists.txt").read_text()
+    ).groups()
     numbers = [tuple(map(int, version.split("."))) for version in (low, high)]
     assert numbers[0] <= (3, 20, 6) and numbers[1] >= (3, 22, 6)
 

@@ -1,7 +1,8 @@
-"""Nobody waits for the module: long work on the application's thread is cut into small pieces, and heavy things stay outside.
+"""Nobody waits for the module: long work on the application's thread is cut into small pieces, and heavy things stay
+outside.
 
-What is counted here are pieces, bytes and turns of the event loop, which are the same on every machine; the times that follow
-from them are measured by Testing/benchmarks/slicer_responsiveness.py.
+What is counted here are pieces, bytes and turns of the event loop, which are the same on every machine; the times that
+follow from them are measured by Testing/benchmarks/slicer_responsiveness.py.
 """
 
 import subprocess
@@ -31,7 +32,9 @@ def pieces(monkeypatch):
 
 
 def counted(runner):
-    """Count the steps of a StepRunner's work in the list that is returned, and the turns of the event loop between them."""
+    """Count the steps of a StepRunner's work in the list that is returned, and the turns of the event loop between
+    them.
+    """
     done, start = [], runner.start
 
     def counting(steps):
@@ -67,7 +70,9 @@ def test_the_event_loop_gets_its_turn_after_each_budget(pieces):
     runner.start(work(), results.append, results.append)
     app.wait(lambda: results, 20, "the result")
     app.processEvents()
-    assert results == ["result"] and [entry for entry in order if entry.startswith("piece")] == [f"piece {k}" for k in range(5)]
+    assert results == ["result"] and [entry for entry in order if entry.startswith("piece")] == [
+        f"piece {k}" for k in range(5)
+    ]
     assert order.index("turn 0") < order.index("piece 2"), "another timer fires before the work goes on for two budgets"
 
 
@@ -97,7 +102,10 @@ def test_a_registration_hands_over_and_takes_back_in_pieces(module, monkeypatch)
     run = module.register()
     at = dict(phases)
     assert at["import"] >= out // SMALL, "the scans leave in pieces"
-    back = sum(slicer.util.arrayFromVolume(run.node(part)).nbytes for part in ("warped_moving", "jacobian", "inverse_consistency"))
+    back = sum(
+        slicer.util.arrayFromVolume(run.node(part)).nbytes
+        for part in ("warped_moving", "jacobian", "inverse_consistency")
+    )
     assert len(done) - at["import"] >= 2 * back // SMALL, "the results are read, and then filled in, in pieces"
 
 

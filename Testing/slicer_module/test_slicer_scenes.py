@@ -1,4 +1,6 @@
-"""A user's day with the module: coming and going, Reload, scenes that close and load, the end of the application; bad input."""
+"""A user's day with the module: coming and going, Reload, scenes that close and load, the end of the application; bad
+input.
+"""
 
 import numpy as np
 import pytest
@@ -324,7 +326,7 @@ def test_a_scene_is_saved_without_what_cannot_be_loaded(done, tmp_path):
     assert not run.node("comparison").GetSaveWithScene()
 
 
-# ------------------------------------------------------------------------------------------------ what is shown and chosen
+# --------------------------------------------------------------------------------------------- what is shown and chosen
 
 
 def test_only_scans_are_guessed(client, monkeypatch):

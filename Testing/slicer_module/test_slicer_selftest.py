@@ -1,4 +1,6 @@
-"""The self-test that a real Slicer runs, run here: it finds the panel's own widget, tells every step, and leaves nothing behind."""
+"""The self-test that a real Slicer runs, run here: it finds the panel's own widget, tells every step, and leaves
+nothing behind.
+"""
 
 import logging
 
@@ -31,7 +33,9 @@ def windows():
 
 def results(caplog):
     """{step's number: result} of the lines in the log."""
-    lines = [record.message for record in caplog.records if "self-test" in record.message and record.levelno == logging.INFO]
+    lines = [
+        record.message for record in caplog.records if "self-test" in record.message and record.levelno == logging.INFO
+    ]
     return {int(line.split("/")[0].split()[-1]): line for line in lines}
 
 
@@ -66,10 +70,19 @@ def test_ctest_without_libraries_installs_nothing_and_says_what_was_not_tested(m
     caplog.set_level(logging.INFO)
     module.app.testing = True  # Slicer --testing: questions answer themselves with yes
     monkeypatch.setattr(install, "_state", lambda name: "missing")
-    monkeypatch.setattr(install, "ensure", lambda client, repair, onBegin: pytest.fail("a test must not install anything"))
+    monkeypatch.setattr(
+        install, "ensure", lambda client, repair, onBegin: pytest.fail("a test must not install anything")
+    )
     slicer.selfTests["SymRegistration"](msec=10)
     told = results(caplog)
-    assert [k for k, line in told.items() if "not tested: PyTorch, safetensors, psutil not installed" in line] == [4, 5, 6, 7, 8, 9]
+    assert [k for k, line in told.items() if "not tested: PyTorch, safetensors, psutil not installed" in line] == [
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+    ]
     assert all(": ok" in told[k] for k in (1, 2, 3, 10))
 
 

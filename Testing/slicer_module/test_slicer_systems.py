@@ -120,7 +120,9 @@ def test_windows_ends_a_tree_by_taskkill(app, monkeypatch):
 
 @pytest.mark.parametrize("system", ["linux", "darwin"])
 def test_elsewhere_every_process_and_every_group_of_its_own_is_ended(app, monkeypatch, system):
-    """The launcher 10 is in the application's group 1; its child, the worker 11, leads a group; 12 and 13 are in it, 14 left it."""
+    """The launcher 10 is in the application's group 1; its child, the worker 11, leads a group; 12 and 13 are in it, 14
+    left it.
+    """
     from SymRegistrationGui import processes
 
     groups, ended = {0: 1, 10: 1, 11: 11, 12: 11, 13: 11, 14: 14}, []
