@@ -38,8 +38,9 @@ class SymRegistration(ScriptedLoadableModule):
         parent.dependencies = []
         parent.contributors = list(about.CONTRIBUTORS)
         parent.helpText = _(
-            "Registers two 3-D scans of any kind in both directions at once, by optimization or with neural networks, and shows "
-            "how far the result can be trusted: folding, inverse consistency, volume change, uncertainty, landmarks and labels."
+            "Registers two 3-D scans of any kind in both directions at once, by optimization or with neural networks, "
+            "and shows how far the result can be trusted: folding, inverse consistency, volume change, uncertainty, "
+            "landmarks and labels."
         )
         parent.helpText += (
             "<p>"

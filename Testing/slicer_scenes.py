@@ -218,7 +218,7 @@ class Opened:
 
 
 def workers():
-    """psutil.Process of every worker below this process; PythonSlicer, the launcher, is its parent and not among them."""
+    """psutil.Process of every worker below this process; its parent PythonSlicer, the launcher, is not among them."""
     import psutil
 
     found = []

@@ -167,7 +167,7 @@ class WorkerClient:
     # ------------------------------------------------------------------------------------------ from the process
 
     def look(self):
-        """What the timer does each tick: give up a silent process that somebody waits for, end one that nobody needs."""
+        """What the timer does each tick: give up a silent process that is waited for, end one that nobody needs."""
         now = self._clock()
         self._silence += min(now - self._looked, 2 * self._patience.tick)
         self._looked = now

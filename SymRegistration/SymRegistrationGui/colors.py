@@ -114,11 +114,12 @@ def legendText(kind, highest=None):
             _cell(jacobianColor(v), f"{v:g}" if v in (0.25, 0.5, 1.0, 2.0, 4.0) else "&nbsp;") for v in values
         )
         return (
-            f'<table cellspacing="0" cellpadding="2"><tr>{_cell(FOLDED)}<td>&nbsp;{_("folded")}&nbsp;&nbsp;</td>{cells}</tr></table>'
-            + _("Volume factor: blue shrinks, red grows")
+            f'<table cellspacing="0" cellpadding="2"><tr>{_cell(FOLDED)}<td>&nbsp;{_("folded")}&nbsp;&nbsp;</td>'
+            f"{cells}</tr></table>" + _("Volume factor: blue shrinks, red grows")
         )
     if kind == "difference":
         cells = "".join(_cell(differenceColor(k / 8)) for k in range(9))
-        return f'<table cellspacing="0" cellpadding="2"><tr><td>{_("moving brighter")}&nbsp;</td>{cells}<td>&nbsp;{_("fixed brighter")}</td></tr></table>'
+        ends = [f"<td>{_('moving brighter')}&nbsp;</td>", f"<td>&nbsp;{_('fixed brighter')}</td>"]
+        return f'<table cellspacing="0" cellpadding="2"><tr>{ends[0]}{cells}{ends[1]}</tr></table>'
     cells = "".join(_cell(amountColor(k / 8), f"{highest * k / 8:.2g}" if k % 4 == 0 else "&nbsp;") for k in range(9))
     return f'<table cellspacing="0" cellpadding="2"><tr>{cells}<td>&nbsp;mm</td></tr></table>'

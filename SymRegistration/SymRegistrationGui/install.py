@@ -117,8 +117,8 @@ def question(missing):
     )
     size = _("200 MB, with a graphics card up to 3 GB") if missing.torch else _("less than 2 MB")
     return _(
-        "{damaged}The registration needs {names}. They are downloaded and installed into Slicer's Python once ({size}); "
-        "this can take some minutes. Your scans stay on this computer. Install now?"
+        "{damaged}The registration needs {names}. They are downloaded and installed into Slicer's Python once "
+        "({size}); this can take some minutes. Your scans stay on this computer. Install now?"
     ).format(damaged=damaged, names=names(missing), size=size)
 
 
@@ -169,7 +169,7 @@ def offlineHint():
     lines = f'"torch{TORCH}" ' + " ".join(f'"{line}"' for line in REQUIREMENTS)
     return _(
         "Check the internet connection, the proxy and the free disk space, and press Register again. Without internet: "
-        "on another computer of the same kind with Python {python}, run  pip download {names} -d wheels  and copy the folder "
-        "'wheels' to this computer; then, in Slicer's Python console, run  slicer.util.pip_install('--no-index "
+        "on another computer of the same kind with Python {python}, run  pip download {names} -d wheels  and copy the "
+        "folder 'wheels' to this computer; then, in Slicer's Python console, run  slicer.util.pip_install('--no-index "
         "--find-links=PATH/wheels {plain}')  with the path of that folder."
     ).format(python=f"{version.major}.{version.minor}", names=lines, plain="torch safetensors psutil")

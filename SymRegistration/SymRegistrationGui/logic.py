@@ -73,7 +73,7 @@ class RegistrationLogic:
         return task
 
     def _send(self, request, job):
-        task, wanted = self._task, [part for part in request.wanted]
+        task, wanted = self._task, list(request.wanted)
         started = time.perf_counter()
 
         def progress(event):
@@ -89,7 +89,7 @@ class RegistrationLogic:
         )
 
     def _import(self, request, metrics):
-        """Generator: the result files into nodes; returns the Run. The scene changes in one step, when all is at hand."""
+        """Generator: the result files into nodes; returns the Run. The scene changes in one step, at the end."""
         fillers = {}
         for part, name in metrics["files"].items():
             if part in runs.PARTS:

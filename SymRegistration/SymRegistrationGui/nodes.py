@@ -135,7 +135,7 @@ def discard(node):
 
 
 def worldLabels(node, referenceNode):
-    """(array, Grid) of a label map, or of all segments of a segmentation (values 1, 2, ... in their order), in world."""
+    """(array, Grid) of a label map, or of all segments of a segmentation (1, 2, ... in their order), in world."""
     if not node.IsA("vtkMRMLSegmentationNode"):
         return worldVolume(node)
     segmentation = node.GetSegmentation()

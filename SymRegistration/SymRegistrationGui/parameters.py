@@ -67,7 +67,7 @@ OUTPUTS = {
 
 
 def isScan(node):
-    """True for a volume that can be registered: label maps, vector and tensor volumes are subclasses of scalar volumes."""
+    """True for a volume that can be registered; label maps, vector and tensor volumes are subclasses of its class."""
     return node is not None and node.GetClassName() == "vtkMRMLScalarVolumeNode"
 
 

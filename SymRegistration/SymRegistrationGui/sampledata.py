@@ -102,7 +102,7 @@ def fixedLandmarks():
 
 
 def makePair(scene):
-    """(fixed volume, moving volume, fixed landmarks, moving landmarks): new nodes in the scene; see :func:`showPair`."""
+    """(fixed volume, moving volume, fixed landmarks, moving landmarks): new nodes; see also :func:`showPair`."""
     fixed, moving, grid = arrays()
     made = []
     for name, array in ((_("Head, fixed"), fixed), (_("Head, moving"), moving)):

@@ -58,9 +58,8 @@ class SelfTest:
                 logging.getLogger("SymRegistration").exception("SymRegistration self-test: %s", step)
                 result = f"FAILED: {type(error).__name__}: {error}"
             self.lines.append((name, result))
-            self.show(
-                f"SymRegistration self-test {number}/{len(steps)}: {name}: {result} ({time.monotonic() - started:.1f} s)"
-            )
+            seconds = time.monotonic() - started
+            self.show(f"SymRegistration self-test {number}/{len(steps)}: {name}: {result} ({seconds:.1f} s)")
         failed = [name for name, result in self.lines if result.startswith("FAILED")]
         assert not failed, f"steps that failed: {'; '.join(failed)}. The log has the details."
 

@@ -230,9 +230,7 @@ class Panel:
                 return
             if None in (request.fixedNode.GetScene(), request.movingNode.GetScene()):
                 raise RegistrationError(
-                    _(
-                        "The scans were removed or the scene was closed during the installation; nothing was registered."
-                    ),
+                    _("A scan was deleted or the scene was closed during the installation; nothing was registered."),
                     _("The libraries are installed now: choose two scans and press Register."),
                 )
             self._watch(self.logic.register(request, Task(onDone=guarded(self._registered))))

@@ -40,6 +40,6 @@ if sys.version_info < (3, 12):
     for _constant in (None, True, False):
         ctypes.c_ssize_t.from_address(id(_constant)).value += 1 << 40
 
-from .application import Application, start  # noqa: F401
-from .factory import loadModule, openModule, unloadModule  # noqa: F401
-from .qt_module import CHECKED, pythonqtStyle  # noqa: F401
+from .application import Application, start  # noqa: E402, F401
+from .factory import loadModule, openModule, unloadModule  # noqa: E402, F401
+from .qt_module import CHECKED, pythonqtStyle  # noqa: E402, F401

@@ -299,7 +299,8 @@ def test_an_idle_process_may_be_kept(fake, app):
 
 FAMILY = """import subprocess, sys, os, json, time
 os.setsid()
-child = [sys.executable, "-c", "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); print(p.pid, flush=True); time.sleep(60)"]
+code = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+child = [sys.executable, "-c", code + " print(p.pid, flush=True); time.sleep(60)"]
 p = subprocess.Popen(child, stdout=subprocess.PIPE, text=True)
 grandchild = int(p.stdout.readline())
 print(json.dumps({"event": "family", "pids": [os.getpid(), p.pid, grandchild]}), flush=True)
@@ -380,7 +381,7 @@ def test_a_real_worker_killed_from_outside(app):
 
 
 def test_the_worker_runs_this_library_wherever_the_user_works(app, tmp_path, monkeypatch):
-    """A copy in the user's PYTHONPATH and one that pip put among Slicer's packages, which the launcher searches first."""
+    """Whatever lies in the user's PYTHONPATH, or was put by pip where the launcher searches first."""
     from SymRegistrationGui.client import WorkerClient
     from SymRegistrationGui.processes import libraryFolder, workerCommand
 

@@ -118,7 +118,7 @@ def test_slicer_before_5_12_uses_pip(app, monkeypatch):
 
 @pytest.fixture(name="fresh")
 def freshFixture(module, monkeypatch):
-    """(module with two scans chosen, a machine without the libraries, what the panel showed during the installation)."""
+    """(module with two scans chosen, a machine without the libraries, what the panel showed meanwhile)."""
     machine, seen = Machine(monkeypatch, {}), []
     machine.pytorchExtension()
     module.choose(*scenes.pair(module.scene))

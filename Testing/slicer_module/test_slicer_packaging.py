@@ -70,7 +70,7 @@ def test_the_self_test_is_registered_with_and_without_a_main_window(installed):
 
 
 def test_the_cmake_that_slicer_5_10_asks_for_is_enough():
-    """Slicer 5.10's template of an extension says 3.20.6...3.22.6; asking for more would keep its build machines out."""
+    """Slicer 5.10's template of an extension says 3.20.6...3.22.6; asking for more would keep its builds out."""
     low, high = re.search(
         r"cmake_minimum_required\(VERSION ([\d.]+?)\.\.\.([\d.]+)\)", (ROOT / "CMakeLists.txt").read_text()
     ).groups()

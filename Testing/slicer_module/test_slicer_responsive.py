@@ -21,7 +21,7 @@ SMALL = 16 << 10
 
 @pytest.fixture
 def pieces(monkeypatch):
-    """Every piece of work takes as long as the event loop may have to wait: (largest piece in bytes, list of pieces)."""
+    """The module steps, where every piece of work takes as long as the event loop may have to wait."""
     slicer_harness.start()
     from SymRegistrationGui import steps
 

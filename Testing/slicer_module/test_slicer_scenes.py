@@ -181,10 +181,11 @@ def test_a_module_that_could_not_be_set_up_is_left_and_unloaded_in_peace(monkeyp
 
 def test_closing_a_scene_does_not_grow_more_expensive(module):
     """Slicer 5.10 leaves an observer per closed scene on the node, which N closings make N times as much work."""
-    counts = []
+    counts, calls = [], []
     for _again in range(5):
-        calls = []
-        update, module.panel.update = module.panel.update, lambda: (calls.append(1), update())
+        calls.clear()
+        update = module.panel.update
+        module.panel.update = lambda original=update: (calls.append(1), original())
         module.state.refine = 1
         module.panel.update = update
         counts.append(len(calls))
