@@ -219,26 +219,17 @@ class ResultsPanel:
         )
 
     def onExport(self, *_unused):
-        path = qt.QFileDialog.getSaveFileName(
-            None,
-            _("Export report"),
-            self.run.table.GetName() + ".html",
-            _("Report with pictures (*.html);;Table (*.csv);;All numbers (*.json)"),
-        )
-        if isinstance(path, tuple):  # Qt bindings differ: some add the chosen filter
-            path = path[0]
-        if path:
-            try:
-                exportReport(self.run, path)
-                self.panel.status(_("Saved {path}.").format(path=path))
-            except (OSError, RegistrationError) as error:
-                self.panel.fail(
-                    error
-                    if isinstance(error, RegistrationError)
-                    else RegistrationError(
-                        _("{path} could not be written ({reason}).").format(path=path, reason=error.strerror)
-                    )
-                )
+        path = askPath(self.run.table.GetName() + ".html")
+        if not path:
+            return
+        try:
+            exportReport(self.run, path)
+            self.panel.status(_("Saved {path}.").format(path=path))
+        except RegistrationError as error:
+            self.panel.fail(error)
+        except OSError as error:
+            text = _("{path} could not be written ({reason}).").format(path=path, reason=error.strerror)
+            self.panel.fail(RegistrationError(text, _("Choose another folder, or free some space.")))
 
     def onRemove(self, *_unused):
         self.switchOff()
@@ -248,6 +239,13 @@ class ResultsPanel:
     def close(self):
         """The views as they were before; nothing goes on."""
         self.views.show("", None)
+
+
+def askPath(suggested):
+    """Where a report shall be saved, chosen by the user; "" when canceled."""
+    kinds = _("Report with pictures (*.html);;Table (*.csv);;All numbers (*.json)")
+    path = qt.QFileDialog.getSaveFileName(None, _("Export report"), suggested, kinds)
+    return path[0] if isinstance(path, tuple) else path  # Qt bindings differ: some add the chosen filter
 
 
 def exportReport(run, path):
