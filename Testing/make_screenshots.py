@@ -157,8 +157,7 @@ class Session:
     def __init__(self):
         self.app = slicer_harness.start()
         QtWidgets.QApplication.setStyle("Fusion")
-        _parent, module = slicer_harness.loadModule(self.app)
-        self.widget = module.SymRegistrationWidget()
+        self.widget = slicer_harness.openModule(self.app)
         self.widget.parent.resize(PANEL, 760)
         self.widget.parent.show()
         if self.app.logic.GetSliceLogics() is None:
@@ -227,7 +226,7 @@ def main(folder):
     dark(True)
     session.panel(760).save(str(folder / "dark.png"))
     dark(False)
-    session.widget.cleanup()
+    slicer_harness.unloadModule(session.app)
     return 0
 
 

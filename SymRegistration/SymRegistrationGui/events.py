@@ -14,10 +14,17 @@ def later(function):
     timers meet a half-closed scene. Without an event loop (a script, a test) nothing would come back to the call, so it
     is made at once.
     """
-    if qt.QThread.currentThread().loopLevel() > 0:
+    if _inEventLoop():
         qt.QTimer.singleShot(0, function)
     else:
         function()
+
+
+def _inEventLoop():
+    try:
+        return qt.QThread.currentThread().loopLevel() > 0
+    except AttributeError:  # a Python binding without it; the application always runs a loop
+        return True
 
 
 def guarded(function):

@@ -86,7 +86,7 @@ class Panel:
         ):
             signal.connect(self._readWeights)
         ui.idleSpinBox.value = settings.idleMinutes()
-        ui.idleSpinBox.valueChanged.connect(guarded(settings.setIdleMinutes))
+        ui.idleSpinBox.valueChanged.connect(guarded(lambda *_unused: settings.setIdleMinutes(ui.idleSpinBox.value)))
         for button, slot in (
             (ui.registerButton, self.onRegister),
             (ui.cancelButton, self.onCancel),

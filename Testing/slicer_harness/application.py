@@ -153,8 +153,8 @@ class Application:
 
     # ---- slicer.app
 
-    def processEvents(self, *arguments):
-        self.qt.processEvents(*arguments)
+    def processEvents(self, flags=QtCore.QEventLoop.AllEvents):
+        self.qt.processEvents(flags)
 
     def settings(self):
         return QtCore.QSettings()

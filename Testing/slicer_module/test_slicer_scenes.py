@@ -503,3 +503,38 @@ def test_an_unexpected_error_after_the_run_is_shown_as_well(module, monkeypatch,
     module.settle()
     assert nothing_unseen == ["LookupError: the outputs"] and "the outputs" in module.app.shown[0][1]
     nothing_unseen.clear()
+
+
+def test_the_time_an_idle_process_is_kept_is_a_setting_of_the_computer(module):
+    from SymRegistrationGui import settings
+
+    assert module.ui.idleSpinBox.value == 10
+    module.ui.idleSpinBox.value = 3
+    assert settings.idleMinutes() == 3 and slicer.app.userSettings().value(settings.IDLE_KEY) in (3, "3")
+    module.widget.onReload()
+    assert module.ui.idleSpinBox.value == 3, "kept over a Reload"
+    module.app.inEventLoop(module.scene.Clear)
+    assert settings.idleMinutes() == 3, "not a part of the scene"
+
+
+def test_without_an_event_loop_a_box_opens_at_once_and_else_when_the_event_is_over(module):
+    from SymRegistrationGui.events import later
+
+    order = []
+    later(lambda: order.append("box"))
+    order.append("event over")
+    assert order == ["box", "event over"], "nothing would come back to it"
+    order.clear()
+    module.app.inEventLoop(lambda: (later(lambda: order.append("box")), order.append("event over")))
+    assert order == ["event over", "box"]
+
+
+def test_every_tool_tip_says_something(module):
+    """Whatever can be chosen or pressed explains itself."""
+    kinds = ("QPushButton", "QComboBox", "QSpinBox", "QCheckBox", "qMRMLNodeComboBox", "ctkPathLineEdit")
+    silent = [
+        n
+        for n, w in vars(module.ui).items()
+        if type(w).__name__ in kinds and not n.startswith("qt_") and len(w.toolTip) < 8
+    ]
+    assert silent == []
