@@ -72,7 +72,10 @@ def _layer():
 
 
 def pytest_report_header(config):
-    return _layer().described()
+    try:
+        return _layer().described()
+    except FileNotFoundError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 @pytest.fixture(autouse=True)

@@ -180,8 +180,8 @@ class WorkerClient:
             self.stop()
             self.onLog(
                 _(
-                    "The registration process had nothing to do for {minutes} minutes and was ended, which gives its memory "
-                    "back. The next registration starts it again."
+                    "The registration process had nothing to do for {minutes} minutes and was ended, which gives "
+                    "its memory back. The next registration starts it again."
                 ).format(minutes=f"{idle / 60:.3g}")
             )
 

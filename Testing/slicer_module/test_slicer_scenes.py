@@ -164,6 +164,20 @@ def test_after_cleanup_nothing_of_the_panel_is_left_on_the_node(opened):
     assert not node.HasObserver("ModifiedEvent")
 
 
+def test_a_widget_of_its_own_window_is_cleaned_up_as_well():
+    """Made without a parent, the base class has called setup() before the rest of the constructor runs."""
+    app = slicer_harness.start()
+    _parent, python = slicer_harness.loadModule(app)
+    widget = python.SymRegistrationWidget()
+    assert len(widget.Observations) == 3
+    signals = []
+    slicer_harness.unloadModule(app)
+    reactions(widget.panel, signals)
+    app.inEventLoop(app.scene.Clear)
+    assert signals == [] and widget.Observations == []
+    widget.parent.hide()
+
+
 def test_a_module_that_could_not_be_set_up_is_left_and_unloaded_in_peace(monkeypatch):
     app = slicer_harness.start()
     _parent, python = slicer_harness.loadModule(app)
