@@ -78,6 +78,11 @@ def pytest_report_header(config):
         raise pytest.UsageError(str(error)) from None
 
 
+def pytest_terminal_summary(terminalreporter):
+    if "slicer_harness" in sys.modules:  # the header is not shown with -q
+        terminalreporter.write_line(_layer().described())
+
+
 @pytest.fixture(autouse=True)
 def nothing_unseen(request, monkeypatch):
     """Exceptions in slots and observers, which Qt and VTK only print, fail a Slicer test as well; so do the harness's
