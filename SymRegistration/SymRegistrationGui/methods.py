@@ -28,14 +28,21 @@ def presets():
 
 
 def metrics():
-    return [("auto", _("Decide from the scans")), ("lncc", _("Same contrast (e.g. both T1)")),
-            ("mind", _("Different contrasts (e.g. CT and MR)"))]
+    return [
+        ("auto", _("Decide from the scans")),
+        ("lncc", _("Same contrast (e.g. both T1)")),
+        ("mind", _("Different contrasts (e.g. CT and MR)")),
+    ]
 
 
 def initials():
-    return [("affine", _("Rotate, shift and scale (affine)")), ("rigid", _("Rotate and shift (rigid)")),
-            ("centre", _("Align the centers")), ("none", _("None: the scans are aligned")),
-            ("transform", _("Start from a transform"))]
+    return [
+        ("affine", _("Rotate, shift and scale (affine)")),
+        ("rigid", _("Rotate and shift (rigid)")),
+        ("centre", _("Align the centers")),
+        ("none", _("None: the scans are aligned")),
+        ("transform", _("Start from a transform")),
+    ]
 
 
 def devices(known):
