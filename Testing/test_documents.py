@@ -1,11 +1,15 @@
 """Texts that lead somewhere: cross references of docstrings, links, anchors and files of the documents, citations."""
 
 import ast
+import importlib
 import re
+import shlex
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
+
+from SymRegistrationLib.commands import arguments
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "SymRegistrationLib"
@@ -23,6 +27,11 @@ STRANGERS = re.compile(r"\b(METHODS|FEASIBILITY|DESIGN|HOUSE|STYLE|NETWORKS|SLIC
 
 def source(path: Path) -> str:
     return path.read_text(encoding="utf-8")
+
+
+@lru_cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(source(path))
 
 
 @lru_cache
@@ -55,7 +64,7 @@ def _assigned(node: ast.AST) -> list[str]:
 def names_of(path: Path) -> frozenset[str]:
     """What a file defines: functions, classes, ``Class.member``, variables."""
     found = set()
-    for node in ast.parse(source(path)).body:
+    for node in tree(path).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             found.add(node.name)
         if isinstance(node, ast.ClassDef):
@@ -98,7 +107,7 @@ def resolves(target: str, path: Path) -> bool:
 def _imported(path: Path) -> dict[str, tuple[Path, str]]:
     parts, found = _dotted(path).split("."), {}
     package = parts if path.stem == "__init__" else parts[:-1]
-    for node in ast.walk(ast.parse(source(path))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             parent = ".".join([*base, *(node.module.split(".") if node.module else [])])
@@ -109,20 +118,12 @@ def _imported(path: Path) -> dict[str, tuple[Path, str]]:
     return found
 
 
-def docstrings(path: Path) -> list[str]:
-    """Docstrings, and the comments above constants (``#:``)."""
-    text = source(path)
-    nodes = (n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef)))
-    return [*filter(None, map(ast.get_docstring, nodes)), *re.findall(r"#:?.*", text)]
-
-
-def test_cross_references_of_docstrings_resolve():
+def test_cross_references_resolve():
     wrong = [
         f"{path.relative_to(ROOT)}: {target}"
         for path in sources()
-        for text in docstrings(path)
-        for target in ROLE.findall(text)
-        if not resolves(target.removesuffix("()"), path)
+        for target in ROLE.findall(source(path))
+        if path != Path(__file__) and not resolves(target.removesuffix("()"), path)
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -203,6 +204,33 @@ def test_files_that_documents_name_exist(path):
         if ours and not WRITTEN.search(name) and not any((top / name).exists() for top in tops):
             wrong.append(name)
     assert not wrong, f"{path.name}: {wrong}"
+
+
+def _commands() -> list[tuple[str, str]]:
+    found = []
+    for path in DOCUMENTS:
+        lines = re.findall(r"^ {4}(symreg .*)$", _prose(source(path)), re.M) + re.findall(
+            r"`(symreg \w+ [^`]+)`", source(path)
+        )
+        found += [
+            (path.name, part.strip()) for line in lines for part in re.split(r" {3,}|&&", line)[:2] if "symreg" in part
+        ]
+    return found
+
+
+@pytest.mark.parametrize("document, command", _commands())
+def test_commands_in_documents_are_understood(document, command):
+    """By the parsers: names of commands, options and choices are those that exist."""
+    name, *words = shlex.split(command, comments=True)[1:]
+    if "--help" in words:
+        words = []
+    elif name in arguments.SUBCOMMANDS:
+        module = importlib.import_module(f"SymRegistrationLib.commands.{arguments.SUBCOMMANDS[name][0]}")
+        module.build_parser().parse_args(words)
+        return
+    if name == "evaluate" and not words:
+        return
+    arguments.build_parser().parse_args([name, *words])
 
 
 def test_the_readme_keeps_its_two_one_line_commands():
