@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+from test_architecture import PLAN
 
 from SymRegistrationLib.commands import arguments
 
@@ -231,6 +232,18 @@ def test_commands_in_documents_are_understood(document, command):
     if name == "evaluate" and not words:
         return
     arguments.build_parser().parse_args([name, *words])
+
+
+def test_the_picture_of_the_rooms_is_the_floor_plan():
+    """Every room is drawn, and imports lead down or to the right."""
+    drawn = {}
+    picture = source(MATHEMATICS.with_name("architecture.svg"))
+    for x, y, names in re.findall(r'<text x="(\d+)" y="(\d+)" class="code">([^<]+)</text>', picture):
+        for place, name in enumerate(names.split()):
+            drawn[name.rstrip("/")] = int(y), int(x), place
+    plan = {name: set(uses) for name, uses in PLAN.items() if not name.startswith("__")}
+    assert set(plan) <= set(drawn)
+    assert not [f"{name} -> {other}" for name, uses in plan.items() for other in uses if drawn[other] <= drawn[name]]
 
 
 def test_the_readme_keeps_its_two_one_line_commands():
