@@ -1,4 +1,4 @@
-"""Similarity and regularity as plain functions of (N, C, D, H, W) tensors (METHODS 1.6, 1.7, 4.7).
+"""Similarity and regularity as plain functions of (N, C, D, H, W) tensors (mathematics.md, 3 and 4).
 
 Every similarity is a loss: smaller is better. All are computed in float32 or better, also under autocast.
 """
@@ -34,7 +34,7 @@ def local_moments(a: Tensor, b: Tensor, window: int) -> tuple[Tensor, ...]:
 
 
 def lncc_map(a: Tensor, b: Tensor, window: int = 9, eps: float = 1e-5) -> Tensor:
-    """Squared local correlation, 0..1, over a cube of ``window`` voxels (METHODS 1.6, VoxelMorph form)."""
+    """Squared local correlation, 0..1, over a cube of ``window`` voxels (mathematics.md, 3.2)."""
     a, b = _full_precision(a, b)
     with _no_autocast(a):
         _, _, var_a, var_b, cov = local_moments(a, b, window)
@@ -141,7 +141,7 @@ def _joint_histogram(x: Tensor, y: Tensor, w: Tensor, bins: int) -> Tensor:
 
 
 def diffusion(u: Tensor) -> Tensor:
-    """Mean squared forward difference of a field, averaged over the three axes (METHODS 1.7), voxel units."""
+    """Mean squared forward difference of a field, averaged over the three axes (mathematics.md, 4.1), voxel units."""
     terms = [(u.narrow(d, 1, u.shape[d] - 1) - u.narrow(d, 0, u.shape[d] - 1)).square().mean() for d in (2, 3, 4)]
     return sum(terms) / 3
 

@@ -105,7 +105,7 @@ def completed(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def plan_of(args: argparse.Namespace, **more: Any):
-    """The :class:`~SymRegistrationLib.batch.CohortPlan` that the arguments ask for. Raises InputError."""
+    """The :class:`~SymRegistrationLib.cohort.run.CohortPlan` that the arguments ask for. Raises InputError."""
     from ..cohort.run import CohortPlan
 
     workers = None

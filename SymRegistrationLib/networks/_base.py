@@ -96,7 +96,7 @@ class SymmetricNetwork(nn.Module):
     the identity.
 
     Attributes:
-        size: key of the card's ``sizes`` that :func:`networks.create` used; "" when built directly.
+        size: key of the card's ``sizes`` that :func:`SymRegistrationLib.networks.create` used; "" when built directly.
         options: all arguments of the constructor, so that weights can name what they belong to.
         least_bytes_per_voxel: peak inference memory of what runs before the card's network, measured, float32.
     """

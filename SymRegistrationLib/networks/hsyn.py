@@ -1,6 +1,6 @@
 """HSyN: two half-way displacement fields from a three-level pyramid, and a network that inverts them.
 
-Paper: Q. Sha, K. Sun, C. Jiang, M. Xu, Z. Xue, X. Cao, D. Shen, "Hierarchical Symmetric Normalization Registration
+Paper: Q. Sha, K. Sun, M. Xu, Y. Li, Z. Xue, X. Cao, D. Shen, "Hierarchical Symmetric Normalization Registration
 using Deformation-Inverse Network", MICCAI 2024 (open access). Written from the paper; no code was copied.
 
 SN-Net takes the moving and the fixed image to a mean space with ``u_mf`` and ``u_fm`` (half fields, on the mean grid);
@@ -162,7 +162,7 @@ def _conv(a: int, b: int) -> nn.Conv3d:
 
 
 def _up(u: Tensor, factor: int) -> Tensor:
-    """A field on a ``factor`` times finer lattice, values times ``factor`` (METHODS 1.3)."""
+    """A field on a ``factor`` times finer lattice, values times ``factor`` (mathematics.md, 1.6)."""
     return u if factor == 1 else factor * resize(u, [factor * n for n in u.shape[2:]])
 
 

@@ -24,8 +24,7 @@ def volume_changes(
     """How much larger or smaller each label is where the transform takes it: the integral of the Jacobian determinant.
 
     The confidence treats the border as patches of ``patch_mm`` whose errors are independent, each moving it in or out
-    by
-    one axis of the local uncertainty: ``sigma = sqrt(sum over patches of (area * sigma_axis)^2)``.
+    by one axis of the local uncertainty: ``sigma = sqrt(sum over patches of (area * sigma_axis)^2)``.
 
     Args:
         labels: (D, H, W) whole numbers on ``grid``, 0 = background.

@@ -24,7 +24,7 @@ SHARE = 0.6
 
 
 class Perturbation(Protocol):
-    """A change of a run that should not matter, see :mod:`SymRegistrationLib.uncertainty.perturbations`."""
+    """A change of a run that should not matter, see :class:`SymRegistrationLib.uncertainty.predictors.Perturbation`."""
 
     stiffness: float
     seed: int

@@ -29,7 +29,7 @@ def images():
 
 
 def test_published_parameter_counts():
-    """METHODS 3.10; two_head is what the code uses, without its dead tails."""
+    """Counted from the layers' shapes; two_head is what the code uses, without its dead tails."""
     network = networks.create("hsyn", "published")
     assert parameter_count(network.sn[0]) == 327_331
     assert parameter_count(network.sn) == 981_993
@@ -59,7 +59,7 @@ def test_two_heads_are_not_symmetric(images):
 
 @pytest.mark.parametrize("size, factor", [("published", 4), ("small", 8)])
 def test_silent_fine_levels_leave_the_upsampled_coarse_field(images, size, factor):
-    """METHODS 7.9: with the heads of levels 2 and 3 at zero the half field is level 1's, values times the scale."""
+    """With the heads of levels 2 and 3 at zero the half field is level 1's, values times the scale."""
     network = awake(size)
     with torch.no_grad():
         for unet in network.sn[1:]:
@@ -124,7 +124,7 @@ def test_ablations_change_what_they_say(images):
 
 
 def test_di_net_learns_from_detached_fields(images):
-    """Its terms move DI-Net and nothing else, and the other terms do not move DI-Net (METHODS 3.5)."""
+    """Its terms move DI-Net and nothing else, and the other terms do not move DI-Net (mathematics.md, 10)."""
     network = awake()
     terms = network.objective(*images)
     (terms["inverse"] + terms["inverse_smooth"]).backward(retain_graph=True)

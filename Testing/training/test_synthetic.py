@@ -145,7 +145,7 @@ def test_two_people_have_labels_but_no_true_map():
 
 
 def test_scans_look_as_the_pipeline_presents_them():
-    """The torch normalisation against preprocess.prepare on the same voxels."""
+    """The torch normalisation against working_grid.prepare on the same voxels."""
     pair = make_pair(nested(), Synthesis(shape=(SIZE,) * 3, spacing=3.0), 11)
     raw = 3000 * pair.fixed**1.3 + 17
     ours = normalised(raw)

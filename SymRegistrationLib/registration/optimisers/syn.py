@@ -234,7 +234,7 @@ def _lncc_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None) -> tup
     """Exact gradient of sum(cc) with respect to both images (adjoint of the box filters included).
 
     cc = cov^2 / (va vb + eps); its adjoint needs the box means of A = 2 cov / den, B = -cc vb / den and C = -cc va /
-    den and of their products with the local means (FEASIBILITY 3).
+    den and of their products with the local means (mathematics.md, 3.2).
     """
     mean_a, mean_b, var_a, var_b, cov = local_moments(a, b, window)
     den = var_a * var_b + 1e-5
