@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,25 @@ def test_inputs_stay_as_they_are(known):
     before = fixed.array.copy(), moving.array.copy()
     pipeline.register(fixed, moving, FAST)
     assert np.array_equal(before[0], fixed.array) and np.array_equal(before[1], moving.array)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_leaves_threads_and_random_numbers_as_they_were(fails, monkeypatch):
+    inside = []
+
+    def middle(*arguments):
+        inside.append((torch.get_num_threads(), torch.initial_seed()))
+        torch.rand(3)
+        if fails:
+            raise RuntimeError("it fails")
+
+    monkeypatch.setattr(pipeline, "_register", middle)
+    torch.manual_seed(SEED)
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    with pytest.raises(RuntimeError) if fails else nullcontext():
+        pipeline.register(None, None, Options(threads=threads + 1, seed=9))
+    assert inside == [(threads + 1, 9)]
+    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
 
 
 def test_progress_never_goes_back_and_ends_at_one(result):

@@ -191,6 +191,28 @@ def test_a_failed_job_tells_why_and_the_next_one_runs(worker, scans, tmp_path):
     assert end["event"] == "result"
 
 
+def test_one_job_does_not_influence_the_next(worker, scans, tmp_path):
+    """A job without settings computes the same bits, with the same threads, before and after jobs with settings of
+    their own, one of which fails in mid-run."""
+    plain = {"preset": "fast", "initial": "centre"}
+
+    def register(name, **settings):
+        request = job(scans, tmp_path / name, options={**plain, **settings})
+        end = worker.ask({"id": name, "command": "register", "job": request, "outputs": ["forward", "inverse"]})[1]
+        return end.get("result"), [
+            sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in sorted((tmp_path / name).glob("*.nrrd"))
+        ]
+
+    first, fields = register("first")
+    threads = int(first["environment"]["threads"])
+    other = register("other", threads=threads + 1, seed=7, device="cpu", initial="rigid")[0]
+    assert (other["environment"]["threads"], other["seed"], other["device"]) == (str(threads + 1), 7, "cpu")
+    assert register("failed", threads=threads + 2, seed=8, method="hsyn", weights="none")[0] is None
+    again, same = register("again")
+    assert (again["environment"], again["seed"]) == (first["environment"], first["seed"])
+    assert len(fields) == 2 and all(np.array_equal(a, b) for a, b in zip(fields, same, strict=True))
+
+
 def test_out_of_memory_and_bugs_are_told_in_words(monkeypatch):
     import io
 
