@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from SymRegistrationLib.fields import identity, inverse_consistency, jacobian_determinant, warp
 from SymRegistrationLib.geometry.grid import Grid
@@ -167,14 +168,25 @@ def test_curriculum_shrinks_poses():
     assert full.at(0.0).rotation == 0 and full.at(1.0) == full and full.at(0.5).shift == 25.0
 
 
-def test_making_a_pair_is_quick():
-    """One thread. On a GPU the same code takes a few dozen milliseconds; this bound only guards against an accident."""
-    anatomy = nested()
-    for size, bound in ((64, 2.0), (96, 6.0)):
-        s = Synthesis(shape=(size,) * 3, spacing=120 / size)
-        make_pair(anatomy, s, 0)
-        start = time.process_time()
-        make_pair(anatomy, s, 1)
-        took = time.process_time() - start
-        print(f"{size}^3: {1 / took:.2f} pairs a second on one thread")
-        assert took < bound
+class Counted(TorchDispatchMode):
+    """Counts torch's operations and the numbers that they write."""
+
+    calls = written = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        out = function(*arguments, **(named or {}))
+        self.calls += 1
+        self.written += sum(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))
+        return out
+
+
+def test_making_a_pair_takes_a_bounded_work_per_voxel():
+    """Guards against an accident: neither the operations nor the numbers written per voxel grow with the grid."""
+    anatomy, per_voxel, calls = nested(), [], []
+    for size in (32, 64):
+        with Counted() as counted:
+            make_pair(anatomy, Synthesis(shape=(size,) * 3, spacing=120 / size), 1)
+        calls.append(counted.calls)
+        per_voxel.append(counted.written / size**3)
+    print("calls", calls, "numbers per voxel", per_voxel)
+    assert per_voxel[1] < 1.2 * per_voxel[0] and calls[1] < 1.2 * calls[0]
