@@ -108,7 +108,7 @@ def mapping_error(transform, truth, fixed):
 
 def test_known_pose_and_warp_are_recovered(known, result):
     fixed, _, truth = known
-    done, _ = result
+    done = result[0]
     points = brain_points(fixed)
     aligned = np.linalg.norm(transform_points(done.transforms.matrix, points) - truth.map_points(points), axis=1)
     after = mapping_error(done.forward, truth, fixed)

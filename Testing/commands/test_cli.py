@@ -64,7 +64,7 @@ def run(scans, tmp_path_factory):
         "moving.mrk.json",
     ]
     words = [str(scans / word) if "." in word else word for word in words]
-    done = _symreg(*words, "-o", str(out), "--preset", "fast", "--json")
+    done = _symreg(*words, "-o", str(out), "--preset", "fast", "--initial", "centre", "--json")
     assert done.returncode == 0, done.stderr
     return out, [json.loads(line) for line in done.stdout.splitlines()], words
 
