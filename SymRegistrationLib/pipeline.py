@@ -233,7 +233,8 @@ def _pose(scans: list[working_grid.Scan], options: Options, extras: Extras, note
 
 
 def _carried(fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver) -> dict[str, Any]:
-    """The fields of :class:`Result` that lie on the scans' own grids: transforms, warped scans, Jacobian, consistency."""
+    """The fields of :class:`Result` that lie on the scans' own grids: transforms, warped scans, Jacobian,
+    consistency."""
     physical = to_physical(pair, solver.space, fixed.grid, moving.grid)
     here = physical.forward.resampled(fixed.grid)
     return {

@@ -5,8 +5,8 @@ A calibrated radius is a few numbers, fitted where the true error is known and s
 
     s^2 = floor^2 + sum over predictors of (weight * sign)^2         radius at 68 % = s * radii["68"] * voxel size
 
-Signs are lengths in voxels of the working grid (see :mod:`SymRegistrationLib.uncertainty.predictors`), so one entry serves all spacings. Every weight
-is at
+Signs are lengths in voxels of the working grid (see :mod:`SymRegistrationLib.uncertainty.predictors`), so one entry
+serves all spacings. Every weight is at
 least 0: more of a sign never means less uncertainty. The weights maximise the likelihood of the errors as lengths of
 3-D normal vectors of variance s^2 / 3 an axis; the three radii are then plain quantiles of error / s, because real
 errors have longer tails.

@@ -8,7 +8,8 @@ known warps: rank correlation of the spread with the true error 0.1 to 0.2 with 
 stiffness).
 
 Directions count: the **covariance of displacement vectors** is collected in one pass, never the spread of vector
-lengths, for which two opposite fields agree. What the map is worth in mm is the business of :mod:`SymRegistrationLib.uncertainty.calibration`.
+lengths, for which two opposite fields agree. What the map is worth in mm is the business of
+:mod:`SymRegistrationLib.uncertainty.calibration`.
 """
 
 from __future__ import annotations
