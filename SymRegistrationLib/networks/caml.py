@@ -1,5 +1,7 @@
 """CAML: a cascade of windowed cross-attention over multiple layers, with residual-block skips.
 
+Long because one method is one file.
+
 Paper: "cross-attention over multiple layers (CAML), residual-block skip connections (RBSC) and a cascade with attention
 and residual skips (CARSC)", Intelligent Data Analysis, DOI 10.3233/IDA-230692. Its available text lost nearly all
 formulas and numbers; XMorpher (Shi et al., MICCAI 2022), its stated foundation, fills what it can. Written from both;

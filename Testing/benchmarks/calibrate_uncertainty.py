@@ -42,7 +42,7 @@ from SymRegistrationLib.job import Options
 from SymRegistrationLib.quality.volume_change import volume_changes
 from SymRegistrationLib.registration import alignment, weights, working_grid
 from SymRegistrationLib.registration.solver import Solver
-from SymRegistrationLib.training import synthetic
+from SymRegistrationLib.training import appearance, synthetic
 from SymRegistrationLib.uncertainty import calibration, predictors
 
 FIT = [
@@ -138,7 +138,7 @@ def known_warp(path: Path, seed: int) -> tuple[Volume, Volume, torch.Tensor]:
     volume = read_volume(path)
     grid = volume.grid.resampled(np.maximum(volume.grid.spacing, 2.0))
     image = F.adaptive_avg_pool3d(torch.from_numpy(volume.array.astype(np.float32))[None, None], grid.shape)
-    image = synthetic.normalised(image)
+    image = appearance.normalised(image)
     settings = synthetic.Synthesis(
         shape=grid.shape, spacing=float(grid.spacing.mean()), warp=draw.uniform(3.0, 10.0), control=(16.0, 60.0)
     )

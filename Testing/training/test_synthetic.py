@@ -14,13 +14,14 @@ from SymRegistrationLib.fields import identity, inverse_consistency, jacobian_de
 from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.geometry.volumes import Volume
 from SymRegistrationLib.registration import working_grid
-from SymRegistrationLib.training import synthetic
+from SymRegistrationLib.training.appearance import normalised, random_contrast
 from SymRegistrationLib.training.synthetic import (
     Draw,
+    LabelMap,
     Synthesis,
     label_map,
     make_pair,
-    normalised,
+    random_poses,
     random_shapes,
     voxel_pose,
 )
@@ -34,7 +35,7 @@ def inside(u: torch.Tensor) -> torch.Tensor:
     return ((y >= 0) & (y <= u.shape[2] - 1)).all(1, keepdim=True)
 
 
-def nested(size: int = 64) -> synthetic.LabelMap:
+def nested(size: int = 64) -> LabelMap:
     """Thick nested shells and a bar that breaks their symmetry, FreeSurfer-like numbers: 507 outside, brain within."""
     z, y, x = (identity((size,) * 3)[0] - (size - 1) / 2) / size
     radius = (z**2 + (1.3 * y) ** 2 + (1.6 * x) ** 2).sqrt()
@@ -74,7 +75,7 @@ def test_without_warp_the_true_map_is_the_pose():
     """Closed form: an affine about the middle of the grid."""
     s = Synthesis(shape=(SIZE,) * 3, spacing=3.0, warp=0.0)
     pair = make_pair(nested(), s, 5)
-    pose_f, pose_m = synthetic.random_poses(s, Draw(5))
+    pose_f, pose_m = random_poses(s, Draw(5))
     matrix = voxel_pose(pose_m @ torch.linalg.inv(pose_f), s).float()
     x = identity(s.shape)
     expected = torch.einsum("ij,njdhw->nidhw", matrix[:3, :3], x) + matrix[:3, 3].view(1, 3, 1, 1, 1) - x
@@ -85,7 +86,7 @@ def test_poses_span_what_was_asked_for():
     s = Synthesis(rotation=120.0, shift=50.0, scale=0.2)
     angles, lengths, sizes = [], [], []
     for seed in range(200):
-        f, m = synthetic.random_poses(s, Draw(seed))
+        f, m = random_poses(s, Draw(seed))
         relative = (m @ torch.linalg.inv(f)).numpy()
         u, stretch, vt = np.linalg.svd(relative[:3, :3])
         angles.append(np.degrees(np.arccos(np.clip((np.trace(u @ vt) - 1) / 2, -1, 1))))
@@ -125,7 +126,7 @@ def test_skulls_are_kept_or_stripped():
 def test_contrasts_differ_or_agree_as_asked_and_sides_are_alike():
     s = Synthesis()
     values = (0, 2, 3, 16, 41, 42, 507)
-    means, _ = synthetic.random_contrast(values, s, Draw(3))
+    means, _ = random_contrast(values, s, Draw(3))
     assert means[1] == means[4] and means[2] == means[5]
     pairs = [
         make_pair(nested(), dataclasses.replace(s, shape=(32,) * 3, spacing=4.0, one_contrast=0.5), k)
@@ -138,7 +139,7 @@ def test_two_people_have_labels_but_no_true_map():
     first, second = nested(), nested(56)
     extra = second.index.clone()
     extra[20:24, 20:24, 20:24] = len(second.values)
-    second = synthetic.LabelMap(extra, (*second.values, 900), 2.0, "other")
+    second = LabelMap(extra, (*second.values, 900), 2.0, "other")
     pair = make_pair(first, Synthesis(shape=(32,) * 3, spacing=4.0, strip=0.0), 2, second)
     assert pair.fixed_to_moving is None and pair.moving_to_fixed is None
     assert pair.values == (0, 2, 3, 16, 41, 42, 507, 900)
