@@ -146,12 +146,16 @@ def register(
         InputError: something about the inputs or options; nothing was computed.
         RegistrationError: the run itself failed.
     """
+    device = devices.resolve(options.device)
+    with devices.run_settings(device, options.threads, options.seed):
+        return _register(fixed, moving, options, extras, progress, device)
+
+
+def _register(
+    fixed: Volume, moving: Volume, options: Options, extras: Extras, progress: Progress, device: torch.device
+) -> Result:
     clock = _Clock(progress)
     check_options(options)
-    device = devices.resolve(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
     clock.enter("prepare", "normalising intensities")
     scans = [
         working_grid.prepare(volume, mask, device)
@@ -229,7 +233,8 @@ def _pose(scans: list[working_grid.Scan], options: Options, extras: Extras, note
 
 
 def _carried(fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver) -> dict[str, Any]:
-    """The fields of :class:`Result` that lie on the scans' own grids: transforms, warped scans, Jacobian, consistency."""
+    """The fields of :class:`Result` that lie on the scans' own grids: transforms, warped scans, Jacobian,
+    consistency."""
     physical = to_physical(pair, solver.space, fixed.grid, moving.grid)
     here = physical.forward.resampled(fixed.grid)
     return {

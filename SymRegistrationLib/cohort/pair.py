@@ -36,7 +36,8 @@ class PairRequest:
 
     Attributes:
         job: the registration.
-        group: also write ``log_jacobian.nii.gz`` and ``coverage.nii.gz`` for what :mod:`SymRegistrationLib.cohort.template` makes of many pairs.
+        group: also write ``log_jacobian.nii.gz`` and ``coverage.nii.gz`` for what
+        :mod:`SymRegistrationLib.cohort.template` makes of many pairs.
     """
 
     job: Job

@@ -1,6 +1,7 @@
 """Many pairs: checked, divided among warm workers or handed to a cluster, resumed after anything, and summed up.
 
-No torch in this process. A pair's folder is finished when its record says so (see :mod:`SymRegistrationLib.cohort.pair`);
+No torch in this process. A pair's folder is finished when its record says so (see
+:mod:`SymRegistrationLib.cohort.pair`);
 everything else is done again. ``summary.csv`` and ``index.html`` are renewed while the batch runs.
 """
 

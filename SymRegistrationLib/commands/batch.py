@@ -21,10 +21,12 @@ _DESCRIPTION = f"""Register many pairs. Workers stay warm between pairs; one bad
 
 TABLE is a CSV or TSV file, one pair a line; its first line names the columns:
   {", ".join(COLUMNS)}
-fixed and moving are needed, the rest is optional; relative paths start at the table's folder. Or TABLE is a folder of scans
+fixed and moving are needed, the rest is optional; relative paths start at the table's folder. Or TABLE is a folder \
+of scans
 (BIDS or flat): every later session goes onto the first one of its subject; --to FILE: every scan onto one; --pairs all.
 
-Writes a folder per pair (named by its id, as symreg register writes it), summary.csv, and index.html: every pair with its
+Writes a folder per pair (named by its id, as symreg register writes it), summary.csv, and index.html: every pair \
+with its
 picture, failed ones and outliers first. After Ctrl-C, a crash or a reboot, the SAME command goes on: a pair counts as
 finished only when the SHA-256 of its inputs and its options are those recorded with its results."""
 

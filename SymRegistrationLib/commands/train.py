@@ -28,8 +28,10 @@ The folder of the run holds:
                              the same weights as a run that was not interrupted
 
 Scans:       --data takes a folder (BIDS or flat; label maps, masks and landmarks are found by name: _aseg, _dseg,
-             _labels, _mask, _landmarks) or a CSV/TSV table with the columns image, labels, mask, points, subject, split;
-             or fixed, moving, fixed_labels, moving_labels, ... for fixed pairs. What lies outside a mask is made black, as
+             _labels, _mask, _landmarks) or a CSV/TSV table with the columns image, labels, mask, points, subject, \
+split;
+             or fixed, moving, fixed_labels, moving_labels, ... for fixed pairs. What lies outside a mask is made \
+black, as
              in a skull-stripped scan: give the network such scans later, too.
 Label maps:  --labels takes a folder or table of label maps. Scans of random contrast, pose and quality are made of them
              while training; the true map of each pair is known. Nothing else is needed.

@@ -4,8 +4,8 @@ One request a line on stdin, answers as JSON lines on stdout, everything else (p
 tracebacks) on stderr. Networks, CUDA and torch stay loaded between jobs. Protocol 1:
 
 * first line out: ``{"event": "ready", "protocol": 1, "version", "pid", "devices": [{"name", "title", "memory_gb"}]}``
-* in: ``{"id": "1", "command": "register", "job": {...}, "outputs": [...]}``; ``pair`` takes what :mod:`SymRegistrationLib.cohort.pair`
-says; ``apply``, ``evaluate`` and ``report`` take
+* in: ``{"id": "1", "command": "register", "job": {...}, "outputs": [...]}``; ``pair`` takes what
+:mod:`SymRegistrationLib.cohort.pair` says; ``apply``, ``evaluate`` and ``report`` take
   ``"arguments": {...}``; ``methods``, ``ping`` and ``shutdown`` take nothing.
 * out, with the request's id: ``progress`` (stage, fraction, seconds_left, message), then one ``result`` or one
 ``error``

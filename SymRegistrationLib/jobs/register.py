@@ -64,7 +64,7 @@ def run(job: Job, progress: Progress = silent, write: Writer | None = None) -> M
         "version": __version__,
         "job": dataclasses.asdict(job),
         **result.metrics,
-        "environment": environment(),
+        "environment": environment(job.options.threads),
     }
     metrics["seconds"] = {"read": round(read, 3), **metrics["seconds"]}
     with destination(job.output) as folder:
@@ -125,8 +125,8 @@ def rounded(array: np.ndarray) -> np.ndarray:
     return ((array.astype(np.float32).view(np.uint32) + 0x200) & np.uint32(0xFFFFFC00)).view(np.float32)
 
 
-def environment() -> dict[str, str]:
-    """Versions and machine, for repeating the run."""
+def environment(threads: int | None = None) -> dict[str, str]:
+    """Versions and machine, for repeating the run. ``threads``: what the run was told to use, else torch's own."""
     import SimpleITK
     import torch
 
@@ -136,7 +136,7 @@ def environment() -> dict[str, str]:
         "numpy": np.__version__,
         "simpleitk": SimpleITK.Version.VersionString(),
         "system": platform.platform(),
-        "threads": str(torch.get_num_threads()),
+        "threads": str(threads or torch.get_num_threads()),
     }
 
 

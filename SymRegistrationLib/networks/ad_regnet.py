@@ -57,7 +57,8 @@ _CARD = Card(
     title="AD-RegNet: shared U-Net, bidirectional cross-attention, regional attention, gated multi-resolution fields",
     publication="AD-RegNet, arXiv 2602.07088, 2026",
     deviations=(
-        "Cross-attention is full at 1/16 and 1/8, windowed at 1/4 and absent above; the paper's memory need is infeasible.",
+        "Cross-attention is full at 1/16 and 1/8, windowed at 1/4 and absent above; the paper's memory need is "
+        "infeasible.",
         "Attention carries positions and returns the expected offset to the match beside the values.",
         "Levels compose increments on features warped by the coarser field; fusion=blend is the paper's convex blend.",
         "Regional attention weighs regions in place, with softmax weights scaled to mean 1.",

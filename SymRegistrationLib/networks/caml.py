@@ -1,5 +1,7 @@
 """CAML: a cascade of windowed cross-attention over multiple layers, with residual-block skips.
 
+Long because one method is one file.
+
 Paper: "cross-attention over multiple layers (CAML), residual-block skip connections (RBSC) and a cascade with attention
 and residual skips (CARSC)", Intelligent Data Analysis, DOI 10.3233/IDA-230692. Its available text lost nearly all
 formulas and numbers; XMorpher (Shi et al., MICCAI 2022), its stated foundation, fills what it can. Written from both;
@@ -63,10 +65,12 @@ _CARD = Card(
     label="CAML",
     description="A cross-attention network that estimates both directions from coarse to fine.",
     title="CAML cascade: windowed cross-attention over several layers, residual skips, two passes",
-    publication="Cross-attention over multiple layers with residual-block skips and cascade for brain MRI registration, "
+    publication="Cross-attention over multiple layers with residual-block skips and cascade for brain MRI "
+    "registration, "
     "Intelligent Data Analysis, DOI 10.3233/IDA-230692, on XMorpher (Shi et al., MICCAI 2022)",
     deviations=(
-        "The paper's text is damaged; layer pairs, gates, residual blocks and hand-over are this implementation's reading.",
+        "The paper's text is damaged; layer pairs, gates, residual blocks and hand-over are this implementation's "
+        "reading.",
         "XMorpher's faults are repaired, tokens outside the volume are masked, a relative position bias is added.",
         "Max-pooled finer levels enter through scalars that start at 0; no drop path.",
         "The hand-over to the second pass is detached, and the moving stream's is warped by the first field.",

@@ -63,7 +63,8 @@ _CARD = Card(
         "DI-Net is trained on both half fields and its smoothness weighs 0.02, not 1.",
         "DI-Net's inverse is refined by fixed-point steps unless inverse=dinet.",
         "U-Nets pad to multiples of 16 instead of 32; fields keep their border value outside the grid.",
-        "Size small works at half resolution with three poolings and instance normalisation, fed by 2x2x2 blocks of the images.",
+        "Size small works at half resolution with three poolings and instance normalisation, fed by 2x2x2 blocks of "
+        "the images.",
     ),
     licence="Apache-2.0",
     size_multiple=16,

@@ -1,5 +1,7 @@
 """SM-GICNet: a stationary velocity from a four-level Haar pyramid, trained in both directions at once.
 
+Long because one method is one file.
+
 Paper: "Symmetric Multi-level Gradient-Inverse Consistency Network", MIDL 2025. Written from the paper and from facts
 about its code; no code was copied.
 

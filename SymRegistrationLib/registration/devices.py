@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 import torch
@@ -35,6 +37,27 @@ def resolve(name: str = "auto") -> torch.device:
             raise InputError(f"device '{name}' is not available. {have}", "Choose --device auto or cpu.")
         device = torch.device("cuda", device.index or 0)
     return device
+
+
+@contextmanager
+def run_settings(device: torch.device, threads: int | None, seed: int) -> Iterator[None]:
+    """Threads and seed of one run. Afterwards, also after an error, torch's thread count and random state of the CPU
+    and of ``device`` are what they were, so that one job of a process does not influence the next.
+
+    Args:
+        device: where the run computes.
+        threads: CPU threads; None or 0 leaves them.
+        seed: of torch's global random numbers.
+    """
+    before = torch.get_num_threads()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        if threads:
+            torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,4 +1,5 @@
-"""A learned method on a working grid of any size: fitted to its multiples, to the memory that is there, to the device."""
+"""A learned method on a working grid of any size: fitted to its multiples, to the memory that is there, to the
+device."""
 
 from __future__ import annotations
 
@@ -186,7 +187,8 @@ def _planned(
         lattice = _lattice(shape, factor, network.card)
         if factor > COARSEST or min(lattice) < network.card.minimum_size // 2:
             raise RegistrationError(
-                f"{network.card.name} needs {memory_needed(network, shape, batch) / 1e9:.2f} GB for this working grid and "
+                f"{network.card.name} needs {memory_needed(network, shape, batch) / 1e9:.2f} GB for this working grid "
+                f"and "
                 f"{room / 1e9:.2f} GB may be used; a grid coarse enough to fit would be too coarse.",
                 "Raise --memory, free memory, choose a larger --spacing, or --method syn.",
             )

@@ -111,7 +111,8 @@ def summary(metrics: dict, output: str) -> str:
     if told:
         what = "68 % radius, calibrated" if told["calibrated"] else "relative only"
         lines.append(
-            f"uncertainty                {number(told['mean_mm'], 2)} mm mean, {number(told['p95_mm'], 2)} mm 95 % ({what})"
+            f"uncertainty                {number(told['mean_mm'], 2)} mm mean, {number(told['p95_mm'], 2)} mm 95 % "
+            f"({what})"
         )
     if metrics["alignment"].get("unsure"):
         lines.append("the initial alignment is UNSURE: look at the report before you use this")

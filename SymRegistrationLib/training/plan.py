@@ -120,7 +120,8 @@ class TrainingPlan:
         lines = [
             f"method      {self.method}, size {self.size}",
             f"grid        {'x'.join(map(str, self.shape))} voxels of {self.spacing:g} mm",
-            f"data        {', '.join(f'{count} {what}' for what, count in self.data.items() if count) or 'shapes only'}",
+            f"data        "
+            f"{', '.join(f'{count} {what}' for what, count in self.data.items() if count) or 'shapes only'}",
             f"validation  {', '.join(self.held_out) or 'shapes'}",
             f"machine     {self.device}, {self.precision}, about {self.memory_gb:.2f} of {self.room_gb:.1f} GB",
         ]
@@ -267,7 +268,8 @@ def _parts(scans: Listing, maps: Listing, notes: list[str]) -> tuple[Part, Part]
         raise InputError(f"'{maps.source}' leaves no label map for training.", "Lower --validation.")
     if 0 < len({c.subject for c in training.scans}) < 5 and not maps.cases:
         notes.append(
-            f"only {len({c.subject for c in training.scans})} subjects to learn from: expect a network that knows these, "
+            f"only {len({c.subject for c in training.scans})} subjects to learn from: expect a network that knows "
+            f"these, "
             "not people; add --labels or more scans"
         )
     if not (validation.pairs or validation.maps):

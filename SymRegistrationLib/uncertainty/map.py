@@ -136,7 +136,8 @@ def _disagreement(predictors: Mapping[str, Tensor], content: np.ndarray, placed)
             share = 100 * float(np.mean((apart[content] if content.any() else apart) > WILD))
             if share > WILD_PERCENT:
                 return (
-                    f"{who} disagree wildly: by more than {WILD:g} voxels of the working grid in {share:.0f} % of the content; "
+                    f"{who} disagree wildly: by more than {WILD:g} voxels of the working grid in {share:.0f} % of the "
+                    f"content; "
                     "trust none of them before you have looked"
                 )
     return ""

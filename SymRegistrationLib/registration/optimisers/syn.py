@@ -119,11 +119,11 @@ def optimise(
         level = _Level(images, weight, shape, schedule, metric)
         halves = resize_field(halves, shape)
 
-        def report(step: int, value: float, base=done, share=work[k] / iterations) -> None:
+        def report(step: int, value: float, level=k + 1, base=done, share=work[k] / iterations) -> None:
             progress(
                 "optimise",
                 min(1.0, (base + share * step) / sum(work)),
-                f"level {k + 1} of {len(shapes)}, step {step}, similarity {value:.4f}",
+                f"level {level} of {len(shapes)}, step {step}, similarity {value:.4f}",
             )
 
         halves = level.run(halves, iterations, report)
@@ -282,7 +282,8 @@ class SyN(Optimiser):
         name="syn",
         label="SyN optimizer",
         title="symmetric diffeomorphic optimiser; needs no weights and no training, takes any organ",
-        description="Symmetric diffeomorphic optimization of exactly this pair of scans. Needs no training; works for any organ and, "
+        description="Symmetric diffeomorphic optimization of exactly this pair of scans. Needs no training; works for "
+        "any organ and, "
         "with its modality-independent metric, for two different contrasts.",
         publication="Avants et al., Symmetric diffeomorphic image registration with cross-correlation, Medical Image "
         "Analysis 12:26-41 (2008), doi:10.1016/j.media.2007.06.004",
