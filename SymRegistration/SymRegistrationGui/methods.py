@@ -1,21 +1,23 @@
 """What can be chosen, known without torch: methods, presets, kinds of contrast and start, as (value, text) pairs."""
 
-import json
 from pathlib import Path
 
 from slicer.i18n import tr as _
 
 import SymRegistrationLib
+from SymRegistrationLib.registration import catalogue
+from SymRegistrationLib.registration.presets import presets as known_presets
 
 _LIBRARY = Path(SymRegistrationLib.__file__).parent
 
 
 def methods():
     """One dictionary per method: name, title, description, publication, needs_weights, weights_here."""
-    data = json.loads((_LIBRARY / "registration" / "methods.json").read_text(encoding="utf-8"))
-    for method in data["methods"]:
-        method["weights_here"] = any((_LIBRARY / "model_weights").glob(f"{method['name']}-*.safetensors"))
-    return data["methods"]
+    weights = _LIBRARY / "model_weights"
+    return [
+        {**method, "weights_here": any(weights.glob(f"{method['name']}-*.safetensors"))}
+        for method in catalogue.known().values()
+    ]
 
 
 def usable(method, weightsFile=""):
@@ -24,7 +26,7 @@ def usable(method, weightsFile=""):
 
 
 def presets():
-    return [("fast", _("Fast")), ("default", _("Standard")), ("thorough", _("Thorough"))]
+    return [(name, _(preset.title)) for name, preset in known_presets().items()]
 
 
 def metrics():

@@ -6,6 +6,7 @@ import slicer
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
 from SymRegistrationLib.job import Options
+from SymRegistrationLib.registration.catalogue import needs_weights
 
 from .exporting import Request
 
@@ -121,7 +122,7 @@ def wantedParts(parameters):
 
 def options(parameters):
     """Options of the library. Raises InputError for a combination that is not allowed."""
-    network = parameters.method != "syn"
+    network = needs_weights(parameters.method)
     return Options(
         method=parameters.method,
         preset=parameters.preset,

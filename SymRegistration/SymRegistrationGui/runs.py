@@ -11,15 +11,17 @@ import uuid
 import slicer
 from slicer.i18n import tr as _
 
+from SymRegistrationLib.quality import outputs
+
 from . import colors
 from .nodes import discard
 
 PREFIX = "SymRegistration."
 #: Parts in the order of the folder; the names are the worker's.
-PARTS = ("forward", "inverse", "warped_moving", "warped_fixed", "jacobian", "inverse_consistency", "uncertainty")
-TRANSFORMS = ("forward", "inverse")
+PARTS = outputs.names()
+TRANSFORMS = outputs.names("transform")
 #: Maps shown as colors.
-MAPS = ("jacobian", "inverse_consistency", "uncertainty")
+MAPS = outputs.names("map")
 _RUN = PREFIX + "Run"
 
 
@@ -185,15 +187,12 @@ def _unique(scene, pattern, fixedNode, movingNode):
 
 def partName(part):
     """Pattern of a new node's name."""
-    return {
-        "forward": _("{moving} to {fixed}"),
-        "inverse": _("{fixed} to {moving}"),
-        "warped_moving": _("{moving} on {fixed}"),
-        "warped_fixed": _("{fixed} on {moving}"),
-        "jacobian": _("Volume change, {moving} to {fixed}"),
-        "inverse_consistency": _("Consistency error, {moving} to {fixed}"),
-        "uncertainty": _("Uncertainty, {moving} to {fixed}"),
-    }[part]
+    output = outputs.of(part)
+    if output.kind == "map":
+        return _("{title}, {{moving}} to {{fixed}}").format(title=_(output.title))
+    if output.kind == "image":
+        return _("{moving} on {fixed}") if output.grid == "fixed" else _("{fixed} on {moving}")
+    return _("{moving} to {fixed}") if output.grid == "fixed" else _("{fixed} to {moving}")
 
 
 def _newNode(scene, part, fixedNode, movingNode):

@@ -9,12 +9,13 @@ import slicer
 from slicer.i18n import tr as _
 
 from SymRegistrationLib.job import RegistrationError
+from SymRegistrationLib.quality import outputs
 
 from . import colors, nodes, results
 from .steps import StepRunner, pieces
 
 COMPARE = ("blend", "checkerboard", "flicker", "difference")
-MAPS = ("jacobian", "uncertainty", "inverse_consistency")
+MAPS = outputs.names("map")
 FLICKER_MS = 500
 
 

@@ -7,6 +7,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from SymRegistrationLib.job import InputError, RegistrationError
+from SymRegistrationLib.registration.catalogue import needs_weights
 
 from . import exporting, install, methods, parameters, sampledata, settings
 from .events import guarded, later
@@ -144,7 +145,7 @@ class Panel:
         method = self._methods.get(state.method)
         if method is not None:
             ui.methodDescriptionLabel.text = f"{method['description']}<br><small>{method['publication']}</small>"
-        network = state.method != "syn"
+        network = needs_weights(state.method)
         for widget in (ui.refineLabel, ui.refineSpinBox, ui.weightsLabel, ui.weightsPathEdit):
             widget.visible = network
         for widget in (ui.presetLabel, ui.presetComboBox, ui.metricLabel, ui.metricComboBox):
