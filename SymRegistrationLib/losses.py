@@ -94,8 +94,10 @@ def mind(image: Tensor, radius: int = 1, dilation: int = 2) -> Tensor:
         shape = image.shape[2:]
 
         def moved(shift):
-            slices = [slice(dilation + s, dilation + s + n) for s, n in zip(shift, shape)]
-            return padded[(slice(None), slice(None), *slices)]
+            part = padded
+            for axis, (s, n) in enumerate(zip(shift, shape)):
+                part = part.narrow(axis + 2, dilation + s, n)
+            return part
 
         views = [moved(shift) for shift in shifts]
         distances = torch.cat([(views[i] - views[j]) ** 2 for i in range(6) for j in range(i) if i // 2 != j // 2], 1)
@@ -143,7 +145,7 @@ def _joint_histogram(x: Tensor, y: Tensor, w: Tensor, bins: int) -> Tensor:
 def diffusion(u: Tensor) -> Tensor:
     """Mean squared forward difference of a field, averaged over the three axes (mathematics.md, 4.1), voxel units."""
     terms = [(u.narrow(d, 1, u.shape[d] - 1) - u.narrow(d, 0, u.shape[d] - 1)).square().mean() for d in (2, 3, 4)]
-    return sum(terms) / 3
+    return (terms[0] + terms[1] + terms[2]) / 3
 
 
 def negative_jacobian(u: Tensor) -> Tensor:

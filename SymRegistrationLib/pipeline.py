@@ -19,7 +19,7 @@ from .geometry.transforms import DenseTransform, TransformPair
 from .geometry.volumes import Volume, foreground
 from .job import INITIALS, InputError, Options, Progress, silent
 from .quality import metrics as quality
-from .quality.schema import Measured
+from .quality.schema import Landmarks, Measured, Similarity
 from .quality.volume_change import folding_regions
 from .registration import alignment, devices, methods, working_grid
 from .registration.physical import to_physical
@@ -157,10 +157,10 @@ def _register(
     clock = _Clock(progress)
     check_options(options)
     clock.enter("prepare", "normalising intensities")
-    scans = [
-        working_grid.prepare(volume, mask, device)
-        for volume, mask in ((fixed, extras.fixed_mask), (moving, extras.moving_mask))
-    ]
+    scans = (
+        working_grid.prepare(fixed, extras.fixed_mask, device),
+        working_grid.prepare(moving, extras.moving_mask, device),
+    )
     notes = [*fixed.notes, *moving.notes]
     if fixed.grid.same_as(moving.grid) and np.array_equal(fixed.array, moving.array):
         notes.append("fixed and moving are the same image; the result should be the identity")
@@ -194,7 +194,13 @@ def _register(
         "seconds": clock.told(),
     }
     return Result(
-        fixed, moving, alignment=pose, **carried, metrics=metrics, uncertainty=uncertain and uncertain.map.mm, maps=maps
+        fixed,
+        moving,
+        alignment=pose,
+        **carried,
+        metrics=metrics,
+        uncertainty=uncertain.map.mm if uncertain else None,
+        maps=maps,
     )
 
 
@@ -220,7 +226,9 @@ def _guides(extras: Extras) -> tuple[np.ndarray, np.ndarray] | None:
     return extras.fixed_points.points, extras.moving_points.points
 
 
-def _pose(scans: list[working_grid.Scan], options: Options, extras: Extras, notes: list[str]) -> alignment.Alignment:
+def _pose(
+    scans: tuple[working_grid.Scan, working_grid.Scan], options: Options, extras: Extras, notes: list[str]
+) -> alignment.Alignment:
     """The initial alignment; doubts about it go into ``notes``."""
     measure = "mi" if options.metric in ("mi", "mind") else "auto"
     pose = alignment.align(*scans, options.initial, measure, options.seed, _guides(extras))
@@ -258,7 +266,7 @@ def _measured(
     """What the result says of itself, and what labels and landmarks say of it."""
     pose, notes = solver.pose, solver.notes
     content, jacobian, physical = foreground(fixed.array), carried["jacobian"], carried["transforms"]
-    sound = {
+    sound: Any = {
         **quality.jacobian_summary(jacobian, content),
         **quality.ice_summary(carried["ice_mm"], content, float(np.mean(fixed.grid.spacing))),
         "inverse_method": pair.inverse_method,
@@ -301,7 +309,7 @@ def _further_maps(
     return {**(uncertain.maps if uncertain else {}), **coarse_to_fine(solver.space, pair, fixed.grid)}
 
 
-def _similarities(solver: Solver, pair: FieldPair) -> dict:
+def _similarities(solver: Solver, pair: FieldPair) -> Similarity:
     """Local correlation before anything, after the alignment, after the method, all on working-type grids."""
     space = solver.space
     after = quality.similarity(space.fixed, warp(space.moving, pair.fixed_to_moving))
@@ -315,7 +323,7 @@ def _similarities(solver: Solver, pair: FieldPair) -> dict:
     return {"name": "lncc", "before": before, "aligned": aligned, "after": after}
 
 
-def _labels(extras: Extras, physical: TransformPair) -> dict | None:
+def _labels(extras: Extras, physical: TransformPair) -> Any:
     if extras.fixed_labels is None or extras.moving_labels is None:
         return None
     tables = {
@@ -329,7 +337,9 @@ def _labels(extras: Extras, physical: TransformPair) -> dict | None:
     }
 
 
-def _landmarks(extras: Extras, physical: TransformPair, grid: Grid, uncertain: UncertaintyMap | None) -> dict | None:
+def _landmarks(
+    extras: Extras, physical: TransformPair, grid: Grid, uncertain: UncertaintyMap | None
+) -> Landmarks | None:
     if extras.fixed_points is None or extras.moving_points is None:
         return None
     points = extras.fixed_points.points, extras.moving_points.points

@@ -207,7 +207,7 @@ def run_pair(request: PairRequest, progress: Progress = silent) -> dict[str, Any
         raise RegistrationError("an input file was changed while the pair was registered.", "Run the batch again.")
     with disk_errors_as_pair_errors(folder):
         _record(folder, signed, [*metrics["files"].values(), "metrics.json"], old)
-    return metrics
+    return dict(metrics)
 
 
 def _stamps(job: Job) -> list[tuple[str, int, int]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -299,8 +300,8 @@ def _absolute(request: PairRequest) -> PairRequest:
     from .pair import inputs_of
 
     job = request.job
-    paths = {name: os.path.abspath(path) for name, path in inputs_of(job).items()}
-    options = {name: paths.pop(name) for name in ("initial", "weights") if name in paths}
+    paths: dict[str, Any] = {name: os.path.abspath(path) for name, path in inputs_of(job).items()}
+    options: dict[str, Any] = {name: paths.pop(name) for name in ("initial", "weights") if name in paths}
     job = replace(job, **paths, output=os.path.abspath(job.output), options=replace(job.options, **options))
     return replace(request, job=job)
 
@@ -338,9 +339,7 @@ def _locked(folder: Path) -> Iterator[int]:
 
 def _lock(handle: int) -> str:
     """How the lock was got; an empty text when another process has it."""
-    try:
-        import fcntl
-    except ImportError:
+    if sys.platform == "win32":
         import msvcrt
 
         try:
@@ -348,6 +347,8 @@ def _lock(handle: int) -> str:
         except OSError:
             return ""
         return "alone"
+    import fcntl
+
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -124,13 +124,13 @@ def plan_of(args: argparse.Namespace, **more: Any):
     return CohortPlan(args.output, workers, args.scheduler, worker_timeout_s, verify_outputs=args.verify, **more)
 
 
-def template_of(args: argparse.Namespace, to: dict[str, str | None]) -> Job:
+def template_of(args: argparse.Namespace, to: dict[str, Any]) -> Job:
     """What holds for every row; ``to``: fixed, fixed_mask, fixed_labels, fixed_points, where one fixed scan is given.
 
     The moving scan is a stand-in until a row gives its own. Labels and landmarks of the fixed scan are paired only then
     too.
     """
-    stand_ins = {f"moving_{kind}": UNSET for kind in ("labels", "points") if to.get(f"fixed_{kind}")}
+    stand_ins: dict[str, Any] = {f"moving_{kind}": UNSET for kind in ("labels", "points") if to.get(f"fixed_{kind}")}
     return Job(
         fixed=to.get("fixed") or UNSET,
         moving=UNSET,

@@ -129,7 +129,8 @@ def read_shape(path: str | os.PathLike, what: str = "image") -> tuple[int, int, 
             f"{what} '{path}' is {len(size)}-D with {values} values a voxel.",
             "A 3-D scalar volume is needed; extract one first.",
         )
-    return tuple(int(n) for n in size[::-1])
+    depth, height, width = (int(n) for n in size[::-1])
+    return depth, height, width
 
 
 def read_mask(path: str | os.PathLike, grid: Grid, what: str = "mask") -> np.ndarray:

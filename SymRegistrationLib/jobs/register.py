@@ -23,7 +23,7 @@ import psutil
 
 from .. import __version__
 from ..files import reason
-from ..geometry.points import paired, read_points
+from ..geometry.points import PointSet, paired, read_points
 from ..geometry.transforms import write_transform
 from ..geometry.volumes import read_labels, read_mask, read_volume, write_volume
 from ..job import InputError, Job, Progress, RegistrationError, silent, usable_path
@@ -82,7 +82,7 @@ def run(job: Job, progress: Progress = silent, write: Writer | None = None) -> M
 
 def read_extras(job: Job, fixed, moving) -> Extras:
     """Masks, labels and landmarks of a job. ``fixed`` and ``moving`` are the scans' grids. Raises InputError."""
-    points = (None, None)
+    points: tuple[PointSet | None, PointSet | None] = (None, None)
     if job.fixed_points:
         points = paired(
             read_points(job.fixed_points, "fixed landmarks"), read_points(job.moving_points, "moving landmarks")

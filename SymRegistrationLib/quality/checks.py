@@ -3,7 +3,9 @@ same."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..console import number
 
@@ -51,7 +53,7 @@ def verdict(found: list[Check]) -> tuple[str, str]:
     return level, VERDICTS[level]
 
 
-def checks(metrics: dict) -> list[Check]:
+def checks(metrics: Mapping[str, Any]) -> list[Check]:
     """Judge the numbers of metrics.json one by one, thresholds stated; parts that are missing are not judged."""
     found = []
     alignment, similarity = metrics.get("alignment") or {}, metrics.get("similarity") or {}
@@ -122,7 +124,7 @@ def _certain(told: dict) -> list[Check]:
     ]
 
 
-def _measured(metrics: dict) -> list[Check]:
+def _measured(metrics: Mapping[str, Any]) -> list[Check]:
     """Labels and landmarks, which the method has not seen."""
     found = []
     labels, marks = metrics.get("labels"), metrics.get("landmarks")

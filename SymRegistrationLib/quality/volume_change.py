@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..geometry.grid import Grid
@@ -11,7 +13,7 @@ from ..geometry.regions import regions
 AXES_68 = 1.8779
 
 
-def folding_regions(jacobian: np.ndarray, grid: Grid) -> dict:
+def folding_regions(jacobian: np.ndarray, grid: Grid) -> Any:
     """Connected regions of folded voxels: ``count`` of all and ``regions``, the 20 largest (see
     :class:`SymRegistrationLib.geometry.regions.Region`)."""
     found, count = regions(jacobian <= 0, jacobian, grid, most=20, highest=False)

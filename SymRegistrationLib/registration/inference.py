@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -212,7 +213,8 @@ def _lattice(shape: tuple[int, ...], factor: float, card: Card) -> tuple[int, ..
 
 def _placed(network: SymmetricNetwork, device: torch.device) -> SymmetricNetwork:
     # Convolutions run up to twice as fast with the channels last, on CPU and GPU.
-    return network.eval().to(device=device, memory_format=torch.channels_last_3d)
+    placed: SymmetricNetwork = network.eval().to(device)
+    return placed.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # missing in torch's stubs
 
 
 def _precision(device: torch.device, card: Card):
@@ -235,11 +237,11 @@ def _run(moving: Tensor, fixed: Tensor, network: SymmetricNetwork, plan: _Plan) 
     moved, kept = (pad_to(resize(x.to(plan.device).float(), plan.shape), whole) for x in (moving, fixed))
     with _precision(plan.device, network.card):
         pair = network(moved, kept).pair
-    fields = [
+    there, back = (
         resize_field(crop_to(u.float(), plan.shape), moving.shape[2:]).to(moving.device)
         for u in (pair.fixed_to_moving, pair.moving_to_fixed)
-    ]
-    return measured_pair(*fields, pair.inverse_method)
+    )
+    return measured_pair(there, back, pair.inverse_method)
 
 
 @contextmanager
@@ -251,7 +253,7 @@ def dropout_at_work(network: nn.Module, seed: int) -> Iterator[bool]:
     """
     layers = [m for m in network.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
 
-    def drop(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    def drop(module: Any, inputs: tuple, output: Tensor) -> Tensor:
         share = 1 - module.p
         wide = output.dim() - 2 if not isinstance(module, nn.Dropout) else 0
         shape = output.shape[: output.dim() - wide] + (1,) * wide

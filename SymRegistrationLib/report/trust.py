@@ -3,8 +3,10 @@ next."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from html import escape
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +36,7 @@ class Light:
     advice: str = ""
 
 
-def lights(metrics: dict) -> list[Light]:
+def lights(metrics: Mapping[str, Any]) -> list[Light]:
     """The traffic lights of a run, in the order in which things go wrong."""
     alignment, quality = metrics.get("alignment") or {}, metrics.get("quality") or {}
     found = []
@@ -125,7 +127,7 @@ def _uncertain(told: dict | None) -> Light:
     )
 
 
-def _measured(metrics: dict) -> list[Light]:
+def _measured(metrics: Mapping[str, Any]) -> list[Light]:
     found, labels, marks = [], metrics.get("labels"), metrics.get("landmarks")
     if labels:
         better = labels["mean_after"] >= max(labels["mean_aligned"], labels["mean_before"])
@@ -173,7 +175,7 @@ def _measured(metrics: dict) -> list[Light]:
     return found
 
 
-def trust_section(page: Page, result, metrics: dict) -> str:
+def trust_section(page: Page, result, metrics: Mapping[str, Any]) -> str:
     """The page, as HTML; adds pictures of the worst regions to ``page``."""
     found = lights(metrics)
     worst = next((level for level in ("bad", "look", "open") if any(light.level == level for light in found)), "good")

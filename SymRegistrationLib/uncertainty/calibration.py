@@ -187,13 +187,13 @@ def coverage(errors: np.ndarray, radii: np.ndarray) -> float:
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's: Pearson's of the ranks, ties sharing their mean rank; nan when one of them is constant."""
-    ranks = []
+    ranks: list[np.ndarray] = []
     for values in (a, b):
         _, where, counts = np.unique(np.asarray(values, float), return_inverse=True, return_counts=True)
         ranks.append((np.cumsum(counts) - (counts - 1) / 2)[where.ravel()])
     if min(r.std() for r in ranks) == 0:
         return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def sparsification(errors: np.ndarray, order_by: np.ndarray) -> np.ndarray:

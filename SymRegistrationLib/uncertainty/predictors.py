@@ -122,9 +122,10 @@ def perturbations(count: int, seed: int) -> list[Perturbation]:
     low, high = np.log(STIFFEST)
     found = []
     for k in range(count):
+        flips = random.integers(0, 2, 3)
         jitter = Perturbation(
             swap=k % 4 == 1,
-            flips=tuple(bool(b) for b in random.integers(0, 2, 3)),
+            flips=(bool(flips[0]), bool(flips[1]), bool(flips[2])),
             gammas=tuple(np.exp(random.uniform(-0.2, 0.2, 2))),
             noise=float(random.uniform(0.01, 0.03)),
             shift=tuple(random.uniform(-0.5, 0.5, 3)),

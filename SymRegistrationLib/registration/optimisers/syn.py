@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,8 @@ class Schedule:
         """The schedule of a preset; with ``levels`` only so many of the finest, with the fewer steps that suffice after
         a network."""
         changes = preset.settings.get("syn", {})
-        whole = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()})
+        values: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in changes.items()}
+        whole = cls(**values)
         if not levels:
             return whole
         return replace(whole, shrink=whole.shrink[-levels:], iterations=preset.after_network[-levels:])
@@ -133,8 +135,8 @@ def optimise(
 
 
 def _resized(pair: FieldPair, shape: tuple[int, ...]) -> FieldPair:
-    fields = (resize_field(u, shape) for u in (pair.fixed_to_moving, pair.moving_to_fixed))
-    return FieldPair(*fields, pair.inverse_method, pair.residual)
+    there, back = (resize_field(u, shape) for u in (pair.fixed_to_moving, pair.moving_to_fixed))
+    return FieldPair(there, back, pair.inverse_method, pair.residual)
 
 
 def compose_halves(halves: Tensor) -> FieldPair:
@@ -193,7 +195,8 @@ class _Level:
 
         Since every step is as long as the first, identical scans would otherwise be shaken by rounding errors.
         """
-        schedule, history, told = self.schedule, [], time.monotonic()
+        schedule, told = self.schedule, time.monotonic()
+        history: list[float] = []
         best = halves
         for step in range(iterations + 1):
             update, value = self.update(halves)
