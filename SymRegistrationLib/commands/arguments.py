@@ -189,11 +189,7 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
         "--refine", type=int, default=options.refine, metavar="N", help="optimiser levels after a network (default: 0)"
     )
     how.add_argument(
-        "--adapt",
-        type=int,
-        default=options.adapt,
-        metavar="N",
-        help="steps that fit a recurrent network's fields to this very pair (default: 0)",
+        "--adapt", type=int, default=options.adapt, metavar="N", help="steps that fit a network to this pair"
     )
     how.add_argument("--spacing", type=float, metavar="MM", help="working voxel size (default: the method decides)")
     how.add_argument(

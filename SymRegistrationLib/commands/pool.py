@@ -12,9 +12,12 @@ from .arguments import _Parser
 
 _DESCRIPTION = """Make a pool of training pairs from label maps: once, for any number of trainings.
 
-Every pair holds two realistic scans that the shipped pose and matching have already brought together, the label maps of both,
-and as a teacher the half-way displacement fields that syn finds on clean renderings. A pair takes about ten seconds of one
-processor and 5 MB. A pool that was cut off goes on with the same command; a larger --pairs adds to it. Several processes
+Every pair holds two realistic scans that the shipped pose and matching have already brought together, the label maps
+of both,
+and as a teacher the half-way displacement fields that syn finds on clean renderings. A pair takes about ten seconds of
+one
+processor and 5 MB. A pool that was cut off goes on with the same command; a larger --pairs adds to it. Several
+processes
 may work on one pool. Train with: symreg train --pool DIR --method NAME -o RUN"""
 
 _EXAMPLES = """examples:
@@ -106,7 +109,8 @@ def main(arguments: Sequence[str]) -> int:
     result = make(args.output, args.labels, args.pairs, options, args.held_out, args.prealign, console.progress)
     console.result(
         result,
-        f"{result['pairs']} pairs in {result['folder']}, {result['made']} of them new; Dice {number(result['dice_before'])} "
+        f"{result['pairs']} pairs in {result['folder']}, {result['made']} of them new; Dice "
+        f"{number(result['dice_before'])} "
         f"as they meet, {number(result['dice_teacher'])} by the teacher",
     )
     return 0

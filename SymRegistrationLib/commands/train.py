@@ -35,7 +35,8 @@ black, as
              in a skull-stripped scan: give the network such scans later, too.
 Label maps:  --labels takes a folder or table of label maps. Scans of random contrast, pose and quality are made of them
              while training; the true map of each pair is known. Nothing else is needed.
-Pool:        --pool takes a folder that symreg pool made, and trains the repeated passes of a method on it; its options are
+Pool:        --pool takes a folder that symreg pool made, and trains the repeated passes of a method on it; its options
+are
              told by: symreg train --pool x --help
 Several GPUs: torchrun --nproc-per-node N -m SymRegistrationLib train ..."""
 

@@ -13,9 +13,12 @@ from .arguments import _Parser, switches
 
 _DESCRIPTION = """Train the repeated passes of a method on a pool of pairs (see symreg pool).
 
-Pose and matching come from the weights to start from and stay as they are. Phase C trains the coarser levels, phase A the
-finest one on the teacher's fields, phase B on local correlation, smoothness and overlap of labels. The run's folder holds
-weights with a model card, log.jsonl, validation.jsonl, curves.png and the checkpoint with which the SAME command goes on."""
+Pose and matching come from the weights to start from and stay as they are. Phase C trains the coarser levels, phase A
+the
+finest one on the teacher's fields, phase B on local correlation, smoothness and overlap of labels. The run's folder
+holds
+weights with a model card, log.jsonl, validation.jsonl, curves.png and the checkpoint with which the SAME command goes
+on."""
 
 _EXAMPLES = """examples:
   symreg train --pool pool --method hsyn -o run --coarse-steps 600

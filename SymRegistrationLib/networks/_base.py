@@ -64,7 +64,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the publication trains: stages in order, batch size, and the shape of the learning rate, which is halved every
+    """How the publication trains: stages in order, batch size, and the shape of the learning rate, which is halved
+    every
     ``halve_every`` steps of a stage after its first ``halve_after``."""
 
     stages: tuple[Stage, ...]
@@ -159,7 +160,8 @@ class SymmetricNetwork(nn.Module):
         raise NotImplementedError
 
     def clip_groups(self) -> list[list[nn.Parameter]]:
-        """Parameters whose gradients are shortened together; by default every child's. A part with a loss of its own, whose
+        """Parameters whose gradients are shortened together; by default every child's. A part with a loss of its own,
+        whose
         gradients are of another size, must not silence the others."""
         return [list(part.parameters()) for part in self.children()]
 

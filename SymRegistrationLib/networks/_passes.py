@@ -1,10 +1,15 @@
 """Repeated passes of a method's finest level in the mean frame, and the similarity force that it may see.
 
-The levels of all methods end on a lattice of two voxels. What a single look at the images leaves over, further looks with the
-same weights can find: both scans are warped half-way by what is known so far, and the level adds to it. During training the
-state is detached between passes, so that memory does not grow with their number (recurrent inference: RIIR, Zhang et al. 2023;
-GraDIRN, Qiu et al., MICCAI 2022). The force is the gradient of the local correlation (or of MIND's squared difference for two contrasts)
-with respect to the half-way displacement, smoothed and normalised: an input beside the images, never added to the result.
+The levels of all methods end on a lattice of two voxels. What a single look at the images leaves over, further looks
+with the
+same weights can find: both scans are warped half-way by what is known so far, and the level adds to it. During
+    training the
+state is detached between passes, so that memory does not grow with their number (recurrent inference: RIIR, Zhang et
+al. 2023;
+GraDIRN, Qiu et al., MICCAI 2022). The force is the gradient of the local correlation (or of MIND's squared difference
+for two contrasts)
+with respect to the half-way displacement, smoothed and normalised: an input beside the images, never added to the
+result.
 """
 
 from __future__ import annotations
@@ -31,7 +36,8 @@ _ADAPT_RATE = 0.03
 CELL = 2
 #: Window of the local correlation whose gradient is the force, and Gaussian sigma that smooths it, voxels.
 _WINDOW, _SMOOTH = 5, 1.2
-#: Factors that bring the force to about length one inside a brain, and the length at which its vectors are cut. Both similarities
+#: Factors that bring the force to about length one inside a brain, and the length at which its vectors are cut. Both
+#: similarities
 #: are free of the scans' own scale, so the force is, too, and it fades as the scans come to match.
 _SCALE = {"lncc": 3.0, "mind": 3.0}
 _LONGEST = 4.0
@@ -52,7 +58,8 @@ class HalfFields:
     velocity: Tensor | None = None
 
     def advanced(self, v: Tensor) -> HalfFields:
-        """Both maps behind a further step, ``v`` towards the moving and ``-v`` towards the fixed scan; a velocity grows by ``v``."""
+        """Both maps behind a further step, ``v`` towards the moving and ``-v`` towards the fixed scan; a velocity
+        grows by ``v``."""
         if self.velocity is not None:
             return of_velocity(self.velocity + v)
         return HalfFields(compose(self.to_moving, v), compose(self.to_fixed, -v))
@@ -101,7 +108,8 @@ def one_contrast(moving: Tensor, fixed: Tensor) -> bool:
 class MeanFramePasses(nn.Module):
     """What a method adds to its class to repeat its finest level in the mean frame.
 
-    A method has ``switches`` with ``passes`` (how often at use; 0 = as the paper, once) and ``force`` (whether the level sees
+    A method has ``switches`` with ``passes`` (how often at use; 0 = as the paper, once) and ``force`` (whether the
+    level sees
     :func:`similarity_force`), and defines :meth:`step`.
     """
 
@@ -115,7 +123,8 @@ class MeanFramePasses(nn.Module):
 
         Args:
             moving, fixed: (N, 1, D, H, W), warped by ``state``.
-            both: look in both orders of the scans, so that exchanging them turns the result round exactly; in training one order
+            both: look in both orders of the scans, so that exchanging them turns the result round exactly; in training
+                one order
                 does, since pairs come in both.
         """
         raise NotImplementedError
@@ -167,7 +176,8 @@ class MeanFramePasses(nn.Module):
     def adapted(self, moving: Tensor, fixed: Tensor, state: HalfFields, steps: int, kind: str = "lncc") -> HalfFields:
         """``state`` behind a velocity that is fitted to this very pair: instance optimisation by Adam.
 
-        What is minimised is what training minimises without labels: local correlation (MIND's squared difference for two
+        What is minimised is what training minimises without labels: local correlation (MIND's squared difference for
+        two
         contrasts) half-way, and the diffusion of both half fields.
         """
         state = state.detached()
@@ -228,7 +238,8 @@ def adapting(network: nn.Module, steps: int) -> Iterator[bool]:
 
 
 def passed_output(network: MeanFramePasses, moving: Tensor, fixed: Tensor) -> NetworkOutput:
-    """The result of a method whose passes compose displacements, both directions by numerical inversion of the half-way maps."""
+    """The result of a method whose passes compose displacements, both directions by numerical inversion of the
+    half-way maps."""
     state, notes = network.passed(moving, fixed)
     pair = measured_pair(*state.full(), "fixed_point")
     return NetworkOutput(pair, aux={"half_fields": state, "notes": notes})
@@ -253,7 +264,8 @@ def begin_as_step(
 ) -> None:
     """Weights with which convolutions carry the force through to the field, so that training starts from a plain step.
 
-    A signed number passes a leaky ReLU as two channels, itself and its negative. Six channels of each convolution are given
+    A signed number passes a leaky ReLU as two channels, itself and its negative. Six channels of each convolution are
+    given
     to that; all others keep their random weights and their way into these six is closed until training opens it.
 
     Args:

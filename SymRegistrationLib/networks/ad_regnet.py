@@ -32,9 +32,12 @@ other
 much.
 * Instance normalisation and leaky ReLU 0.2, which the paper does not name.
 * Size ``small``: four levels at 1/2 to 1/16, fed by 2^3 blocks of the full-resolution image as channels.
-* With ``passes`` the whole network is repeated with the same weights in the mean frame of both scans (``_passes``): half of the
+* With ``passes`` the whole network is repeated with the same weights in the mean frame of both scans (``_passes``):
+  half of the
   mean of both directions' fields goes to each side. With ``force`` the finest level sees the gradient of the local
   correlation as well.
+
+Long because one method is one file.
 """
 
 from __future__ import annotations
@@ -69,7 +72,8 @@ _CARD = Card(
         "Both directions run on the shared features and are made inverse by averaging with fixed-point inverses.",
         "Training uses both directions and a small inverse-consistency term; the landmark term is off.",
         "Size small: four levels from 1/2 to 1/16 on 2x2x2 blocks of the full-resolution images.",
-        "With passes=K the network is repeated K times with shared weights in the mean frame of both scans; with force=true its "
+        "With passes=K the network is repeated K times with shared weights in the mean frame of both scans; with "
+        "force=true its "
         "finest level sees the normalised gradient of the local correlation as well.",
     ),
     licence="Apache-2.0",

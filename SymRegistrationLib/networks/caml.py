@@ -32,8 +32,10 @@ to
   as a velocity at half resolution (7 squarings); the inverse then is exp(-v) of one run.
 * Training treats both directions (``symmetric``) and adds the mean squared composition, weight 0.01 (``consistency``);
   0 and ``symmetric=False`` are the paper's.
-* With ``passes`` the cascade becomes that number of passes with the same weights in the mean frame of both scans (``_passes``),
-  without hand-over of features: half of the mean of both directions' fields goes to each side. With ``force`` the smooth tail
+* With ``passes`` the cascade becomes that number of passes with the same weights in the mean frame of both scans
+  (``_passes``),
+  without hand-over of features: half of the mean of both directions' fields goes to each side. With ``force`` the
+  smooth tail
   sees the gradient of the local correlation as well.
 """
 
@@ -81,7 +83,8 @@ _CARD = Card(
         "Both directions run and are made inverse by averaging with fixed-point inverses; svf=True gives exp(-v).",
         "Training uses both directions and a small inverse-consistency term.",
         "Size small predicts at 1/4 and 1/2 instead of through a transposed convolution.",
-        "With passes=K the cascade is K passes with shared weights in the mean frame of both scans, without hand-over; with "
+        "With passes=K the cascade is K passes with shared weights in the mean frame of both scans, without "
+        "hand-over; with "
         "force=true its end sees the normalised gradient of the local correlation as well.",
     ),
     licence="Apache-2.0",
@@ -131,7 +134,8 @@ class _Switches:
         smooth: weight of the diffusion.
         symmetric: train both directions.
         consistency: weight of the mean squared composition, voxel^2.
-        passes: how often the network looks at use, in the mean frame; 0 = the paper's cascade. Needs ``carsc`` 1 and ``tail`` smooth.
+        passes: how often the network looks at use, in the mean frame; 0 = the paper's cascade. Needs ``carsc`` 1 and
+            ``tail`` smooth.
         force: the tail sees the gradient of the local correlation, too; needs ``passes``.
     """
 

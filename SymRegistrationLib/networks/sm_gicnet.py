@@ -24,9 +24,11 @@ by
 * Between levels fields are upsampled as blocks of two voxels, which is where Haar's coarse samples lie.
 * Size ``small``: widths 32, 32, 16, 16, and level 4 works at 1/2 on the eight Haar bands of the full-resolution pair.
 * Size ``recurrent``: as small, but level 4 does so
-  ``passes`` times with the same weights, in the mean frame of both scans (``_passes``), and with ``force`` sees the gradient
+  ``passes`` times with the same weights, in the mean frame of both scans (``_passes``), and with ``force`` sees the
+  gradient
   of the local correlation beside the bands.
-* Where ``antisymmetric="levels"`` or ``passes`` make both directions inverse by construction, no loss asks for it: the inverse
+* Where ``antisymmetric="levels"`` or ``passes`` make both directions inverse by construction, no loss asks for it: the
+  inverse
   similarity, symmetry and gradient-inverse-consistency terms would be zero or repeat the others and are left out.
 """
 
@@ -69,12 +71,14 @@ _CARD = Card(
     deviations=(
         "Haar pyramid and energy maps on the fly, rescaled to [0, 1].",
         "The levels' velocities add up and are integrated once; level 1 may go twice as far, for large poses.",
-        "Inverse consistency is GradICON's between the two network directions; size small has no such loss: there gradient "
+        "Inverse consistency is GradICON's between the two network directions; size small has no such loss: there "
+        "gradient "
         "inverse consistency holds by construction (antisymmetric=levels).",
         "The result is exp(+-(V_AB - V_BA) / 2), which exchanges exactly; antisymmetric=none gives the paper's.",
         "Separate up-convolutions and kept skips unless gate=code.",
         "Size small has widths 32, 32, 16, 16 and its fourth level works at half resolution on Haar bands.",
-        "With passes=K the fourth level is repeated K times with shared weights in the mean frame of both scans; with force=true it "
+        "With passes=K the fourth level is repeated K times with shared weights in the mean frame of both scans; "
+        "with force=true it "
         "sees the normalised gradient of the local correlation beside the images.",
     ),
     licence="Apache-2.0",
@@ -102,7 +106,8 @@ _CARD = Card(
 )
 
 _WINDOWS = (3, 5, 7, 9)
-#: Cells that count as one for the repeated level, which may work on any part of a volume, in the place of the half extent.
+#: Cells that count as one for the repeated level, which may work on any part of a volume, in the place of the half
+#: extent.
 _UNIT = 20.0
 
 
@@ -118,7 +123,8 @@ class _Switches:
         antisymmetric: ``none``, ``result`` or ``levels``.
         compose: ``velocity`` or ``displacement``.
         gate: ``paper``, ``code`` or ``none``.
-        inv, inv_weight: ``gradicon_cross``, ``icon_cross``, ``icon_self`` or ``none``; 0.01 in the paper, 1.5 in GradICON.
+        inv, inv_weight: ``gradicon_cross``, ``icon_cross``, ``icon_self`` or ``none``; 0.01 in the paper, 1.5 in
+            GradICON.
         ranges: R of the four levels, parts of the half extent; of a repeated level, parts of 20 cells.
         smooth, anti_fold: multiply the smoothness terms and the code's anti-folding term.
         passes: how often level 4 looks at use, in the mean frame; 0 = once, in the fixed scan's, as in the paper.
@@ -278,7 +284,8 @@ class _Gate(nn.Module):
 
 
 class _Level4(nn.Module):
-    """1/1: a U-Net with attention gates; ``inlet`` is the number of image channels of the pair, ``turning`` that of the displacement so far and of the force."""
+    """1/1: a U-Net with attention gates; ``inlet`` is the number of image channels of the pair, ``turning`` that of
+    the displacement so far and of the force."""
 
     def __init__(self, c: int, gate: str, inlet: int, turning: int = 3):
         super().__init__()
@@ -429,7 +436,8 @@ class SMGICNet(MeanFramePasses, SymmetricNetwork):
     def _passed_directions(
         self, moving: Tensor, fixed: Tensor, before: _Direction | None, factor: int
     ) -> tuple[_Direction, _Direction]:
-        """The finest level as the trainer of single levels sees it: one pass behind the levels before, both directions."""
+        """The finest level as the trainer of single levels sees it: one pass behind the levels before, both
+        directions."""
         h = up_blocks(before.velocity / 2, factor) if before is not None else no_motion(moving).to_moving
         v = 2 * self.refined(moving, fixed, of_velocity(h)).velocity
         phi, back = exponentiate(v), exponentiate(-v)

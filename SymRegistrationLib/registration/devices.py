@@ -111,7 +111,8 @@ def listing() -> list[dict]:
 
 @lru_cache(maxsize=4)
 def fastest_convolutions(threads: int | None = None) -> tuple[torch.dtype, torch.memory_format]:
-    """Precision and memory layout in which this processor convolves volumes fastest, measured at the first call (below a second).
+    """Precision and memory layout in which this processor convolves volumes fastest, measured at the first call (below
+    a second).
 
     Half precision is only taken where it is a fifth faster: elsewhere it is emulated, or not worth its rounding.
 

@@ -1,4 +1,5 @@
-"""Labelled pairs of real scans that only judge a network in training: its own levels against what stands in front of them."""
+"""Labelled pairs of real scans that only judge a network in training: its own levels against what stands in front of
+them."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ class JudgedPair:
 
     @torch.no_grad()
     def scores(self, network) -> dict[str, float]:
-        """``dice``, ``dice_before`` (what stands in front), ``folded`` (share, of the residual map), ``passes_dice`` of 1, 2, 4."""
+        """``dice``, ``dice_before`` (what stands in front), ``folded`` (share, of the residual map), ``passes_dice``
+        of 1, 2, 4."""
         zero = torch.zeros_like(self.frame.out(None, 1))
         found = network.within(self.moving, self.fixed).pair
         u = found.fixed_to_moving.float()

@@ -35,7 +35,8 @@ from .plan import TrainingPlan
 from .samples import Samples, seed_of
 from .stop import Stopper
 
-#: Longest gradient that a step may take in one part of a network (see ``SymmetricNetwork.clip_groups``); longer ones are shortened to it.
+#: Longest gradient that a step may take in one part of a network (see ``SymmetricNetwork.clip_groups``); longer ones
+#: are shortened to it.
 LONGEST_GRADIENT = 10.0
 #: Steps in a row whose gradient is not finite before a run gives up.
 MOST_BAD_STEPS = 20

@@ -1,11 +1,14 @@
 """A pool of training pairs on disk: made once from label maps, cut off at any moment, gone on with by the same call.
 
-What stands in front of a method (pose and matching) is frozen while the method's own levels are trained, a clean rendering
+What stands in front of a method (pose and matching) is frozen while the method's own levels are trained, a clean
+rendering
 can be registered by ``syn`` beforehand, and rendering takes longer than a training step. All of it is therefore done
 once. Each pair holds two realistic scans that pose and matching have already brought into their mean frame, both label
-maps there, and, as a teacher, the half-way displacement fields that ``syn`` finds on clean renderings of the same labels.
+maps there, and, as a teacher, the half-way displacement fields that ``syn`` finds on clean renderings of the same
+labels.
 
-A scan is rendered at half the working voxel and averaged (partial volume), with texture, blur, a bias field, noise, in a
+A scan is rendered at half the working voxel and averaged (partial volume), with texture, blur, a bias field, noise, in
+a
 tenth of the scans thick slices; T1-like unless a random contrast is drawn. Every pair is a pure function of the pool's
 settings, its seed and its number, and its file appears whole or not at all.
 """
@@ -55,7 +58,8 @@ class PoolPair:
     facts: dict
 
     def cropped(self, multiple: int = 16, margin: int = 2) -> PoolPair:
-        """The pair without most of the background: the box of what either scan shows, ``margin`` voxels around it, axes raised
+        """The pair without most of the background: the box of what either scan shows, ``margin`` voxels around it,
+        axes raised
         to ``multiple`` (even)."""
         low, high = content_box(torch.maximum(self.moving, self.fixed), multiple, margin)
         cut = {
@@ -74,7 +78,7 @@ class Pool:
     """The pairs of a folder that are complete.
 
     Args:
-        folder: made by :func:`make`.
+        folder: made by :func:`pool_making.make`.
 
     Raises:
         InputError: no pool, one of another version, or one without a complete pair.
@@ -114,6 +118,7 @@ class Pool:
 
 
 def read_manifest(folder: Path) -> dict:
+    """What a pool says of itself. Raises InputError when there is none, it is damaged, or of another version."""
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(f"'{folder}' is not a pool: it holds no {MANIFEST}.", "Make one with: symreg pool")
@@ -139,7 +144,8 @@ def mean_dice(a: Tensor, b: Tensor, values: Sequence[int]) -> float:
     return sum(scores) / max(len(scores), 1)
 
 
-#: Labels of the brain that are compared: FreeSurfer's 29 structures without fluid outside of ventricles, vessels and lesions.
+#: Labels of the brain that are compared: FreeSurfer's 29 structures without fluid outside of ventricles, vessels and
+#: lesions.
 STRUCTURES = (
     2,
     3,

@@ -25,6 +25,7 @@ from ..networks._prealign import PreAligned, _Frame
 from ..registration import weights
 from ..registration.optimisers import syn
 from . import dataset
+from .appearance import normalised, random_contrast, render
 from .pool import MANIFEST, POOL_VERSION, PoolPair, mean_dice, read_manifest
 from .pool_options import PoolOptions
 from .samples import seed_of
@@ -35,11 +36,8 @@ from .synthetic import (
     _affine,
     _into,
     look_up,
-    normalised,
-    random_contrast,
     random_poses,
     random_warp,
-    render,
 )
 
 #: FreeSurfer numbers from which on labels lie outside of the brain.

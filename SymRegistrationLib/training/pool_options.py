@@ -25,7 +25,8 @@ class PoolOptions:
         random_contrast: share of the scans with a random contrast instead of a T1-like one.
         strip: share of the pairs without what lies outside the brain (FreeSurfer numbers from 500 on).
         thick: share of the scans with thick slices, 3 to 5 mm.
-        noise: largest standard deviation of noise before averaging, of the scan's range. bias: largest logarithm of the bias field.
+        noise: largest standard deviation of noise before averaging, of the scan's range. bias: largest logarithm of
+            the bias field.
         seed: of everything.
     """
 
@@ -61,9 +62,11 @@ class PoolTraining:
         pool: folder of the pairs. output: of the run; a run that is already in it goes on.
         start: weights that are taken over, pose and matching among them; a method's name = the shipped ones.
         keep: beginnings of the names of the tensors that are taken from there; all others begin anew.
-        steps_coarse, steps_teacher, steps_free: optimiser steps of phase C (0 = the coarser levels stay as they start), A and B.
+        steps_coarse, steps_teacher, steps_free: optimiser steps of phase C (0 = the coarser levels stay as they
+            start), A and B.
         block: (D, H, W) voxels that a step of A and B sees, multiples of 16; ``None`` = all.
-        learning_rate, last_rate: of Adam, by a cosine over both phases. inverse_rate: of a learned inverse, held constant.
+        learning_rate, last_rate: of Adam, by a cosine over both phases. inverse_rate: of a learned inverse, held
+            constant.
         most_passes: passes of a pair in training, drawn from 1 to this.
         inverse_share: share of the passes after which a learned inverse learns, too.
         clip: longest gradient of each part. ema: decay of the moving average that is validated and kept.

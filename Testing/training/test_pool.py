@@ -192,10 +192,13 @@ def test_the_commands_say_what_is_wrong(made, tmp_path, capsys):
 
 
 def test_the_published_rate_is_halved_after_its_first_steps():
-    """SM-GICNet: every 50k steps after the first 60k of a level (METHODS 2.9)."""
+    """SM-GICNet: every 50k steps after the first 60k of a level."""
+    stage = (StagePlan(1, 200_000, 1e-4, 0),)
+    sizes = {"memory_gb": 0.0, "room_gb": 0.0, "data": {}, "held_out": (), "notes": (), "options": {}}
     plan = TrainingPlan(
-        "sm-gicnet", "small", 2.0, SHAPE, 1, "cpu", "float32", (StagePlan(1, 200_000, 1e-4, 0),), "published", 50_000, 1, 0.0, 0.0,
-        {}, (), (), {}, halve_after=60_000,
-    )  # fmt: skip
+        *("sm-gicnet", "small", 2.0, SHAPE, 1, "cpu", "float32", stage, "published", 50_000, 1),
+        **sizes,
+        halve_after=60_000,
+    )
     rates = [loop.learning_rate(plan, 0, step) for step in (0, 59_999, 109_999, 110_000, 160_000)]
     assert rates == pytest.approx([1e-4, 1e-4, 1e-4, 5e-5, 2.5e-5])
