@@ -35,6 +35,9 @@ black, as
              in a skull-stripped scan: give the network such scans later, too.
 Label maps:  --labels takes a folder or table of label maps. Scans of random contrast, pose and quality are made of them
              while training; the true map of each pair is known. Nothing else is needed.
+Pool:        --pool takes a folder that symreg pool made, and trains the repeated passes of a method on it; its options
+are
+             told by: symreg train --pool x --help
 Several GPUs: torchrun --nproc-per-node N -m SymRegistrationLib train ..."""
 
 _EXAMPLES = """examples:
@@ -272,6 +275,10 @@ def options_of(args: argparse.Namespace, command: str) -> TrainingOptions:
 def main(arguments: Sequence[str]) -> int:
     """Run ``symreg train``; returns the exit code. Errors are told by :mod:`cli`."""
     arguments = list(arguments)
+    if any(word == "--pool" or word.startswith("--pool=") for word in arguments):
+        from . import train_pool
+
+        return train_pool.main(arguments)
     args = build_parser().parse_args(arguments)
     options = options_of(args, "symreg train " + shlex.join(arguments))
     first = int(os.environ.get("RANK", "0")) == 0

@@ -62,7 +62,7 @@ class TrainingPlan:
         spacing, shape: of the working grid, mm and voxels.
         precision: ``float32`` or ``bfloat16``.
         rate: ``published`` or ``cosine``.
-        halve_every: steps, for ``published``.
+        halve_every, halve_after: steps, for ``published``; see ``networks._base.Recipe``.
         memory_gb, room_gb: what a step is expected to take, and what there is.
         data: counts of what was found.
         held_out: names of what validates.
@@ -88,6 +88,7 @@ class TrainingPlan:
     notes: tuple[str, ...]
     options: dict[str, Any]
     seconds_a_step: dict[str, float] = field(default_factory=dict)
+    halve_after: int = 0
 
     @property
     def iterations(self) -> int:
@@ -467,6 +468,7 @@ def _scheduled(
         stages=stages,
         rate=rate,
         halve_every=halve,
+        halve_after=round(recipe.halve_after * scale),
         validate_every=every,
         notes=tuple(notes),
         seconds_a_step={level: round(s, 4) for level, s in seconds.items()},

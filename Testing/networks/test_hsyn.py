@@ -112,8 +112,10 @@ def test_ablations_change_what_they_say(images):
     network = awake(mag="mc")
     a, b = network.combined(network.half_fields(moving, fixed), 2)
     difference = (fields.square_sum(a) - fields.square_sum(b)).mean().abs().item()
-    assert network.objective(moving, fixed)["magnitude"].item() == pytest.approx(0.1 * difference, rel=1e-4)
-    assert whole["magnitude"] == pytest.approx(0.1 * (a + b).square().mean().item(), rel=1e-4)
+    assert network.objective(moving, fixed)["magnitude"].item() == pytest.approx(
+        0.4 * difference, rel=1e-4
+    )  # mm^2 of cells of 2
+    assert whole["magnitude"] == pytest.approx(0.4 * (a + b).square().mean().item(), rel=1e-4)
     one_way = awake(symmetric=False)
     assert "magnitude" not in one_way.objective(moving, fixed)
     with torch.no_grad():

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from ...fields import (
     FieldPair,
-    box_mean,
     compose,
     gaussian,
     gradient,
@@ -34,7 +33,7 @@ from ...fields import (
     warp,
 )
 from ...job import Progress, silent
-from ...losses import local_moments, mind
+from ...losses import lncc_force, mind
 from ..presets import Preset
 from ..working_grid import WorkingPair
 from ._base import Optimiser, OptimiserCard, check_similarity, register
@@ -233,28 +232,6 @@ class _Level:
         return direction * (scale / (length * scale).clamp_(min=1.0)), value
 
 
-def _lncc_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None) -> tuple[Tensor, float]:
-    """Exact gradient of sum(cc) with respect to both images (adjoint of the box filters included).
-
-    cc = cov^2 / (va vb + eps); its adjoint needs the box means of A = 2 cov / den, B = -cc vb / den and C = -cc va /
-    den and of their products with the local means (mathematics.md, 3.2).
-    """
-    mean_a, mean_b, var_a, var_b, cov = local_moments(a, b, window)
-    den = var_a * var_b + 1e-5
-    cc = cov * cov / den
-    if weight is None:
-        value = float(cc.mean())
-        p = 2 * cov / den
-        q, r = -cc * var_b / den, -cc * var_a / den
-    else:
-        value = float((cc * weight).sum() / weight.sum().clamp_min(1e-6))
-        p = weight * 2 * cov / den
-        q, r = -weight * cc * var_b / den, -weight * cc * var_a / den
-    terms = torch.cat([p, q, r, p * mean_b + 2 * q * mean_a, p * mean_a + 2 * r * mean_b], 1)
-    p, q, r, ab, ba = box_mean(terms, window).split(1, 1)
-    return torch.cat([b * p + 2 * a * q - ab, a * p + 2 * b * r - ba]), value
-
-
 def _difference_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None) -> tuple[Tensor, float]:
     """Gradient of -mean squared difference; for ``mse`` and, over 12 channels, for ``mind``."""
     difference = a - b
@@ -274,7 +251,7 @@ def _global_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None) -> t
     return torch.cat([w * (b / norm - value * a / aa), w * (a / norm - value * b / bb)]), float(value)
 
 
-_FORCES = {"lncc": _lncc_force, "mse": _difference_force, "mind": _difference_force, "ncc": _global_force}
+_FORCES = {"lncc": lncc_force, "mse": _difference_force, "mind": _difference_force, "ncc": _global_force}
 
 
 @register
