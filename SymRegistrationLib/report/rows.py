@@ -63,6 +63,7 @@ def number_rows(metrics: dict) -> list[tuple[str, str, str]]:
 _FLAGS = {
     "transform_format": "--transform-format",
     "composite": "--composite",
+    "dense": "--dense",
     "guide_with_points": "--guide-with-points",
     "memory_gb": "--memory",
 }
