@@ -9,7 +9,8 @@ import SimpleITK as sitk
 from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.geometry.points import PointSet, read_points, write_points
 from SymRegistrationLib.geometry.resampling import covering, invert_points, map_points
-from SymRegistrationLib.geometry.transforms import DenseTransform, write_transform
+from SymRegistrationLib.geometry.transform_files import write_transform
+from SymRegistrationLib.geometry.transforms import DenseTransform
 from SymRegistrationLib.geometry.volumes import Volume, read_volume, write_volume
 from SymRegistrationLib.job import InputError, RegistrationError
 from SymRegistrationLib.jobs import apply
