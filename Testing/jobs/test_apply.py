@@ -266,7 +266,7 @@ def test_a_failed_write_leaves_nothing(run, tmp_path, monkeypatch):
         raise RuntimeError("No space left on device")
 
     monkeypatch.setattr(apply, "write_volume", full)
-    with pytest.raises(RegistrationError, match="No space left"):
+    with pytest.raises(RegistrationError, match="the disk is full"):
         _image(run, tmp_path / "o.nii.gz")
     assert list(tmp_path.iterdir()) == []
 
