@@ -107,7 +107,7 @@ def options_of(args: argparse.Namespace, command: str) -> PoolTraining:
     existing_file(args.pool, "--pool")
     if args.judge:
         existing_file(args.judge, "--judge")
-    same = (
+    same: tuple[str, ...] = (
         "pool",
         "method",
         "output",
@@ -139,7 +139,7 @@ def options_of(args: argparse.Namespace, command: str) -> PoolTraining:
         method_options=switches(args.option),
         start=None if start == "shipped" else start,
         keep=("",) if args.continue_from else tuple(args.keep.split(",")),
-        block=None if args.block == "all" else tuple(int(n) for n in args.block.split(",")),
+        block=None if args.block == "all" else tuple(int(n) for n in args.block.split(",")),  # type: ignore[arg-type]  # three: PoolTraining checks
         judged=args.judge,
         licence=args.licence,
         command=command,

@@ -62,15 +62,12 @@ class PoolPair:
         axes raised
         to ``multiple`` (even)."""
         low, high = content_box(torch.maximum(self.moving, self.fixed), multiple, margin)
+        box = (..., *(slice(a, b) for a, b in zip(low, high)))
+        cell_box = (..., *(slice(a // CELL, b // CELL) for a, b in zip(low, high)))
         cut = {
-            name: value[(..., *(slice(a, b) for a, b in zip(low, high)))]
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor) and value.shape[1] == 1
+            name: value[box] for name, value in vars(self).items() if isinstance(value, Tensor) and value.shape[1] == 1
         }
-        cells = {
-            name: getattr(self, name)[(..., *(slice(a // CELL, b // CELL) for a, b in zip(low, high)))]
-            for name in ("to_moving", "to_fixed")
-        }
+        cells = {name: getattr(self, name)[cell_box] for name in ("to_moving", "to_fixed")}
         return replace(self, **cut, **cells)
 
 
