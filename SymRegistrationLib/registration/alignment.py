@@ -36,7 +36,7 @@ class Alignment:
 
     Attributes:
         mid_to_fixed, mid_to_moving: (4, 4), LPS mm, mid-space point -> scan point.
-        kind: ``none``, ``centre``, ``rigid``, ``affine`` or ``file``.
+        kind: ``none``, ``centre``, ``rigid``, ``affine``, ``landmarks`` or ``file``.
         similarity: correlation (or mutual information) at the optimum.
         confidence: 0..1, how much better this pose is than the best one found elsewhere; 1 when nothing was searched.
         measure: ``ncc``, or ``mi`` where the scans were taken for two contrasts.
@@ -78,11 +78,19 @@ def align(
         measure: ``ncc`` (one contrast), ``mi`` (any), or ``auto``: ncc, then mi where the scans look like two
             contrasts. With ``mi`` the pose is rigid unless the images insist on a stretch; the result's ``kind`` says.
         seed: of the rotations tried; the search is deterministic given it.
-        landmarks: ((n, 3), (n, 3)) LPS mm of fixed and moving: start there instead of searching.
+        landmarks: ((n, 3), (n, 3)) LPS mm of fixed and moving: start there instead of searching; with ``none`` or
+            ``centre`` the pose is theirs (rigid, least squares) and is not refined.
 
     Raises:
-        InputError: unreadable or non-linear transform file; fewer than 3 landmarks.
+        InputError: unreadable or non-linear transform file, or one beside landmarks; fewer than 3 landmarks.
     """
+    if landmarks is not None and kind not in ("rigid", "affine"):
+        if kind not in ("none", "centre"):
+            raise InputError(
+                f"both landmarks and the file '{kind}' shall start the alignment.",
+                "Leave out --guide-with-points, or choose --initial none, rigid or affine.",
+            )
+        return split_midway(from_landmarks(*landmarks, affine=False), fixed.centroid, "landmarks")
     if kind == "none":
         return Alignment(np.eye(4), np.eye(4), "none")
     if kind not in ("centre", "rigid", "affine"):
@@ -107,6 +115,14 @@ def align(
     if kind == "affine":
         two = search.stretched(rigid)
     return _alignment(search, two, "rigid" if two is rigid else "affine", likeness)
+
+
+def shows_one_contrast(fixed: Scan, moving: Scan, pose: Alignment) -> bool:
+    """Whether two scans show one contrast at a pose; a pose that nobody compared is refined for the question alone."""
+    likeness = pose.likeness
+    if np.isnan(likeness):
+        likeness = pose_search.Search(fixed, moving, 0).likeness_near(pose.matrix)
+    return likeness >= ONE_CONTRAST
 
 
 def _from_guides(search: pose_search.Search, start: np.ndarray, kind: str, measure: str) -> Alignment:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..fields import gradient, sample
+from ..losses import joint_histograms
 from .working_grid import Scan, shrink
 
 #: Grey levels of a joint histogram, per scan.
@@ -84,28 +85,10 @@ class Level:
         return value * overlap.clamp(max=1)
 
 
-def joint_histograms(a: Tensor, b: Tensor, weight: Tensor | None = None, bins: int = BINS) -> Tensor:
-    """(K, bins, bins) joint distributions of K pairs of samples (K, n) in [0, 1]; each sample is spread linearly over
-    its 2 x 2 nearest bins, so that it is differentiable."""
-    xs, ys = (v.clamp(0, 1) * (bins - 1) for v in (a, b))
-    x0, y0 = (v.detach().floor().clamp(max=bins - 2) for v in (xs, ys))
-    fx, fy = xs - x0, ys - y0
-    base = torch.arange(len(a), device=a.device)[:, None] * bins * bins + (x0 * bins + y0).long()
-    joint = a.new_zeros(len(a) * bins * bins)
-    gx = 1 - fx if weight is None else (1 - fx) * weight
-    fx = fx if weight is None else fx * weight
-    for dx, wx in ((0, gx), (1, fx)):
-        right = wx * fy
-        joint = joint.index_add(0, (base + dx * bins).flatten(), (wx - right).flatten())
-        joint = joint.index_add(0, (base + dx * bins + 1).flatten(), right.flatten())
-    joint = joint.view(-1, bins, bins)
-    return joint / joint.sum((1, 2), keepdim=True).clamp_min(1e-12)
-
-
 def normalised_information(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
     """(K,) normalised mutual information minus 1, (H(a) + H(b)) / H(a, b) - 1, of samples (K, n): 0 tells nothing of
     each other, 1 is one and the same."""
-    joint = joint_histograms(a, b, weight)
+    joint = joint_histograms(a, b, weight, BINS)
     whole = _entropy(joint.flatten(1))
     return (_entropy(joint.sum(2)) + _entropy(joint.sum(1))) / whole.clamp_min(1e-6) - 1
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..fields import box_mean
 from .pose_scores import Level, edge_directions
-from .working_grid import Scan
+from .working_grid import Scan, nearest_rotation
 
 #: Candidates closer than this to the winner belong to its basin (degrees, and share of the content's radius).
 BASIN_DEGREES, BASIN_SHARE = 20.0, 0.2
@@ -136,13 +136,23 @@ class Search:
             return rigid
         return Found(x[0], float(scores[0]), rigid.confidence, "mi")
 
-    @torch.no_grad()
     def likeness(self, x: Tensor) -> float:
+        """:meth:`likeness_at` of one generator (4, 4)."""
+        return self.likeness_at(*self.poses(x[None]))
+
+    def likeness_near(self, matrix: np.ndarray) -> float:
+        """The best likeness at a pose that may be rough: (4, 4) LPS mm, fixed -> moving; it is refined both ways."""
+        x = self.generator(matrix)[None]
+        refined = [self._refine(x, "rigid", measure, self.level(MIDDLE), 20, 0.03)[0] for measure in ("ncc", "mi")]
+        return max(self.likeness(one[0]) for one in (x, *refined))
+
+    @torch.no_grad()
+    def likeness_at(self, to_fixed: Tensor, to_moving: Tensor) -> float:
         """Mean signed local correlation (windows of 7 samples on the level FINE) where both scans show something:
         near 1 for one contrast, low or negative for two, whatever the silhouettes do to the global correlation."""
         level = self.level(FINE)
         cube, n = self._cube(level)
-        a, b = (level.sampled(k, m, cube)[0].view(1, 1, n, n, n) for k, m in enumerate(self.poses(x[None])))
+        a, b = (level.sampled(k, m, cube)[0].view(1, 1, n, n, n) for k, m in enumerate((to_fixed, to_moving)))
         inside = ((a > SHOWN) & (b > SHOWN)).float()
         share, *means = (box_mean(c, WINDOW) for c in (inside, *(v * inside for v in (a, b, a * a, b * b, a * b))))
         usable = (inside > 0) & (share > 0.5)
@@ -164,9 +174,10 @@ class Search:
         return torch.cartesian_prod(steps, steps, steps), n
 
     def generator(self, matrix: np.ndarray) -> Tensor:
-        """The X whose exponential is ``matrix`` (rigid, LPS mm, fixed -> moving) seen between the two content
-        middles."""
+        """The X whose exponential is ``matrix`` (LPS mm, fixed -> moving; its stretch is left out) seen between the
+        two content middles."""
         between = np.linalg.inv(self.centres[1].cpu().numpy()) @ matrix @ self.centres[0].cpu().numpy()
+        between[:3, :3] = nearest_rotation(between[:3, :3])
         x = np.zeros((4, 4))
         angle = np.arccos(np.clip((np.trace(between[:3, :3]) - 1) / 2, -1, 1))
         if angle > 1e-6:

@@ -11,12 +11,10 @@ from ..fields import FieldPair, gaussian, resize, resize_field, warp
 from ..job import InputError, Options, Progress, silent
 from ..losses import ncc
 from . import devices, methods, optimisers, working_grid
-from .alignment import Alignment, split_midway
+from .alignment import Alignment, shows_one_contrast, split_midway
 from .presets import presets
 from .working_grid import Scan, WorkingPair
 
-#: Aligned pairs that correlate less than this over the volume are taken for two different contrasts.
-ONE_CONTRAST = 0.6
 #: Bytes per voxel of a network's working grid for the two images and their weights; the network plans its own lattice.
 FEEDING_BYTES = 40
 #: Share of the free memory that the optimiser's working grid may take when the user gave no bound.
@@ -128,7 +126,7 @@ class Solver:
         self.space = self._space(
             pose, self.options.spacing or max(self.finest, (self._volume(pose) / budget) ** (1 / 3))
         )
-        self.similarity = _similarity(self.options.metric, pose, self.notes)
+        self.similarity = _similarity(self.options.metric, self.scans, pose, self.notes)
 
     def _found(self, pair: FieldPair) -> Alignment:
         """The affine part of what a network found from the headers, and how alike it makes the scans."""
@@ -200,13 +198,13 @@ def predict_perturbed(space: WorkingPair, options: Options, change: Perturbation
     return FieldPair(*fields, pair.inverse_method, pair.residual, pair.details)
 
 
-def _similarity(asked: str, pose: Alignment, notes: list[str]) -> str:
-    """The optimiser's similarity; ``auto`` decides by how well the aligned scans correlate as they are."""
+def _similarity(asked: str, scans: Sequence[Scan], pose: Alignment, notes: list[str]) -> str:
+    """The optimiser's similarity; ``auto`` decides by whether the aligned scans show one contrast."""
     if asked == "mi":
         return "mind"  # mutual information steers the alignment; its local counterpart in the optimiser is MIND
     if asked != "auto":
         return asked
-    if pose.measure == "mi" or (pose.kind in ("rigid", "affine") and pose.similarity < ONE_CONTRAST):
-        notes.append("the scans look like different contrasts; the modality-independent metric 'mind' was used")
-        return "mind"
-    return "lncc"
+    if shows_one_contrast(*scans, pose):
+        return "lncc"
+    notes.append("the scans look like different contrasts; the modality-independent metric 'mind' was used")
+    return "mind"
