@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from .job import RegistrationError
@@ -64,7 +64,7 @@ class Console:
             self._out.write(json.dumps(jsonable({"event": name, **fields})) + "\n")
             self._out.flush()
 
-    def result(self, result: dict, text: str) -> None:
+    def result(self, result: Mapping[str, Any], text: str) -> None:
         """The outcome: an event, or ``text`` for people."""
         self.close()
         if self.events:

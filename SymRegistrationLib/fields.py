@@ -1,6 +1,6 @@
 """Field mathematics: the words in which every method speaks.
 
-Torch only. One convention throughout (METHODS 1.1): a displacement field ``u`` is (N, 3, D, H, W), channels
+Torch only. One convention throughout (mathematics.md, 1.3): a displacement field ``u`` is (N, 3, D, H, W), channels
 in array-axis order, in voxels of its own grid, and pulls back: ``phi(x) = x + u(x)`` lives on the output grid and
 points into the input image. Voxel centres are integers; sampling is linear with ``align_corners=True``; outside its
 grid a field keeps its border value. All functions leave their arguments alone, work on CPU and CUDA, on batches, in
@@ -193,7 +193,7 @@ def logarithm(u: Tensor, iterations: int = 12, steps: int = 6, tolerance: float 
 
 @torch.no_grad()
 def invert(u: Tensor, start: Tensor | None = None, tolerance: float = 0.01, iterations: int = 60) -> Inversion:
-    """Numerical inverse of a displacement field by damped fixed-point steps (METHODS 1.5); not differentiable.
+    """Numerical inverse of a displacement field by damped fixed-point steps (mathematics.md, 2.3); not differentiable.
 
     The plain step ``w <- -u(x + w)`` diverges where ``|grad u| >= 1`` although the map is invertible; a step of 0.7 of
     it converges for strongly strained maps too, and is shortened further when the residual grows all the same.
@@ -296,7 +296,7 @@ def jacobian_determinant(u: Tensor, matrix: Tensor | None = None) -> Tensor:
 
 
 def sd_log_jacobian(determinant: Tensor, mask: Tensor | None = None) -> float:
-    """Standard deviation of log det over the mask, det clipped at 1e-9 (METHODS 1.8, the plain form)."""
+    """Standard deviation of log det over the mask, det clipped at 1e-9 (mathematics.md, 2.4)."""
     values = determinant[mask] if mask is not None else determinant
     return float(values.clamp(min=1e-9).log().std(unbiased=False))
 

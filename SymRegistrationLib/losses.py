@@ -1,4 +1,4 @@
-"""Similarity and regularity as plain functions of (N, C, D, H, W) tensors (METHODS 1.6, 1.7, 4.7).
+"""Similarity and regularity as plain functions of (N, C, D, H, W) tensors (mathematics.md, 3 and 4).
 
 Every similarity is a loss: smaller is better. All are computed in float32 or better, also under autocast.
 """
@@ -34,7 +34,7 @@ def local_moments(a: Tensor, b: Tensor, window: int) -> tuple[Tensor, ...]:
 
 
 def lncc_map(a: Tensor, b: Tensor, window: int = 9, eps: float = 1e-5) -> Tensor:
-    """Squared local correlation, 0..1, over a cube of ``window`` voxels (METHODS 1.6, VoxelMorph form)."""
+    """Squared local correlation, 0..1, over a cube of ``window`` voxels (mathematics.md, 3.2)."""
     a, b = _full_precision(a, b)
     with _no_autocast(a):
         _, _, var_a, var_b, cov = local_moments(a, b, window)
@@ -44,6 +44,35 @@ def lncc_map(a: Tensor, b: Tensor, window: int = 9, eps: float = 1e-5) -> Tensor
 def lncc(a: Tensor, b: Tensor, window: int = 9, eps: float = 1e-5, mask: Tensor | None = None) -> Tensor:
     """-mean of :func:`lncc_map` over all voxels, or weighted by ``mask``; -1 is perfect."""
     return -_mean(lncc_map(a, b, window, eps), mask)
+
+
+def lncc_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None = None) -> tuple[Tensor, float]:
+    """Exact gradient of sum(cc) with respect to both images (adjoint of the box filters included), and the mean of cc.
+
+    cc = cov^2 / (va vb + eps); its adjoint needs the box means of A = 2 cov / den, B = -cc vb / den and C = -cc va /
+    den
+    and of their products with the local means (mathematics.md, 3.2).
+
+    Args:
+        a, b: (N, 1, D, H, W). window: odd, voxels. weight: (N, 1, D, H, W), or ``None`` = everywhere.
+
+    Returns:
+        (2 N, 1, D, H, W): derivatives with respect to ``a`` and, behind them, to ``b``; not differentiable itself.
+    """
+    mean_a, mean_b, var_a, var_b, cov = local_moments(a, b, window)
+    den = var_a * var_b + 1e-5
+    cc = cov * cov / den
+    if weight is None:
+        value = float(cc.mean())
+        p = 2 * cov / den
+        q, r = -cc * var_b / den, -cc * var_a / den
+    else:
+        value = float((cc * weight).sum() / weight.sum().clamp_min(1e-6))
+        p = weight * 2 * cov / den
+        q, r = -weight * cc * var_b / den, -weight * cc * var_a / den
+    terms = torch.cat([p, q, r, p * mean_b + 2 * q * mean_a, p * mean_a + 2 * r * mean_b], 1)
+    p, q, r, ab, ba = box_mean(terms, window).split(1, 1)
+    return torch.cat([b * p + 2 * a * q - ab, a * p + 2 * b * r - ba]), value
 
 
 def mse(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -94,8 +123,10 @@ def mind(image: Tensor, radius: int = 1, dilation: int = 2) -> Tensor:
         shape = image.shape[2:]
 
         def moved(shift):
-            slices = [slice(dilation + s, dilation + s + n) for s, n in zip(shift, shape)]
-            return padded[(slice(None), slice(None), *slices)]
+            part = padded
+            for axis, (s, n) in enumerate(zip(shift, shape)):
+                part = part.narrow(axis + 2, dilation + s, n)
+            return part
 
         views = [moved(shift) for shift in shifts]
         distances = torch.cat([(views[i] - views[j]) ** 2 for i in range(6) for j in range(i) if i // 2 != j // 2], 1)
@@ -142,9 +173,9 @@ def joint_histograms(a: Tensor, b: Tensor, weight: Tensor | None = None, bins: i
 
 
 def diffusion(u: Tensor) -> Tensor:
-    """Mean squared forward difference of a field, averaged over the three axes (METHODS 1.7), voxel units."""
+    """Mean squared forward difference of a field, averaged over the three axes (mathematics.md, 4.1), voxel units."""
     terms = [(u.narrow(d, 1, u.shape[d] - 1) - u.narrow(d, 0, u.shape[d] - 1)).square().mean() for d in (2, 3, 4)]
-    return sum(terms) / 3
+    return (terms[0] + terms[1] + terms[2]) / 3
 
 
 def negative_jacobian(u: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from .geometry.transforms import DenseTransform, TransformPair
 from .geometry.volumes import Volume, foreground
 from .job import INITIALS, InputError, Options, Progress, silent
 from .quality import metrics as quality
-from .quality.schema import Measured
+from .quality.schema import Landmarks, Measured, Similarity
 from .quality.volume_change import folding_regions
 from .registration import alignment, devices, methods, working_grid
 from .registration.physical import to_physical
@@ -146,17 +146,21 @@ def register(
         InputError: something about the inputs or options; nothing was computed.
         RegistrationError: the run itself failed.
     """
+    device = devices.resolve(options.device)
+    with devices.run_settings(device, options.threads, options.seed):
+        return _register(fixed, moving, options, extras, progress, device)
+
+
+def _register(
+    fixed: Volume, moving: Volume, options: Options, extras: Extras, progress: Progress, device: torch.device
+) -> Result:
     clock = _Clock(progress)
     check_options(options)
-    device = devices.resolve(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
     clock.enter("prepare", "normalising intensities")
-    scans = [
-        working_grid.prepare(volume, mask, device)
-        for volume, mask in ((fixed, extras.fixed_mask), (moving, extras.moving_mask))
-    ]
+    scans = (
+        working_grid.prepare(fixed, extras.fixed_mask, device),
+        working_grid.prepare(moving, extras.moving_mask, device),
+    )
     notes = [*fixed.notes, *moving.notes]
     if fixed.grid.same_as(moving.grid) and np.array_equal(fixed.array, moving.array):
         notes.append("fixed and moving are the same image; the result should be the identity")
@@ -190,7 +194,13 @@ def register(
         "seconds": clock.told(),
     }
     return Result(
-        fixed, moving, alignment=pose, **carried, metrics=metrics, uncertainty=uncertain and uncertain.map.mm, maps=maps
+        fixed,
+        moving,
+        alignment=pose,
+        **carried,
+        metrics=metrics,
+        uncertainty=uncertain.map.mm if uncertain else None,
+        maps=maps,
     )
 
 
@@ -216,7 +226,9 @@ def _guides(extras: Extras) -> tuple[np.ndarray, np.ndarray] | None:
     return extras.fixed_points.points, extras.moving_points.points
 
 
-def _pose(scans: list[working_grid.Scan], options: Options, extras: Extras, notes: list[str]) -> alignment.Alignment:
+def _pose(
+    scans: tuple[working_grid.Scan, working_grid.Scan], options: Options, extras: Extras, notes: list[str]
+) -> alignment.Alignment:
     """The initial alignment; doubts about it go into ``notes``."""
     measure = "mi" if options.metric in ("mi", "mind") else "auto"
     pose = alignment.align(*scans, options.initial, measure, options.seed, _guides(extras))
@@ -229,7 +241,8 @@ def _pose(scans: list[working_grid.Scan], options: Options, extras: Extras, note
 
 
 def _carried(fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver) -> dict[str, Any]:
-    """The fields of :class:`Result` that lie on the scans' own grids: transforms, warped scans, Jacobian, consistency."""
+    """The fields of :class:`Result` that lie on the scans' own grids: transforms, warped scans, Jacobian,
+    consistency."""
     physical = to_physical(pair, solver.space, fixed.grid, moving.grid)
     here = physical.forward.resampled(fixed.grid)
     return {
@@ -253,7 +266,7 @@ def _measured(
     """What the result says of itself, and what labels and landmarks say of it."""
     pose, notes = solver.pose, solver.notes
     content, jacobian, physical = foreground(fixed.array), carried["jacobian"], carried["transforms"]
-    sound = {
+    sound: Any = {
         **quality.jacobian_summary(jacobian, content),
         **quality.ice_summary(carried["ice_mm"], content, float(np.mean(fixed.grid.spacing))),
         "inverse_method": pair.inverse_method,
@@ -296,7 +309,7 @@ def _further_maps(
     return {**(uncertain.maps if uncertain else {}), **coarse_to_fine(solver.space, pair, fixed.grid)}
 
 
-def _similarities(solver: Solver, pair: FieldPair) -> dict:
+def _similarities(solver: Solver, pair: FieldPair) -> Similarity:
     """Local correlation before anything, after the alignment, after the method, all on working-type grids."""
     space = solver.space
     after = quality.similarity(space.fixed, warp(space.moving, pair.fixed_to_moving))
@@ -310,7 +323,7 @@ def _similarities(solver: Solver, pair: FieldPair) -> dict:
     return {"name": "lncc", "before": before, "aligned": aligned, "after": after}
 
 
-def _labels(extras: Extras, physical: TransformPair) -> dict | None:
+def _labels(extras: Extras, physical: TransformPair) -> Any:
     if extras.fixed_labels is None or extras.moving_labels is None:
         return None
     tables = {
@@ -324,7 +337,9 @@ def _labels(extras: Extras, physical: TransformPair) -> dict | None:
     }
 
 
-def _landmarks(extras: Extras, physical: TransformPair, grid: Grid, uncertain: UncertaintyMap | None) -> dict | None:
+def _landmarks(
+    extras: Extras, physical: TransformPair, grid: Grid, uncertain: UncertaintyMap | None
+) -> Landmarks | None:
     if extras.fixed_points is None or extras.moving_points is None:
         return None
     points = extras.fixed_points.points, extras.moving_points.points

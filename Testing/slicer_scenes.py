@@ -54,7 +54,9 @@ def body(ijkToRas, shape, move=lambda ras: ras):
     x, y, z = ((move(ras) - (5, -8, 12)) / (1, 1, 1)).T
     radius = np.sqrt((x / 30) ** 2 + (y / 38) ** 2 + (z / 34) ** 2)
     value = 600 / (1 + np.exp(12 * (radius - 1))) * (1 + 0.4 * np.sin(x / 7 + 1) * np.cos(y / 8) * np.sin(z / 9 + 0.5))
-    value += 300 * np.exp(-((x - 12) ** 2 + (y + 9) ** 2 + z**2) / 80) + 200 * np.exp(-((x + 5) ** 2 + (y - 15) ** 2 + (z - 9) ** 2) / 60)
+    value += 300 * np.exp(-((x - 12) ** 2 + (y + 9) ** 2 + z**2) / 80) + 200 * np.exp(
+        -((x + 5) ** 2 + (y - 15) ** 2 + (z - 9) ** 2) / 60
+    )
     return value.reshape(shape).astype(np.int16)
 
 
@@ -82,9 +84,15 @@ def shift(ras):
 
 def pair(scene, spacing=3.0, oblique=False):
     """(fixed, moving): two small scans whose correspondence is :func:`shift`."""
-    axes = [np.diag([-1.0, -1.0, 1.0]), rotation() @ np.diag([1.0, 1.0, -1.0]) if oblique else np.diag([-1.0, -1.0, 1.0])]
+    axes = [
+        np.diag([-1.0, -1.0, 1.0]),
+        rotation() @ np.diag([1.0, 1.0, -1.0]) if oblique else np.diag([-1.0, -1.0, 1.0]),
+    ]
     shapes = [tuple(round(n * 3.0 / spacing) for n in shape) for shape in ((34, 36, 32), (30, 38, 36))]
-    grids = [geometry(shape, np.array([1.0, 1.1, 0.9]) * spacing if oblique else [spacing] * 3, axis) for shape, axis in zip(shapes, axes)]
+    grids = [
+        geometry(shape, np.array([1.0, 1.1, 0.9]) * spacing if oblique else [spacing] * 3, axis)
+        for shape, axis in zip(shapes, axes)
+    ]
     fixed = volume(scene, body(grids[0], shapes[0], shift), grids[0], "Fixed scan")
     moving = volume(scene, body(grids[1], shapes[1]), grids[1], "Moving scan")
     return fixed, moving
@@ -128,11 +136,14 @@ def segmentation(scene, reference, masks, name="Segmentation"):
 
 def names(scene):
     """Names of all nodes, to see that a scene is as it was."""
-    return sorted(f"{scene.GetNthNode(k).GetClassName()} {scene.GetNthNode(k).GetName()}" for k in range(scene.GetNumberOfNodes()))
+    return sorted(
+        f"{scene.GetNthNode(k).GetClassName()} {scene.GetNthNode(k).GetName()}" for k in range(scene.GetNumberOfNodes())
+    )
 
 
 def queued(pid=None):
-    """Seconds for which a thread was ready to run while the system gave the processor to others; 0 where that is not told.
+    """Seconds for which a thread was ready to run while the system gave the processor to others; 0 where that is not
+    told.
 
     Args:
         pid: a process, for its main thread; None = the calling thread.
@@ -145,7 +156,9 @@ def queued(pid=None):
 
 
 def ownTime():
-    """A clock for the calling thread, in seconds, that counts its work and its waiting but not what a busy machine takes away."""
+    """A clock for the calling thread, in seconds, that counts its work and its waiting but not what a busy machine
+    takes away.
+    """
     return time.perf_counter() - queued()
 
 
@@ -162,14 +175,18 @@ class Opened:
 
         if client is not None:
             monkeypatch.setattr(SymRegistrationGui.logic, "WorkerClient", lambda: client)
-        _parent, module = slicer_harness.loadModule(self.app)
-        self.widget = module.SymRegistrationWidget()
-        self.ui, self.panel, self.engine = self.widget.ui, self.widget.panel, self.widget.logic.engine
+        slicer_harness.openModule(self.app)
         self.scene = self.app.scene
 
     @property
-    def state(self):
-        return self.panel.parameters
+    def widget(self):
+        """The module's widget, also after a Reload."""
+        return slicer.modules.SymRegistrationWidget
+
+    ui = property(lambda self: self.widget.ui)
+    panel = property(lambda self: self.widget.panel)
+    engine = property(lambda self: self.widget.logic.engine)
+    state = property(lambda self: self.panel.parameters)
 
     def choose(self, fixed, moving, quick=True):
         """Select two scans as a user does, with settings that take a second."""
@@ -191,9 +208,28 @@ class Opened:
         run = self.panel.results.run
         return run if run is not None and run.table.GetMTime() != before else None
 
+    def workers(self):
+        """The worker processes that run now, without their launchers."""
+        return workers()
+
     def settle(self):
         """Wait for the report, which comes after the nodes."""
         self.app.wait(lambda: not self.engine.client.busy, 60, "the report")
+
+
+def workers():
+    """psutil.Process of every worker below this process; its parent PythonSlicer, the launcher, is not among them."""
+    import psutil
+
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            words = process.cmdline()
+            if Path(words[0]).name.startswith("python") and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, IndexError):  # it is just going
+            continue
+    return found
 
 
 def keptClient():
@@ -231,7 +267,7 @@ def moduleFixture(client, monkeypatch):
     opened = Opened(client, monkeypatch)
     yield opened
     opened.app.wait(lambda: not client.busy, 60)
-    opened.widget.cleanup()
+    slicer_harness.unloadModule(opened.app)
     assert folders() == [], "a private folder was left behind"
 
 

@@ -542,7 +542,8 @@ def _cases():
         ),
         (
             DEMO,
-            "extra => unrecognized arguments\n--preset slow => invalid choice\n--seed -1 => seed is -1\n--seed x => invalid int",
+            "extra => unrecognized arguments\n--preset slow => invalid choice\n--seed -1 => seed is -1\n--seed x => "
+            "invalid int",
         ),
         ("demo -o ", "{fixed} => is a file\n{fixed}/below => cannot be written"),
     ):
@@ -641,7 +642,8 @@ def test_a_huge_size_is_refused_before_anything_is_allocated(names):
         ]
     ]
     code = (
-        "import json, resource, sys\nimport psutil\nfrom SymRegistrationLib.jobs import register, apply\nfrom SymRegistrationLib import networks\nfrom SymRegistrationLib.registration import inference\n"
+        "import json, resource, sys\nimport psutil\nfrom SymRegistrationLib.jobs import register, apply\nfrom "
+        "SymRegistrationLib import networks\nfrom SymRegistrationLib.registration import inference\n"
         "from SymRegistrationLib.commands.cli import main\nnetworks.names()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2**29,) * 2)\n"
         "sys.exit(max(abs(main(words) - 2) for words in json.load(sys.stdin)))"

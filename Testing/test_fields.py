@@ -1,4 +1,4 @@
-"""Field mathematics against closed forms (METHODS 7, tests 1 to 4 and 6)."""
+"""Field mathematics against closed forms (mathematics.md, 1 and 2)."""
 
 import numpy as np
 import pytest

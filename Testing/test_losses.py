@@ -1,4 +1,4 @@
-"""Similarities against loops written out by hand, and their invariances (METHODS 1.6, 7.5)."""
+"""Similarities against loops written out by hand, and their invariances (mathematics.md, 3)."""
 
 import pytest
 import torch

@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
-import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pairs
 import pytest
+import SimpleITK as sitk
 import torch
 from conftest import moved, movement, turn
 
@@ -27,6 +30,7 @@ from SymRegistrationLib.registration.working_grid import prepare
 SEED = 5
 POSE = (turn((1, 0.5, -1), 60), (25, -30, 20), 1.07)
 FAST = Options(preset="fast")
+CENTRED = Options(preset="fast", initial="centre")
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +60,39 @@ def known(head):
 
 @pytest.fixture(scope="module")
 def result(known):
+    """The result, its progress, and whether the inputs stayed as they were."""
     fixed, moving, _ = known
-    told = []
+    before, told = (fixed.array.copy(), moving.array.copy()), []
     done = pipeline.register(fixed, moving, FAST, progress=lambda *step: told.append(step))
-    return done, told
+    return done, told, np.array_equal(before[0], fixed.array) and np.array_equal(before[1], moving.array)
+
+
+@pytest.fixture(scope="module")
+def measured(known):
+    """The same once more, with labels and landmarks to be measured."""
+    fixed, moving, truth = known
+    points = brain_points(fixed)[::500]
+    names = tuple(map(str, range(len(points))))
+    labels = Volume((moving.array > 60).astype(np.int32) + (moving.array > 110), moving.grid, "labels")
+    extras = pipeline.Extras(
+        fixed_labels=Volume(transforms.resample_through(labels, truth, fixed.grid, "nearest"), fixed.grid, "labels"),
+        moving_labels=labels,
+        fixed_points=PointSet(points, names),
+        moving_points=PointSet(truth.map_points(points), names),
+    )
+    return pipeline.register(fixed, moving, FAST, extras)
+
+
+@pytest.fixture(scope="module")
+def posed(known, tmp_path_factory):
+    """Fast, from the true pose, for what needs no search."""
+    pose = movement(known[1].grid.centre, *POSE)
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(pose[:3, :3].ravel())
+    transform.SetTranslation(pose[:3, 3])
+    path = tmp_path_factory.mktemp("pose") / "pose.tfm"
+    sitk.WriteTransform(transform, str(path))
+    return Options(preset="fast", initial=str(path))
 
 
 def brain_points(volume):
@@ -75,7 +108,7 @@ def mapping_error(transform, truth, fixed):
 
 def test_known_pose_and_warp_are_recovered(known, result):
     fixed, _, truth = known
-    done, _ = result
+    done = result[0]
     points = brain_points(fixed)
     aligned = np.linalg.norm(transform_points(done.transforms.matrix, points) - truth.map_points(points), axis=1)
     after = mapping_error(done.forward, truth, fixed)
@@ -102,18 +135,32 @@ def test_exchange_exchanges(known, result):
     assert difference.mean() < 0.1 and np.percentile(difference, 99) < 0.6
 
 
-def test_again_is_the_same_bit_by_bit(known, result):
-    fixed, moving, _ = known
-    again = pipeline.register(fixed, moving, FAST)
-    assert np.array_equal(again.forward.displacement, result[0].forward.displacement)
-    assert np.array_equal(again.inverse.displacement, result[0].inverse.displacement)
+def test_again_is_the_same_bit_by_bit_and_what_is_measured_changes_nothing(measured, result):
+    assert np.array_equal(measured.forward.displacement, result[0].forward.displacement)
+    assert np.array_equal(measured.inverse.displacement, result[0].inverse.displacement)
 
 
-def test_inputs_stay_as_they_are(known):
-    fixed, moving, _ = known
-    before = fixed.array.copy(), moving.array.copy()
-    pipeline.register(fixed, moving, FAST)
-    assert np.array_equal(before[0], fixed.array) and np.array_equal(before[1], moving.array)
+def test_inputs_stay_as_they_are(result):
+    assert result[2]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_leaves_threads_and_random_numbers_as_they_were(fails, monkeypatch):
+    inside = []
+
+    def middle(*arguments):
+        inside.append((torch.get_num_threads(), torch.initial_seed()))
+        torch.rand(3)
+        if fails:
+            raise RuntimeError("it fails")
+
+    monkeypatch.setattr(pipeline, "_register", middle)
+    torch.manual_seed(SEED)
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    with pytest.raises(RuntimeError) if fails else nullcontext():
+        pipeline.register(None, None, Options(threads=threads + 1, seed=9))
+    assert inside == [(threads + 1, 9)]
+    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
 
 
 def test_progress_never_goes_back_and_ends_at_one(result):
@@ -122,25 +169,15 @@ def test_progress_never_goes_back_and_ends_at_one(result):
     assert {"prepare", "align", "optimise", "output"} <= {stage for stage, _, _ in result[1]}
 
 
-def test_landmarks_and_labels_are_measured(known):
-    fixed, moving, truth = known
-    points = brain_points(fixed)[::500]
-    names = tuple(map(str, range(len(points))))
-    labels = Volume((moving.array > 60).astype(np.int32) + (moving.array > 110), moving.grid, "labels")
-    extras = pipeline.Extras(
-        fixed_labels=Volume(transforms.resample_through(labels, truth, fixed.grid, "nearest"), fixed.grid, "labels"),
-        moving_labels=labels,
-        fixed_points=PointSet(points, names),
-        moving_points=PointSet(truth.map_points(points), names),
-    )
-    metrics = pipeline.register(fixed, moving, FAST, extras).metrics
+def test_landmarks_and_labels_are_measured(measured):
+    metrics = measured.metrics
     assert metrics["landmarks"]["mean_after_mm"] < 2 < metrics["landmarks"]["mean_before_mm"]
     assert problems({**metrics, "schema": 1}) == []
     assert metrics["labels"]["mean_before"] < metrics["labels"]["mean_aligned"] < metrics["labels"]["mean_after"]
     assert set(metrics["labels"]["per_label"]) == {"1", "2"}
 
 
-def test_a_mask_keeps_a_lesion_out(known):
+def test_a_mask_keeps_a_lesion_out(known, posed):
     """A bright lesion in one scan pulls the field; masked, it does not."""
     fixed, moving, truth = known
     centre = fixed.grid.indices(prepare(fixed).centroid)
@@ -150,22 +187,23 @@ def test_a_mask_keeps_a_lesion_out(known):
     inside = fixed.grid.points(np.argwhere(lesion))
     errors = []
     for mask in (None, distance > 20):
-        forward = pipeline.register(ill, moving, FAST, pipeline.Extras(fixed_mask=mask)).forward
+        forward = pipeline.register(ill, moving, posed, pipeline.Extras(fixed_mask=mask)).forward
         errors.append(np.linalg.norm(forward.map_points(inside) - truth.map_points(inside), axis=1).mean())
     print(f"error inside the lesion: {errors[0]:.2f} mm, masked {errors[1]:.2f} mm")
     assert errors[1] < 0.8 * errors[0]
 
 
-def test_identical_scans_give_the_identity_and_a_note(head):
-    done = pipeline.register(head, head, FAST)
-    points = prepare(head).inside[::9]
+def test_identical_scans_give_the_identity_and_a_note():
+    image = Volume(*pairs.scan(), "scan")
+    done = pipeline.register(image, image, FAST)
+    points = prepare(image).inside[::9]
     assert np.linalg.norm(done.forward.map_points(points) - points, axis=1).max() < 0.3
     assert any("same image" in note for note in done.metrics["notes"])
 
 
-def test_a_memory_limit_coarsens_and_says_so(known):
+def test_a_memory_limit_coarsens_and_says_so(known, posed):
     fixed, moving, _ = known
-    done = pipeline.register(fixed, moving, Options(preset="fast", memory_gb=0.05))
+    done = pipeline.register(fixed, moving, replace(posed, memory_gb=0.05))
     assert any("coarsened" in note for note in done.metrics["notes"])
 
 
@@ -179,27 +217,36 @@ def test_two_slices_are_registered(head):
 
 
 @pytest.fixture(scope="module")
-def files(known, tmp_path_factory):
+def small():
+    """A small pair that lies askew in space."""
+    askew = movement((0, 0, 0), turn((1, 2, 3), 33))
+    return [moved(Volume(*pairs.scan(shift=shift), name), askew) for name, shift in (("fixed", 0.0), ("moving", 4.0))]
+
+
+@pytest.fixture(scope="module")
+def files(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    for volume, name in ((known[0], "fixed"), (known[1], "moving")):
-        write_volume(folder / f"{name}.nii.gz", volume.array, volume.grid)
+    for volume in small:
+        write_volume(folder / f"{volume.name}.nii.gz", volume.array, volume.grid)
     return folder
 
 
 def job(files, out, **more):
-    return Job(str(files / "fixed.nii.gz"), str(files / "moving.nii.gz"), str(out), options=FAST, **more)
+    return Job(str(files / "fixed.nii.gz"), str(files / "moving.nii.gz"), str(out), options=CENTRED, **more)
 
 
-def test_files_hold_what_memory_held(files, result, tmp_path):
+def test_files_hold_what_memory_held(files, small, tmp_path):
     metrics = register.run(job(files, tmp_path / "out"))
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == set(metrics["files"].values()) | {"metrics.json"}
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
     assert problems(metrics) == []
-    read = transforms.dense(transforms.read_transform(tmp_path / "out" / "forward.h5"), result[0].fixed.grid)
-    points = brain_points(result[0].fixed)[::20]
+    forward = pipeline.register(*small, CENTRED).forward
+    read = transforms.dense(transforms.read_transform(tmp_path / "out" / "forward.h5"), small[0].grid)
+    points = prepare(small[0]).inside
+    assert np.linalg.norm(forward.map_points(points) - points, axis=1).mean() > 2
     # the files went through NIfTI's float32 header, so the working grid may lie a hair elsewhere
-    np.testing.assert_allclose(read.map_points(points), result[0].forward.map_points(points), atol=0.2)
+    np.testing.assert_allclose(read.map_points(points), forward.map_points(points), atol=0.2)
     assert Job.from_dict(metrics["job"]) == job(files, tmp_path / "out")
 
 
@@ -235,10 +282,9 @@ def test_a_failure_while_writing_removes_the_new_folder(files, tmp_path, monkeyp
 
 def test_unusable_output_folders_are_refused_before_any_work(files, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
-    started = time.monotonic()
+    monkeypatch.setattr(register, "read_volume", None)
     with pytest.raises(InputError, match="is a file"):
         register.run(job(files, tmp_path / "file"))
-    assert time.monotonic() - started < 1
     with pytest.raises(InputError, match="cannot be written"):
         register.check_output("/proc/nowhere/out")
     monkeypatch.setattr(Path, "exists", lambda path: False)  # a drive of Windows that is not there is its own parent

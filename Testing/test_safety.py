@@ -236,6 +236,8 @@ def test_a_report_shows_names_as_text(names, tmp_path):
                 str(tmp_path / "out"),
                 "--preset",
                 "fast",
+                "--initial",
+                "centre",
                 "--threads",
                 "1",
                 "-q",

@@ -2,13 +2,14 @@
 
     Slicer --no-main-window --python-script register_table.py pairs.csv results preset=fast initial=rigid
 
-The table is that of ``symreg batch`` (columns fixed, moving, and if you like masks, labels, points, initial, method, id); whatever
-Slicer can load can stand in it. Words like preset=fast are the library's options. For every pair a folder with forward.h5 and
-inverse.h5 (transforms, moving to fixed and back), warped_moving.nrrd, jacobian.nrrd and metrics.json; summary.csv lists them all. A
-pair that fails is listed with its reason and stops nothing. The same command again goes on where it was ended.
+The table is that of ``symreg batch`` (columns fixed, moving, and if you like masks, labels, points, initial, method,
+id); whatever Slicer can load can stand in it. Words like preset=fast are the library's options. For every pair a folder
+with forward.h5 and inverse.h5 (transforms, moving to fixed and back), warped_moving.nrrd, jacobian.nrrd and
+metrics.json; summary.csv lists them all. A pair that fails is listed with its reason and stops nothing. The same
+command again goes on where it was ended.
 
-Take it as a start for scripts of your own, where something is done with the nodes while they are in the scene. Where nothing of
-Slicer is needed, ``symreg batch`` is faster: several workers, a page of pictures, clusters.
+Take it as a start for scripts of your own, where something is done with the nodes while they are in the scene. Where
+nothing of Slicer is needed, ``symreg batch`` is faster: several workers, a page of pictures, clusters.
 """
 
 import csv
@@ -19,15 +20,20 @@ import sys
 from pathlib import Path
 
 import slicer
-from SymRegistration import SymRegistrationLogic
 from SymRegistrationGui.client import WorkerError
 from SymRegistrationGui.runs import Run
 
+from SymRegistration import SymRegistrationLogic
 from SymRegistrationLib.cohort.table import UNSET, read_table
 from SymRegistrationLib.job import INITIALS, InputError, Job, Options, RegistrationError
 
 #: What is saved of a run: the logic's name of the node, and the file.
-SAVED = {"forward": "forward.h5", "inverse": "inverse.h5", "warped_moving": "warped_moving.nrrd", "jacobian": "jacobian.nrrd"}
+SAVED = {
+    "forward": "forward.h5",
+    "inverse": "inverse.h5",
+    "warped_moving": "warped_moving.nrrd",
+    "jacobian": "jacobian.nrrd",
+}
 
 
 def main(arguments):
@@ -47,7 +53,9 @@ def main(arguments):
         folder = Path(row.job.output)
         try:
             metrics = finished(row, folder) or registerRow(logic, row, folder)
-            summary.append((row.identity, "done", "", metrics["similarity"]["after"], metrics["quality"]["folded_voxels"]))
+            summary.append(
+                (row.identity, "done", "", metrics["similarity"]["after"], metrics["quality"]["folded_voxels"])
+            )
         except (RegistrationError, WorkerError, RuntimeError, OSError) as error:
             summary.append((row.identity, "failed", " ".join(str(error).split()), "", ""))
         print(f"{number} of {len(rows)}: {' '.join(map(str, summary[-1]))}", flush=True)
@@ -75,7 +83,11 @@ def registerRow(logic, row, folder):
     """Load, register, save; returns the run's metrics. What is in the scene afterwards is for you to use."""
     job = row.job
     before = stamp(job)
-    load = {"mask": slicer.util.loadLabelVolume, "labels": slicer.util.loadLabelVolume, "points": slicer.util.loadMarkups}
+    load = {
+        "mask": slicer.util.loadLabelVolume,
+        "labels": slicer.util.loadLabelVolume,
+        "points": slicer.util.loadMarkups,
+    }
     fixed, moving = slicer.util.loadVolume(job.fixed), slicer.util.loadVolume(job.moving)
     inputs = {}
     for kind, read in load.items():
@@ -101,7 +113,11 @@ def registerRow(logic, row, folder):
 
 def stamp(job):
     """What makes two runs the same: the options, and the SHA-256 of every file."""
-    files = [value for name, value in vars(job).items() if isinstance(value, str) and name not in ("output", "transform_format")]
+    files = [
+        value
+        for name, value in vars(job).items()
+        if isinstance(value, str) and name not in ("output", "transform_format")
+    ]
     if job.options.initial not in INITIALS:
         files.append(job.options.initial)
     sums = {}

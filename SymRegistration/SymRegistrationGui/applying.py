@@ -1,7 +1,8 @@
 """Carrying other nodes along with a result, and scoring it. Steps for :class:`~.logic.RegistrationLogic`.
 
-Images and points go opposite ways. A point of the moving scan is moved by the inverse transform, whose FromParent maps moving
-points to fixed points, exactly; nothing is inverted numerically. Volumes and segmentations are resampled by the worker.
+Images and points go opposite ways. A point of the moving scan is moved by the inverse transform, whose FromParent maps
+moving points to fixed points, exactly; nothing is inverted numerically. Volumes and segmentations are resampled by the
+worker.
 """
 
 import slicer
@@ -40,12 +41,18 @@ def applySteps(run, toMove, fromMoving, folder, ask):
 
 
 def _mover(node):
-    for kind, mover in (("vtkMRMLMarkupsNode", _moveMarkups), ("vtkMRMLModelNode", _moveModel),
-                        ("vtkMRMLSegmentationNode", _moveSegmentation), ("vtkMRMLScalarVolumeNode", _moveVolume)):
+    for kind, mover in (
+        ("vtkMRMLMarkupsNode", _moveMarkups),
+        ("vtkMRMLModelNode", _moveModel),
+        ("vtkMRMLSegmentationNode", _moveSegmentation),
+        ("vtkMRMLScalarVolumeNode", _moveVolume),
+    ):
         if node.IsA(kind) and not (node.IsA("vtkMRMLMarkupsROINode") or node.IsA("vtkMRMLMarkupsPlaneNode")):
             return mover
-    raise InputError(_("'{name}' cannot be carried along.").format(name=node.GetName()),
-                     _("Choose markups (points, lines, curves), models, segmentations or volumes."))
+    raise InputError(
+        _("'{name}' cannot be carried along.").format(name=node.GetName()),
+        _("Choose markups (points, lines, curves), models, segmentations or volumes."),
+    )
 
 
 def _copyOf(node, target):
@@ -78,7 +85,8 @@ def _moveMarkups(node, target, pull, push, folder, ask):
 
 
 def describeRadii(run, fixedSide, markups):
-    """Tell each control point of ``markups`` the radius that holds 68 % of the errors there, where the run's map is calibrated.
+    """Tell each control point of ``markups`` the radius that holds 68 % of the errors there, where the run's map is
+    calibrated.
 
     Args:
         fixedSide: the markups node with the same points in the fixed scan, on which the map lies.
@@ -92,7 +100,9 @@ def describeRadii(run, fixedSide, markups):
         fixedSide.GetNthControlPointPositionWorld(k, ras)
         index = [int(round(i)) for i in grid.indices((-ras[0], -ras[1], ras[2]))]
         if all(0 <= i < n for i, n in zip(index, array.shape)):
-            markups.SetNthControlPointDescription(k, _("68 %: within {radius:.2f} mm").format(radius=float(array[tuple(index)])))
+            markups.SetNthControlPointDescription(
+                k, _("68 %: within {radius:.2f} mm").format(radius=float(array[tuple(index)]))
+            )
 
 
 def _moveModel(node, target, pull, push, folder, ask):
@@ -173,7 +183,9 @@ def evaluateSteps(run, labels, points, folder, ask):
     arguments = {"transform": folder.file("forward.nrrd"), "fixed": folder.file("fixed.nrrd")}
     for pair, export, kind in ((labels, exporting.exportLabels, "labels"), (points, exporting.exportPoints, "points")):
         if (pair[0] is None) != (pair[1] is None):
-            raise InputError(_("Only one of two {kind} is chosen.").format(kind=kind), _("Choose them for both scans, or for none."))
+            raise InputError(
+                _("Only one of two {kind} is chosen.").format(kind=kind), _("Choose them for both scans, or for none.")
+            )
         if pair[0] is not None:
             for side, node, volume in (("fixed", pair[0], fixed), ("moving", pair[1], moving)):
                 arguments[f"{side}_{kind}"] = yield from export(node, volume, folder, f"{side}_{kind}")

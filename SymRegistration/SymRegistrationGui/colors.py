@@ -57,7 +57,11 @@ def colorNode(scene, kind):
     name = {"jacobian": _("Volume change"), "amount": _("Error in mm"), "difference": _("Difference")}[kind]
     node = scene.AddNewNodeByClass("vtkMRMLColorTableNode", name)
     node.SetAttribute(_ATTRIBUTE, kind)
-    color = {"jacobian": lambda share: jacobianColor(share * LARGEST), "amount": amountColor, "difference": differenceColor}[kind]
+    color = {
+        "jacobian": lambda share: jacobianColor(share * LARGEST),
+        "amount": amountColor,
+        "difference": differenceColor,
+    }[kind]
     with slicer.util.NodeModify(node):
         node.SetTypeToUser()
         node.SetNumberOfColors(_ENTRIES)
@@ -97,18 +101,25 @@ def showLegend(node, visible):
 def _cell(color, text="&nbsp;"):
     code = "#" + "".join(f"{round(255 * c):02x}" for c in color)
     dark = sum(color) < 1.5
-    return f'<td width="24" align="center" bgcolor="{code}" style="color:{"#ffffff" if dark else "#000000"}">{text}</td>'
+    return (
+        f'<td width="24" align="center" bgcolor="{code}" style="color:{"#ffffff" if dark else "#000000"}">{text}</td>'
+    )
 
 
 def legendText(kind, highest=None):
     """The legend of a map as rich text."""
     if kind == "jacobian":
         values = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
-        cells = "".join(_cell(jacobianColor(v), f"{v:g}" if v in (0.25, 0.5, 1.0, 2.0, 4.0) else "&nbsp;") for v in values)
-        return (f'<table cellspacing="0" cellpadding="2"><tr>{_cell(FOLDED)}<td>&nbsp;{_("folded")}&nbsp;&nbsp;</td>{cells}</tr></table>'
-                + _("Volume factor: blue shrinks, red grows"))
+        cells = "".join(
+            _cell(jacobianColor(v), f"{v:g}" if v in (0.25, 0.5, 1.0, 2.0, 4.0) else "&nbsp;") for v in values
+        )
+        return (
+            f'<table cellspacing="0" cellpadding="2"><tr>{_cell(FOLDED)}<td>&nbsp;{_("folded")}&nbsp;&nbsp;</td>'
+            f"{cells}</tr></table>" + _("Volume factor: blue shrinks, red grows")
+        )
     if kind == "difference":
         cells = "".join(_cell(differenceColor(k / 8)) for k in range(9))
-        return f'<table cellspacing="0" cellpadding="2"><tr><td>{_("moving brighter")}&nbsp;</td>{cells}<td>&nbsp;{_("fixed brighter")}</td></tr></table>'
+        ends = [f"<td>{_('moving brighter')}&nbsp;</td>", f"<td>&nbsp;{_('fixed brighter')}</td>"]
+        return f'<table cellspacing="0" cellpadding="2"><tr>{ends[0]}{cells}{ends[1]}</tr></table>'
     cells = "".join(_cell(amountColor(k / 8), f"{highest * k / 8:.2g}" if k % 4 == 0 else "&nbsp;") for k in range(9))
     return f'<table cellspacing="0" cellpadding="2"><tr>{cells}<td>&nbsp;mm</td></tr></table>'

@@ -7,6 +7,7 @@ import atexit
 import os
 import re
 import shutil
+import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -19,12 +20,40 @@ from SymRegistrationLib.job import RegistrationError
 from .steps import PIECE, pieces
 
 PREFIX = "SymRegistration-"
-_TYPES = {"i1": "int8", "u1": "uint8", "i2": "int16", "u2": "uint16", "i4": "int32", "u4": "uint32", "i8": "int64",
-          "u8": "uint64", "f4": "float", "f8": "double"}
-_SPELLINGS = {"signed char": "i1", "int8_t": "i1", "uchar": "u1", "unsigned char": "u1", "uint8_t": "u1", "short": "i2",
-              "int16_t": "i2", "ushort": "u2", "unsigned short": "u2", "uint16_t": "u2", "int": "i4", "int32_t": "i4",
-              "uint": "u4", "unsigned int": "u4", "uint32_t": "u4", "int64_t": "i8", "long long": "i8",
-              "unsigned long long": "u8", "uint64_t": "u8", **{name: code for code, name in _TYPES.items()}}
+_TYPES = {
+    "i1": "int8",
+    "u1": "uint8",
+    "i2": "int16",
+    "u2": "uint16",
+    "i4": "int32",
+    "u4": "uint32",
+    "i8": "int64",
+    "u8": "uint64",
+    "f4": "float",
+    "f8": "double",
+}
+_SPELLINGS = {
+    "signed char": "i1",
+    "int8_t": "i1",
+    "uchar": "u1",
+    "unsigned char": "u1",
+    "uint8_t": "u1",
+    "short": "i2",
+    "int16_t": "i2",
+    "ushort": "u2",
+    "unsigned short": "u2",
+    "uint16_t": "u2",
+    "int": "i4",
+    "int32_t": "i4",
+    "uint": "u4",
+    "unsigned int": "u4",
+    "uint32_t": "u4",
+    "int64_t": "i8",
+    "long long": "i8",
+    "unsigned long long": "u8",
+    "uint64_t": "u8",
+    **{name: code for code, name in _TYPES.items()},
+}
 
 
 class PrivateFolder:
@@ -51,9 +80,14 @@ def sweep():
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _running(pid):
-    if os.name == "nt":  # signal 0 would end the process on Windows; leftovers go with the system's own clean-up
-        return True
+def _running(pid, system=sys.platform):
+    """True when process ``pid`` may be alive."""
+    if system == "win32":  # signal 0 would end the process there
+        try:
+            import psutil
+        except Exception:  # missing or damaged: the system's own clean-up has to do
+            return True
+        return psutil.pid_exists(pid)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -69,15 +103,23 @@ def writeVolume(path, array, grid):
         array = array.view(np.uint8)
     code = array.dtype.newbyteorder("=").str[1:]
     if code not in _TYPES:
-        raise RegistrationError(f"voxels of type {array.dtype} cannot be exchanged.", "Convert the volume to a usual number type.")
+        raise RegistrationError(
+            f"voxels of type {array.dtype} cannot be exchanged.", "Convert the volume to a usual number type."
+        )
     columns = grid.matrix[:3, :3].T[::-1]
     directions = " ".join("(" + ",".join(repr(float(v)) for v in column) + ")" for column in columns)
     sizes = " ".join(str(n) for n in grid.shape[::-1])
     vector = array.ndim == 4
     header = [
-        "NRRD0004", f"type: {_TYPES[code]}", f"dimension: {array.ndim}", "space: left-posterior-superior",
-        f"sizes: {'3 ' if vector else ''}{sizes}", f"space directions: {'none ' if vector else ''}{directions}",
-        f"kinds: {'vector ' if vector else ''}domain domain domain", "endian: little", "encoding: raw",
+        "NRRD0004",
+        f"type: {_TYPES[code]}",
+        f"dimension: {array.ndim}",
+        "space: left-posterior-superior",
+        f"sizes: {'3 ' if vector else ''}{sizes}",
+        f"space directions: {'none ' if vector else ''}{directions}",
+        f"kinds: {'vector ' if vector else ''}domain domain domain",
+        "endian: little",
+        "encoding: raw",
         "space origin: (" + ",".join(repr(float(v)) for v in grid.matrix[:3, 3]) + ")",
     ]
     try:
@@ -87,8 +129,10 @@ def writeVolume(path, array, grid):
                 file.write(np.ascontiguousarray(array[start:stop], dtype=array.dtype.newbyteorder("<")).data)
                 yield
     except OSError as error:
-        raise RegistrationError(f"the volume could not be handed over ({error.strerror}).",
-                                f"Free some space on the disk that holds {tempfile.gettempdir()}.") from None
+        raise RegistrationError(
+            f"the volume could not be handed over ({error.strerror}).",
+            f"Free some space on the disk that holds {tempfile.gettempdir()}.",
+        ) from None
 
 
 def readVolume(path):
@@ -102,7 +146,9 @@ def readVolume(path):
         if fields["encoding"] == "raw":
             for start, stop in pieces(len(view), 1):
                 if file.readinto(view[start:stop]) != stop - start:
-                    raise RegistrationError(f"the result file {os.path.basename(path)} is cut short.", "Register again.")
+                    raise RegistrationError(
+                        f"the result file {os.path.basename(path)} is cut short.", "Register again."
+                    )
                 yield
         else:
             yield from _inflate(file, view, os.path.basename(path))
@@ -140,7 +186,7 @@ def _inflate(file, view, name):
         plain = inflater.decompress(block, PIECE)
         if at + len(plain) > len(view):
             break
-        view[at:at + len(plain)] = plain
+        view[at : at + len(plain)] = plain
         at += len(plain)
         yield
     if at != len(view):

@@ -48,20 +48,37 @@ def check(request):
         if node is None or node.GetScene() is None:
             raise InputError(_("No {what} volume is chosen.").format(what=what), _("Choose the two scans to register."))
     if fixed is moving:
-        raise InputError(_("'{name}' is chosen as fixed and as moving volume.").format(name=fixed.GetName()),
-                         _("Choose two different scans."))
+        raise InputError(
+            _("'{name}' is chosen as fixed and as moving volume.").format(name=fixed.GetName()),
+            _("Choose two different scans."),
+        )
     for node in (fixed, moving):
+        if node.GetClassName() == "vtkMRMLLabelMapVolumeNode":
+            raise InputError(
+                _("'{name}' is a label map, not a scan.").format(name=node.GetName()),
+                _("Choose a scan; label maps can be masks or be compared under Evaluate."),
+            )
         array = nodes.volumeArray(node)
         if array.flat[0] == array[array.shape[0] // 2, array.shape[1] // 2, array.shape[2] // 2] and _constant(array):
-            raise InputError(_("'{name}' is empty: all its voxels have the value {value}.").format(name=node.GetName(), value=array.flat[0]),
-                             _("Choose a volume with a scan in it."))
-    for one, other, what in ((request.fixedPoints, request.movingPoints, _("landmarks")),
-                             (request.fixedLabels, request.movingLabels, _("labels"))):
+            raise InputError(
+                _("'{name}' is empty: all its voxels have the value {value}.").format(
+                    name=node.GetName(), value=array.flat[0]
+                ),
+                _("Choose a volume with a scan in it."),
+            )
+    for one, other, what in (
+        (request.fixedPoints, request.movingPoints, _("landmarks")),
+        (request.fixedLabels, request.movingLabels, _("labels")),
+    ):
         if (one is None) != (other is None):
-            raise InputError(_("{what} are chosen for one scan only.").format(what=what.capitalize()),
-                             _("Choose them for both scans, or for none."))
+            raise InputError(
+                _("{what} are chosen for one scan only.").format(what=what.capitalize()),
+                _("Choose them for both scans, or for none."),
+            )
     if request.guideWithPoints and request.fixedPoints is None:
-        raise InputError(_("Landmarks shall guide the alignment, but none are chosen."), _("Choose landmarks of both scans."))
+        raise InputError(
+            _("Landmarks shall guide the alignment, but none are chosen."), _("Choose landmarks of both scans.")
+        )
     _checkPoints(request)
     _checkOutputs(request)
 
@@ -77,25 +94,46 @@ def _checkPoints(request):
         return
     counts = [len(nodes.worldPoints(node)[1]) for node in (request.fixedPoints, request.movingPoints)]
     if counts[0] != counts[1]:
-        raise InputError(_("'{fixed}' has {a} landmarks and '{moving}' has {b}.").format(
-            fixed=request.fixedPoints.GetName(), a=counts[0], moving=request.movingPoints.GetName(), b=counts[1]),
-            _("Both lists need the same landmarks."))
+        raise InputError(
+            _("'{fixed}' has {a} landmarks and '{moving}' has {b}.").format(
+                fixed=request.fixedPoints.GetName(), a=counts[0], moving=request.movingPoints.GetName(), b=counts[1]
+            ),
+            _("Both lists need the same landmarks."),
+        )
     if request.guideWithPoints and counts[0] < 3:
-        raise InputError(_("{count} landmarks cannot guide the alignment.").format(count=counts[0]), _("Place at least 3 in both scans."))
+        raise InputError(
+            _("{count} landmarks cannot guide the alignment.").format(count=counts[0]),
+            _("Place at least 3 in both scans."),
+        )
 
 
 def _checkOutputs(request):
-    inputs = [node for node in (request.fixedNode, request.movingNode, request.fixedMask, request.movingMask, request.fixedLabels,
-                                request.movingLabels, request.initialTransform) if node is not None]
+    inputs = [
+        node
+        for node in (
+            request.fixedNode,
+            request.movingNode,
+            request.fixedMask,
+            request.movingMask,
+            request.fixedLabels,
+            request.movingLabels,
+            request.initialTransform,
+        )
+        if node is not None
+    ]
     seen = []
     for node in request.outputs.values():
         if node is None:
             continue
         if any(node is other for other in inputs):
-            raise InputError(_("'{name}' is an input and cannot be an output as well.").format(name=node.GetName()),
-                             _("Choose another output, or let the module make one."))
+            raise InputError(
+                _("'{name}' is an input and cannot be an output as well.").format(name=node.GetName()),
+                _("Choose another output, or let the module make one."),
+            )
         if any(node is other for other in seen):
-            raise InputError(_("'{name}' is chosen for two outputs.").format(name=node.GetName()), _("Choose different nodes."))
+            raise InputError(
+                _("'{name}' is chosen for two outputs.").format(name=node.GetName()), _("Choose different nodes.")
+            )
         seen.append(node)
 
 
@@ -120,7 +158,9 @@ def exportJob(request, folder):
     options = request.options
     if request.initialTransform is not None:
         options = _withStart(options, request, folder)
-    return Job(output=folder.file("result"), report=False, guide_with_points=request.guideWithPoints, options=options, **files)
+    return Job(
+        output=folder.file("result"), report=False, guide_with_points=request.guideWithPoints, options=options, **files
+    )
 
 
 def _exportMask(side, request, grid, files, folder):
@@ -140,7 +180,9 @@ def _exportMask(side, request, grid, files, folder):
     if roi is not None:
         array &= yield from nodes.roiMask(roi, maskGrid)
     if not array.any():
-        raise InputError(_("Mask '{name}' is empty.").format(name=mask.GetName()), _("Draw something into it, or choose none."))
+        raise InputError(
+            _("Mask '{name}' is empty.").format(name=mask.GetName()), _("Draw something into it, or choose none.")
+        )
     yield from exchange.writeVolume(files[name], array, maskGrid)
 
 
@@ -181,6 +223,8 @@ def _withStart(options, request, folder):
     path = folder.file("initial.tfm")
     numbers = [*matrix[:3, :3].ravel(), *matrix[:3, 3]]
     with open(path, "w", encoding="ascii") as file:
-        file.write("#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
-                   f"Parameters: {' '.join(repr(float(v)) for v in numbers)}\nFixedParameters: 0 0 0\n")
+        file.write(
+            "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
+            f"Parameters: {' '.join(repr(float(v)) for v in numbers)}\nFixedParameters: 0 0 0\n"
+        )
     return dataclasses.replace(options, initial=path)

@@ -1,7 +1,8 @@
 """Bringing PyTorch and two small packages into Slicer's Python: only on Register, after one question, never at start.
 
 torch comes from the PyTorch extension, which picks the build that fits the graphics card; the rest through
-``slicer.packaging`` (Slicer 5.12), or pip on older versions. The application never imports torch itself: the worker does.
+``slicer.packaging`` (Slicer 5.12), or pip on older versions. The application never imports torch itself: the worker
+does.
 """
 
 import importlib
@@ -49,7 +50,7 @@ def check():
 
 
 def _state(package):
-    """ "" = a version is recorded and its code is there; "damaged" = only one of the two; "missing" = neither. """
+    """ "" = a version is recorded and its code is there; "damaged" = only one of the two; "missing" = neither."""
     try:
         recorded = bool(importlib.metadata.version(package))
     except importlib.metadata.PackageNotFoundError:
@@ -64,12 +65,15 @@ def _state(package):
     return "damaged" if recorded or spec is not None else "missing"
 
 
-def ensure(client, repair=False):
+def ensure(client, repair=False, onBegin=lambda text: None):
     """Make everything available, asking once. Call on the main thread, when the user pressed Register.
+
+    An installation takes minutes, during which Slicer processes events: the caller must not let itself be called again.
 
     Args:
         client: the worker client; it is stopped before files that it may hold open are replaced.
         repair: install again even though everything seems to be there.
+        onBegin: called with what to show meanwhile, when the user agreed and the installation begins.
 
     Returns:
         False when the user declined.
@@ -82,6 +86,11 @@ def ensure(client, repair=False):
         return True
     if not slicer.util.confirmOkCancelDisplay(question(missing), windowTitle=_("Install libraries")):
         return False
+    onBegin(
+        _("Installing {names}. This can take some minutes; the Python console shows how far it is.").format(
+            names=names(missing)
+        )
+    )
     client.stop()
     if missing.torch:
         _installTorch(missing.torch == "damaged")
@@ -89,29 +98,38 @@ def ensure(client, repair=False):
         _installPackages(list(missing.packages))
     left = check()
     if left:
-        raise InstallError(_("The libraries are still incomplete after the installation."),
-                           _("Restart Slicer and press Register again."))
+        raise InstallError(
+            _("The libraries are still incomplete after the installation."),
+            _("Restart Slicer and press Register again."),
+        )
     return True
+
+
+def names(missing):
+    """What is missing, for people."""
+    return ", ".join((["PyTorch"] if missing.torch else []) + [line.split(">")[0] for line in missing.packages])
 
 
 def question(missing):
     """The one question before anything is downloaded."""
-    names = [line.split(">")[0] for line in missing.packages]
-    if missing.torch:
-        names.insert(0, "PyTorch")
-    damaged = _("A former installation of PyTorch is damaged and will be replaced. ") if missing.torch == "damaged" else ""
+    damaged = (
+        _("A former installation of PyTorch is damaged and will be replaced. ") if missing.torch == "damaged" else ""
+    )
     size = _("200 MB, with a graphics card up to 3 GB") if missing.torch else _("less than 2 MB")
-    return _("{damaged}The registration needs {names}. They are downloaded and installed into Slicer's Python once ({size}); "
-             "this can take some minutes. Your scans stay on this computer. Install now?").format(
-                 damaged=damaged, names=", ".join(names), size=size)
+    return _(
+        "{damaged}The registration needs {names}. They are downloaded and installed into Slicer's Python once "
+        "({size}); this can take some minutes. Your scans stay on this computer. Install now?"
+    ).format(damaged=damaged, names=names(missing), size=size)
 
 
 def _installTorch(damaged):
     try:
         import PyTorchUtils
     except ImportError:
-        raise InstallError(_("The extension PyTorch is not installed in Slicer."),
-                           _("Install it with the Extensions Manager, restart Slicer and press Register again.")) from None
+        raise InstallError(
+            _("The extension PyTorch is not installed in Slicer."),
+            _("Install it with the Extensions Manager, restart Slicer and press Register again."),
+        ) from None
     logic = PyTorchUtils.PyTorchUtilsLogic()
     try:
         if damaged:
@@ -140,15 +158,18 @@ def _installPackages(packages):
 
 def _failure(what, error):
     logging.getLogger("SymRegistration").error("SymRegistration: installing %s failed: %s", what, error)
-    return InstallError(_("{what} could not be installed ({error}).").format(what=what, error=str(error)[:200]), offlineHint())
+    return InstallError(
+        _("{what} could not be installed ({error}).").format(what=what, error=str(error)[:200]), offlineHint()
+    )
 
 
 def offlineHint():
     """What to copy where on a computer without internet."""
     version = importlib.import_module("sys").version_info
-    names = f"\"torch{TORCH}\" " + " ".join(f'"{line}"' for line in REQUIREMENTS)
-    return _("Check the internet connection, the proxy and the free disk space, and press Register again. Without internet: "
-             "on another computer of the same kind with Python {python}, run  pip download {names} -d wheels  and copy the folder "
-             "'wheels' to this computer; then, in Slicer's Python console, run  slicer.util.pip_install('--no-index "
-             "--find-links=PATH/wheels {plain}')  with the path of that folder.").format(
-                 python=f"{version.major}.{version.minor}", names=names, plain="torch safetensors psutil")
+    lines = f'"torch{TORCH}" ' + " ".join(f'"{line}"' for line in REQUIREMENTS)
+    return _(
+        "Check the internet connection, the proxy and the free disk space, and press Register again. Without internet: "
+        "on another computer of the same kind with Python {python}, run  pip download {names} -d wheels  and copy the "
+        "folder 'wheels' to this computer; then, in Slicer's Python console, run  slicer.util.pip_install('--no-index "
+        "--find-links=PATH/wheels {plain}')  with the path of that folder."
+    ).format(python=f"{version.major}.{version.minor}", names=lines, plain="torch safetensors psutil")

@@ -1,4 +1,6 @@
-"""A registration from click to nodes, without any widget: export, worker, import, all in short steps on the main thread."""
+"""A registration from click to nodes, without any widget: export, worker, import, all in short steps on the main
+thread.
+"""
 
 import dataclasses
 import logging
@@ -71,7 +73,7 @@ class RegistrationLogic:
         return task
 
     def _send(self, request, job):
-        task, wanted = self._task, [part for part in request.wanted]
+        task, wanted = self._task, list(request.wanted)
         started = time.perf_counter()
 
         def progress(event):
@@ -82,10 +84,12 @@ class RegistrationLogic:
             task.onProgress("import", 1.0, None, _("Loading the result"))
             self._run(self._import(request, metrics), self._imported)
 
-        self.client.request("register", {"job": dataclasses.asdict(job), "outputs": wanted}, result, self._failed, progress)
+        self.client.request(
+            "register", {"job": dataclasses.asdict(job), "outputs": wanted}, result, self._failed, progress
+        )
 
     def _import(self, request, metrics):
-        """Generator: the result files into nodes; returns the Run. The scene changes in one step, when all is at hand."""
+        """Generator: the result files into nodes; returns the Run. The scene changes in one step, at the end."""
         fillers = {}
         for part, name in metrics["files"].items():
             if part in runs.PARTS:
@@ -100,8 +104,10 @@ class RegistrationLogic:
     def _imported(self, run):
         folder = self._task.folder
         self._task.folder = None
-        self._finish(run)
-        self._fetchReport(run, folder)
+        try:
+            self._finish(run)
+        finally:  # whoever is told may fail; the folder has to go all the same
+            self._fetchReport(run, folder)
 
     def _fetchReport(self, run, folder):
         """The report is made after the nodes are there: nobody waits for its pictures."""
@@ -139,7 +145,9 @@ class RegistrationLogic:
         return task
 
     def evaluate(self, run, labels=(None, None), points=(None, None), task=None):
-        """Dice of label maps or segmentations (fixed, moving), landmark error of markups; the result is the new metrics."""
+        """Dice of label maps or segmentations (fixed, moving), landmark error of markups; the result is the new
+        metrics.
+        """
         from .applying import evaluateSteps
 
         self._requireIdle()
@@ -150,9 +158,15 @@ class RegistrationLogic:
     def _ask(self, command, arguments):
         """Generator: one worker request; waits without blocking and returns the result."""
         task, answer = self._task, []
-        self.client.request(command, {"arguments": arguments}, lambda result: answer.append((result, None)),
-                            lambda error: answer.append((None, error)),
-                            lambda event: task.onProgress(event["stage"], event["fraction"], event.get("seconds_left"), event["message"]))
+        self.client.request(
+            command,
+            {"arguments": arguments},
+            lambda result: answer.append((result, None)),
+            lambda error: answer.append((None, error)),
+            lambda event: task.onProgress(
+                event["stage"], event["fraction"], event.get("seconds_left"), event["message"]
+            ),
+        )
         while not answer:
             time.sleep(0.001)
             yield
@@ -185,8 +199,12 @@ class RegistrationLogic:
         if self._task is None:
             return
         if not isinstance(error, (RegistrationError, WorkerError)):
-            logging.getLogger("SymRegistration").error("".join(traceback.format_exception(type(error), error, error.__traceback__)))
-            error = RegistrationError(_("The result could not be used ({error}).").format(error=error), _("The log has the details."))
+            logging.getLogger("SymRegistration").error(
+                "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            )
+            error = RegistrationError(
+                _("The result could not be used ({error}).").format(error=error), _("The log has the details.")
+            )
         task = self._end()
         task.error, task.finished = error, True
         task.onFailed(error)
@@ -224,7 +242,7 @@ class RegistrationLogic:
             raise task.error
         return task.result
 
-    # ------------------------------------------------------------------------------------------ what may happen meanwhile
+    # ---------------------------------------------------------------------------------------- what may happen meanwhile
 
     def _watch(self, needed):
         """A closed scene, or a deleted node that is needed, ends the task."""
@@ -232,14 +250,18 @@ class RegistrationLogic:
         @vtk.calldata_type(vtk.VTK_OBJECT)
         def removed(caller, event, node):
             if any(node is other for other in needed):
-                self.cancel(_("'{name}' was deleted during the registration, which was given up.").format(name=node.GetName()))
+                self.cancel(
+                    _("'{name}' was deleted during the registration, which was given up.").format(name=node.GetName())
+                )
 
         def closing(caller, event):
             self.cancel(_("The scene was closed during the registration, which was given up."))
 
         events = slicer.vtkMRMLScene
-        self._observed = [self.scene.AddObserver(events.NodeAboutToBeRemovedEvent, removed),
-                          self.scene.AddObserver(events.StartCloseEvent, closing)]
+        self._observed = [
+            self.scene.AddObserver(events.NodeAboutToBeRemovedEvent, removed),
+            self.scene.AddObserver(events.StartCloseEvent, closing),
+        ]
 
     def _unwatch(self):
         for tag in self._observed:

@@ -1,21 +1,23 @@
 """What can be chosen, known without torch: methods, presets, kinds of contrast and start, as (value, text) pairs."""
 
-import json
 from pathlib import Path
 
 from slicer.i18n import tr as _
 
 import SymRegistrationLib
+from SymRegistrationLib.registration import catalogue
+from SymRegistrationLib.registration.presets import presets as known_presets
 
 _LIBRARY = Path(SymRegistrationLib.__file__).parent
 
 
 def methods():
     """One dictionary per method: name, title, description, publication, needs_weights, weights_here."""
-    data = json.loads((_LIBRARY / "registration" / "methods.json").read_text(encoding="utf-8"))
-    for method in data["methods"]:
-        method["weights_here"] = any((_LIBRARY / "model_weights").glob(f"{method['name']}-*.safetensors"))
-    return data["methods"]
+    weights = _LIBRARY / "model_weights"
+    return [
+        {**method, "weights_here": any(weights.glob(f"{method['name']}-*.safetensors"))}
+        for method in catalogue.known().values()
+    ]
 
 
 def usable(method, weightsFile=""):
@@ -24,18 +26,25 @@ def usable(method, weightsFile=""):
 
 
 def presets():
-    return [("fast", _("Fast")), ("default", _("Standard")), ("thorough", _("Thorough"))]
+    return [(name, _(preset.title)) for name, preset in known_presets().items()]
 
 
 def metrics():
-    return [("auto", _("Decide from the scans")), ("lncc", _("Same contrast (e.g. both T1)")),
-            ("mind", _("Different contrasts (e.g. CT and MR)"))]
+    return [
+        ("auto", _("Decide from the scans")),
+        ("lncc", _("Same contrast (e.g. both T1)")),
+        ("mind", _("Different contrasts (e.g. CT and MR)")),
+    ]
 
 
 def initials():
-    return [("affine", _("Rotate, shift and scale (affine)")), ("rigid", _("Rotate and shift (rigid)")),
-            ("centre", _("Align the centers")), ("none", _("None: the scans are aligned")),
-            ("transform", _("Start from a transform"))]
+    return [
+        ("affine", _("Rotate, shift and scale (affine)")),
+        ("rigid", _("Rotate and shift (rigid)")),
+        ("centre", _("Align the centers")),
+        ("none", _("None: the scans are aligned")),
+        ("transform", _("Start from a transform")),
+    ]
 
 
 def devices(known):

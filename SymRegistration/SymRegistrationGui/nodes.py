@@ -1,8 +1,8 @@
 """Between MRML nodes and plain arrays: the one place that knows both RAS (Slicer) and LPS (everything else).
 
-Slicer's world is RAS mm, the library's is LPS mm; :data:`FLIP` turns one into the other, both ways. Arrays are (D, H, W)
-= (K, J, I), fields are (D, H, W, 3) with vectors (x, y, z). Everything leaves Slicer in world coordinates: linear parent
-transforms become part of the grid, other parents are applied to a copy.
+Slicer's world is RAS mm, the library's is LPS mm; :data:`FLIP` turns one into the other, both ways. Arrays are (D, H,
+W) = (K, J, I), fields are (D, H, W, 3) with vectors (x, y, z). Everything leaves Slicer in world coordinates: linear
+parent transforms become part of the grid, other parents are applied to a copy.
 """
 
 import numpy as np
@@ -23,6 +23,7 @@ _REVERSE = np.eye(4)[[2, 1, 0, 3]]
 
 
 # ------------------------------------------------------------------------------------------------ geometry
+
 
 def matrixFromVtk(matrix):
     """vtkMatrix4x4 as (4, 4) numpy array."""
@@ -65,6 +66,7 @@ def rasFromLps(points):
 
 # ------------------------------------------------------------------------------------------------ out of Slicer
 
+
 def volumeArray(node):
     """View of a volume node's voxels, (D, H, W). Raises InputError when it is not a 3-D scalar volume with voxels."""
     image = node.GetImageData()
@@ -72,8 +74,12 @@ def volumeArray(node):
     if scalars is None or scalars.GetNumberOfTuples() == 0:
         raise InputError(_("'{name}' has no voxels.").format(name=node.GetName()), _("Load the scan again."))
     if scalars.GetNumberOfComponents() != 1:
-        raise InputError(_("'{name}' has {count} values per voxel.").format(name=node.GetName(), count=scalars.GetNumberOfComponents()),
-                         _("Choose a scan with one value per voxel."))
+        raise InputError(
+            _("'{name}' has {count} values per voxel.").format(
+                name=node.GetName(), count=scalars.GetNumberOfComponents()
+            ),
+            _("Choose a scan with one value per voxel."),
+        )
     if min(image.GetDimensions()) < 2:
         raise InputError(_("'{name}' is a single slice.").format(name=node.GetName()), _("Choose a 3-D volume."))
     return numpy_support.vtk_to_numpy(scalars).reshape(image.GetDimensions()[::-1])
@@ -94,7 +100,9 @@ def _ownGrid(node, parent):
     try:
         return gridFromIjk(node.GetImageData().GetDimensions()[::-1], parent @ matrixFromVtk(matrix))
     except ValueError:
-        raise InputError(_("'{name}' has a singular orientation.").format(name=node.GetName()), _("Load the scan again.")) from None
+        raise InputError(
+            _("'{name}' has a singular orientation.").format(name=node.GetName()), _("Load the scan again.")
+        ) from None
 
 
 def _hardenedCopy(node, use):
@@ -106,8 +114,10 @@ def _hardenedCopy(node, use):
         copy.CopyContent(node, True)
         copy.SetAndObserveTransformNodeID(node.GetTransformNodeID())
         if not copy.HardenTransform():
-            raise InputError(_("the transform of '{name}' cannot be applied to it.").format(name=node.GetName()),
-                             _("Harden its transform in the Data module first."))
+            raise InputError(
+                _("the transform of '{name}' cannot be applied to it.").format(name=node.GetName()),
+                _("Harden its transform in the Data module first."),
+            )
         return use(copy)
     finally:
         discard(copy)
@@ -125,12 +135,14 @@ def discard(node):
 
 
 def worldLabels(node, referenceNode):
-    """(array, Grid) of a label map, or of all segments of a segmentation (values 1, 2, ... in their order), in world."""
+    """(array, Grid) of a label map, or of all segments of a segmentation (1, 2, ... in their order), in world."""
     if not node.IsA("vtkMRMLSegmentationNode"):
         return worldVolume(node)
     segmentation = node.GetSegmentation()
     if segmentation is None or segmentation.GetNumberOfSegments() == 0:
-        raise InputError(_("segmentation '{name}' has no segment.").format(name=node.GetName()), _("Draw one, or choose none."))
+        raise InputError(
+            _("segmentation '{name}' has no segment.").format(name=node.GetName()), _("Draw one, or choose none.")
+        )
     scene = node.GetScene()
     labels = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "SymRegistration labels")
     colors = None
@@ -139,12 +151,17 @@ def worldLabels(node, referenceNode):
         segments = vtk.vtkStringArray()
         for index in range(segmentation.GetNumberOfSegments()):
             segments.InsertNextValue(segmentation.GetNthSegmentID(index))
-        exported = slicer.vtkSlicerSegmentationsModuleLogic.ExportSegmentsToLabelmapNode(node, segments, labels, referenceNode)
+        exported = slicer.vtkSlicerSegmentationsModuleLogic.ExportSegmentsToLabelmapNode(
+            node, segments, labels, referenceNode
+        )
         colors = labels.GetDisplayNode().GetColorNode() if labels.GetDisplayNode() else None
         if not exported or labels.GetImageData() is None or not volumeArray(labels).any():
-            raise InputError(_("segmentation '{name}' is empty on '{volume}'.").format(
-                name=node.GetName(), volume=referenceNode.GetName() if referenceNode else ""),
-                _("Check that it belongs to this scan, or choose none."))
+            raise InputError(
+                _("segmentation '{name}' is empty on '{volume}'.").format(
+                    name=node.GetName(), volume=referenceNode.GetName() if referenceNode else ""
+                ),
+                _("Check that it belongs to this scan, or choose none."),
+            )
         array, grid = worldVolume(labels)
         return array.copy(), grid
     finally:
@@ -162,7 +179,9 @@ def worldPoints(node):
             points.append(list(position))
             labels.append(node.GetNthControlPointLabel(index))
     if not points:
-        raise InputError(_("'{name}' has no points.").format(name=node.GetName()), _("Place landmarks, or choose none."))
+        raise InputError(
+            _("'{name}' has no points.").format(name=node.GetName()), _("Place landmarks, or choose none.")
+        )
     return rasFromLps(points), labels
 
 
@@ -182,8 +201,10 @@ def roiMask(roiNode, grid):
             mask[start:stop] &= np.abs(depth) <= half[axis]
         yield
     if not mask.any():
-        raise InputError(_("region '{name}' lies outside the fixed volume.").format(name=roiNode.GetName()),
-                         _("Move it onto the scan, or choose none."))
+        raise InputError(
+            _("region '{name}' lies outside the fixed volume.").format(name=roiNode.GetName()),
+            _("Move it onto the scan, or choose none."),
+        )
     return mask
 
 
@@ -202,14 +223,17 @@ def startMatrix(transformNode):
         InputError: the transform is not linear.
     """
     if not transformNode.IsTransformToWorldLinear():
-        raise InputError(_("initial transform '{name}' is not linear.").format(name=transformNode.GetName()),
-                         _("Choose a rigid or affine transform."))
+        raise InputError(
+            _("initial transform '{name}' is not linear.").format(name=transformNode.GetName()),
+            _("Choose a rigid or affine transform."),
+        )
     matrix = vtk.vtkMatrix4x4()
     transformNode.GetMatrixTransformToWorld(matrix)
     return FLIP @ np.linalg.inv(matrixFromVtk(matrix)) @ FLIP
 
 
 # ------------------------------------------------------------------------------------------------ into Slicer
+
 
 def volumeFiller(array, grid):
     """Generator: copies (D, H, W) in short pieces; returns ``fill(volumeNode)``, which is instant.
@@ -261,8 +285,10 @@ def gridTransform(node):
     """
     transform = node.GetTransformFromParentAs("vtkOrientedGridTransform", False, False)
     if transform is None or transform.GetDisplacementGrid() is None:
-        raise InputError(_("'{name}' is not a result of this module.").format(name=node.GetName()),
-                         _("Choose the transform of a registration."))
+        raise InputError(
+            _("'{name}' is not a result of this module.").format(name=node.GetName()),
+            _("Choose the transform of a registration."),
+        )
     image = transform.GetDisplacementGrid()
     matrix = np.eye(4)
     directions = transform.GetGridDirectionMatrix()
@@ -294,10 +320,10 @@ def movePoints(vtkPoints, transform):
     part, out = vtk.vtkPoints(), vtk.vtkPoints()
     result = np.empty_like(array)
     for start in range(0, count, 20000):
-        part.SetData(numpy_support.numpy_to_vtk(np.ascontiguousarray(array[start:start + 20000]), deep=1))
+        part.SetData(numpy_support.numpy_to_vtk(np.ascontiguousarray(array[start : start + 20000]), deep=1))
         out.Reset()
         transform.TransformPoints(part, out)
-        result[start:start + 20000] = numpy_support.vtk_to_numpy(out.GetData())
+        result[start : start + 20000] = numpy_support.vtk_to_numpy(out.GetData())
         yield
     moved.SetData(numpy_support.numpy_to_vtk(result, deep=1))
     return moved

@@ -6,11 +6,13 @@ import slicer
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
 from SymRegistrationLib.job import Options
+from SymRegistrationLib.registration.catalogue import needs_weights
 
 from .exporting import Request
 
-#: The wrapper tells a selector's node types by the annotation, so this is also what the user can choose.
-Labels = Union[slicer.vtkMRMLSegmentationNode, slicer.vtkMRMLLabelMapVolumeNode]  # noqa: UP007  the wrapper knows no other form
+#: The wrapper tells a selector's node types by the annotation, so this is also what the user can choose. A Union of
+#: nodes needs None, unlike a single node type: without it, the wrapper cannot write the empty value.
+Labels = Union[slicer.vtkMRMLSegmentationNode, slicer.vtkMRMLLabelMapVolumeNode, None]  # noqa: UP007  what 5.10 knows
 
 
 @parameterNodeWrapper
@@ -65,20 +67,72 @@ OUTPUTS = {
 }
 
 
+def isScan(node):
+    """True for a volume that can be registered; label maps, vector and tensor volumes are subclasses of its class."""
+    return node is not None and node.GetClassName() == "vtkMRMLScalarVolumeNode"
+
+
+def scans(scene):
+    """All scans of a scene that a user can see in lists."""
+    volumes = [
+        scene.GetNthNodeByClass(k, "vtkMRMLScalarVolumeNode")
+        for k in range(scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode"))
+    ]
+    return [node for node in volumes if isScan(node) and not node.GetHideFromEditors()]
+
+
+def guessScans(parameters, scene):
+    """With exactly two scans in the scene there is nothing to choose."""
+    found = scans(scene)
+    if parameters.fixedVolume is None and parameters.movingVolume is None and len(found) == 2:
+        parameters.fixedVolume, parameters.movingVolume = found
+
+
+def swap(parameters):
+    """Exchange the two sides."""
+    wasModifying = parameters.StartModify()
+    try:
+        for kind in ("Volume", "Mask", "Landmarks", "Labels"):
+            first, second = getattr(parameters, f"fixed{kind}"), getattr(parameters, f"moving{kind}")
+            setattr(parameters, f"fixed{kind}", second)
+            setattr(parameters, f"moving{kind}", first)
+    finally:
+        parameters.EndModify(wasModifying)
+
+
+def choosePair(parameters, fixed, moving, fixedPoints, movingPoints):
+    """Another pair of scans with landmarks; its results shall be new nodes."""
+    wasModifying = parameters.StartModify()
+    try:
+        parameters.fixedVolume, parameters.movingVolume = fixed, moving
+        parameters.fixedLandmarks, parameters.movingLandmarks = fixedPoints, movingPoints
+        for output, _switch in OUTPUTS.values():
+            setattr(parameters, output, None)
+        parameters.resultTable = None
+    finally:
+        parameters.EndModify(wasModifying)
+
+
 def wantedParts(parameters):
     """The parts of a run that are switched on."""
-    return tuple(part for part, (_output, switch) in OUTPUTS.items() if not switch or int(getattr(parameters, switch)) > 0)
+    return tuple(
+        part for part, (_output, switch) in OUTPUTS.items() if not switch or int(getattr(parameters, switch)) > 0
+    )
 
 
 def options(parameters):
     """Options of the library. Raises InputError for a combination that is not allowed."""
-    network = parameters.method != "syn"
+    network = needs_weights(parameters.method)
     return Options(
-        method=parameters.method, preset=parameters.preset, metric=parameters.metric,
+        method=parameters.method,
+        preset=parameters.preset,
+        metric=parameters.metric,
         initial="none" if parameters.initial == "transform" else parameters.initial,
-        refine=parameters.refine if network else 0, device=parameters.device,
+        refine=parameters.refine if network else 0,
+        device=parameters.device,
         weights=(parameters.weights or None) if network else None,
-        uncertainty="fast" if parameters.uncertaintyRuns == 1 else parameters.uncertaintyRuns)
+        uncertainty="fast" if parameters.uncertaintyRuns == 1 else parameters.uncertaintyRuns,
+    )
 
 
 def request(parameters):
@@ -88,15 +142,29 @@ def request(parameters):
     labels = labels if None not in labels else (None, None)
     points = (parameters.fixedLandmarks, parameters.movingLandmarks)
     points = points if None not in points else (None, None)
-    outputs = {part: getattr(parameters, OUTPUTS[part][0]) for part in wanted if getattr(parameters, OUTPUTS[part][0]) is not None}
+    outputs = {
+        part: getattr(parameters, OUTPUTS[part][0])
+        for part in wanted
+        if getattr(parameters, OUTPUTS[part][0]) is not None
+    }
     if outputs.get("forward") is not None and parameters.resultTable is not None:
         outputs["table"] = parameters.resultTable
     return Request(
-        fixedNode=parameters.fixedVolume, movingNode=parameters.movingVolume, options=options(parameters),
-        fixedMask=parameters.fixedMask, movingMask=parameters.movingMask, roi=parameters.roi,
+        fixedNode=parameters.fixedVolume,
+        movingNode=parameters.movingVolume,
+        options=options(parameters),
+        fixedMask=parameters.fixedMask,
+        movingMask=parameters.movingMask,
+        roi=parameters.roi,
         initialTransform=parameters.initialTransform if parameters.initial == "transform" else None,
-        fixedLabels=labels[0], movingLabels=labels[1], fixedPoints=points[0], movingPoints=points[1],
-        guideWithPoints=parameters.guideWithLandmarks and points[0] is not None, outputs=outputs, wanted=wanted)
+        fixedLabels=labels[0],
+        movingLabels=labels[1],
+        fixedPoints=points[0],
+        movingPoints=points[1],
+        guideWithPoints=parameters.guideWithLandmarks and points[0] is not None,
+        outputs=outputs,
+        wanted=wanted,
+    )
 
 
 def rememberOutputs(parameters, run):

@@ -1,6 +1,10 @@
 """The operating-system side of the worker: starting PythonSlicer, its three streams, and ending everything it started.
 
-:class:`WorkerProcess` is all that the client needs, so that tests can put anything in its place.
+:class:`WorkerProcess` is all that the client needs, so that tests can put anything in its place. Where systems differ,
+the system is an argument (``sys.platform``), so that each of them can be tested on any other.
+
+PythonSlicer is a launcher on Linux and Windows: Python is its child, a crash of that child becomes exit code 1 of the
+launcher with ``exit abnormally`` on stderr, and the launcher's own folders come before those of PYTHONPATH.
 """
 
 import contextlib
@@ -25,8 +29,8 @@ class WorkerProcess(Protocol):
     #: exit code, and True when the process did not end by itself.
     onExit: Callable[[int, bool], None]
 
-    def start(self, program: str, arguments: list, environment: dict) -> bool:
-        """False when the program cannot be started."""
+    def start(self, program: str, arguments: list, environment: dict, folder: str) -> bool:
+        """Start in the working folder ``folder``; False when the program cannot be started."""
 
     def write(self, data: bytes) -> None:
         """To the child's stdin."""
@@ -46,11 +50,12 @@ class QtWorkerProcess:
         self._process.finished.connect(self._finished)
         self._silent = False
 
-    def start(self, program, arguments, environment):
+    def start(self, program, arguments, environment, folder):
         settings = qt.QProcessEnvironment()
         for name, value in environment.items():
             settings.insert(name, value)
         self._process.setProcessEnvironment(settings)
+        self._process.setWorkingDirectory(folder)
         self._process.start(program, arguments)
         return self._process.waitForStarted(5000)
 
@@ -83,47 +88,85 @@ class QtWorkerProcess:
             self.onExit(self._process.exitCode(), self._process.exitStatus() == qt.QProcess.CrashExit)
 
 
-def killTree(pid):
-    """End process ``pid`` with all its descendants, by what this machine offers.
+# ------------------------------------------------------------------------------------------------ ending
 
-    The worker leads a process group of its own, so the group is enough where groups exist; psutil, when it is there, also
-    finds children that left the group.
+
+def killTree(pid, system=sys.platform):
+    """End process ``pid`` and all its descendants, by what this machine offers.
+
+    Windows does it by ``taskkill``. Elsewhere the descendants are listed before anything ends, because an orphan
+    belongs to nobody; the worker, which is a child of the launcher, leads a group of its own, so its group goes with
+    it.
     """
-    others = _descendants(pid)
-    if os.name == "nt":
-        subprocess.run(["taskkill", "/PID", str(pid), "/T", "/F"], capture_output=True, check=False,
-                       creationflags=subprocess.CREATE_NO_WINDOW)
-    else:
-        with contextlib.suppress(ProcessLookupError):
-            if os.getpgid(pid) == pid:
-                os.killpg(pid, signal.SIGKILL)
-            else:  # the worker has not made its group yet, so it has no children yet
-                os.kill(pid, signal.SIGKILL)
-    for other in others:
-        with contextlib.suppress(OSError):  # already gone
-            os.kill(other, getattr(signal, "SIGKILL", signal.SIGTERM))
+    if system == "win32":
+        subprocess.run(
+            ["taskkill", "/PID", str(pid), "/T", "/F"],
+            capture_output=True,
+            check=False,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+        return
+    for one in [*descendants(pid), pid]:  # children first: a launcher that sees its child go ends by itself
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(one) == one != os.getpgid(0):
+                os.killpg(one, signal.SIGKILL)
+            else:
+                os.kill(one, signal.SIGKILL)
 
 
-def _descendants(pid):
-    """Process numbers below ``pid``, as far as psutil is there to find them."""
+def descendants(pid):
+    """Process numbers below ``pid``, nearest first; by psutil, or where that is missing or damaged, by the system's
+    ``ps``.
+    """
     try:
         import psutil
-    except (ImportError, OSError):
-        return []
-    try:
+
         return [child.pid for child in psutil.Process(pid).children(recursive=True)]
-    except psutil.Error:
+    except Exception:  # whatever a half-installed package raises; a missing process ends below as well
+        return _descendantsByPs(pid)
+
+
+def _descendantsByPs(pid):
+    try:
+        listed = subprocess.run(
+            ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, check=False, text=True, timeout=10
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
         return []
+    parents = dict(map(int, line.split()) for line in listed.splitlines() if len(line.split()) == 2)
+    found = [pid]
+    for one in found:  # grows while it is walked
+        found.extend(child for child, parent in parents.items() if parent == one and child not in found)
+    return found[1:]
 
 
-def pythonProgram():
-    """Path of PythonSlicer, or of the running Python where there is none."""
-    home = os.environ.get("SLICER_HOME", "")
-    for candidate in (shutil.which("PythonSlicer"), *(shutil.which(os.path.join(home, "bin", name)) for name in
-                                                      ("PythonSlicer", "PythonSlicer.exe", "PythonSlicer-real"))):
-        if candidate:
-            return candidate
-    return sys.executable
+# ------------------------------------------------------------------------------------------------ starting
+
+
+def pythonProgram(system=sys.platform, home=None, exists=shutil.which):
+    """Path of the Python that Slicer's launcher starts with Slicer's libraries.
+
+    Args:
+        system: as ``sys.platform``.
+        home: Slicer's installation folder; None = of the running application.
+        exists: gives a program's path, or None.
+
+    The installation's own PythonSlicer comes before one on the PATH, which may belong to another Slicer. Without
+    either, the running interpreter does, but only if it is one: elsewhere ``sys.executable`` may be the application
+    itself.
+    """
+    name = "PythonSlicer.exe" if system == "win32" else "PythonSlicer"
+    home = slicerHome() if home is None else home
+    for candidate in ([os.path.join(home, "bin", name)] if home else []) + [name]:
+        found = exists(candidate)
+        if found:
+            return found
+    return sys.executable if "python" in os.path.basename(sys.executable).lower() else name
+
+
+def slicerHome():
+    """Slicer's installation folder, "" when nothing tells."""
+    return os.environ.get("SLICER_HOME") or getattr(slicer.app, "slicerHome", "") or ""
 
 
 def libraryFolder():
@@ -133,11 +176,28 @@ def libraryFolder():
     return str(Path(SymRegistrationLib.__file__).resolve().parent.parent)
 
 
-def workerCommand():
-    """(program, arguments, environment) that start the worker."""
-    environment = dict(slicer.util.startupEnvironment())
-    # PythonSlicer adds its own paths; ours has to be found first, whatever else is installed.
-    paths = [libraryFolder(), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+def workerEnvironment(startup, folder):
+    """Environment of the worker: the one Slicer was started in, and our library.
+
+    Args:
+        startup: environment before Slicer's launcher; the launcher that starts the worker adds its own part again.
+        folder: :func:`libraryFolder`.
+    """
+    environment = dict(startup)
+    paths = [folder, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     environment["PYTHONIOENCODING"] = "utf-8"
-    return pythonProgram(), ["-m", "SymRegistrationLib", "worker", "--own-group"], environment
+    environment.pop("PYTHONSAFEPATH", None)  # it would take the working folder out of the search, see workerCommand
+    return environment
+
+
+def workerCommand():
+    """(program, arguments, environment, folder) that start the worker.
+
+    ``python -m`` searches the working folder before everything else, and the launcher puts its own folders before those
+    of PYTHONPATH: only the working folder makes sure that the library of this very module runs, and not one that pip
+    installed.
+    """
+    folder = libraryFolder()
+    environment = workerEnvironment(slicer.util.startupEnvironment(), folder)
+    return pythonProgram(), ["-m", "SymRegistrationLib", "worker", "--own-group"], environment, folder

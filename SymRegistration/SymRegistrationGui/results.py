@@ -13,7 +13,7 @@ def number(value, digits=3):
         return "\u2013"
     if isinstance(value, int):
         return str(value)
-    if value != 0 and abs(value) < 10.0 ** -digits:
+    if value != 0 and abs(value) < 10.0**-digits:
         return f"{value:.1e}"
     return f"{value:.{digits}f}"
 
@@ -30,17 +30,35 @@ def rows(metrics):
         found.append((_("Similarity (0 to 1)"), *(number(similarity.get(k)) for k in ("before", "aligned", "after"))))
     labels = metrics.get("labels")
     if labels:
-        found.append((_("Overlap of labels, mean Dice"), *(number(labels.get(f"mean_{k}")) for k in ("before", "aligned", "after"))))
+        found.append(
+            (
+                _("Overlap of labels, mean Dice"),
+                *(number(labels.get(f"mean_{k}")) for k in ("before", "aligned", "after")),
+            )
+        )
         for name, values in labels["per_label"].items():
-            found.append((_("  label {name}").format(name=name), *(number(values.get(k)) for k in ("before", "aligned", "after"))))
+            found.append(
+                (
+                    _("  label {name}").format(name=name),
+                    *(number(values.get(k)) for k in ("before", "aligned", "after")),
+                )
+            )
     marks = metrics.get("landmarks")
     if marks:
-        found.append((_("Landmark error, mean of {count}, mm").format(count=marks["count"]),
-                      *(number(marks.get(f"mean_{k}_mm"), 2) for k in ("before", "aligned", "after"))))
+        found.append(
+            (
+                _("Landmark error, mean of {count}, mm").format(count=marks["count"]),
+                *(number(marks.get(f"mean_{k}_mm"), 2) for k in ("before", "aligned", "after")),
+            )
+        )
         found.append((_("Landmark error, 95 %, mm"), "", "", number(marks.get("p95_after_mm"), 2)))
     spread = metrics.get("uncertainty")
     if spread:
-        name = _("Radius that holds 68 % of errors, mean / 95 %, mm") if spread.get("calibrated") else _("Uncertainty (relative only), mean / 95 %, mm")
+        name = (
+            _("Radius that holds 68 % of errors, mean / 95 %, mm")
+            if spread.get("calibrated")
+            else _("Uncertainty (relative only), mean / 95 %, mm")
+        )
         found.append((name, "", "", f"{number(spread['mean_mm'], 2)} / {number(spread['p95_mm'], 2)}"))
     return found + _qualityRows(metrics.get("quality") or {}) + _costRows(metrics)
 
@@ -48,13 +66,27 @@ def rows(metrics):
 def _qualityRows(quality):
     found = []
     if "folded_percent" in quality:
-        found.append((_("Folded voxels, %"), "", "", f"{number(quality['folded_percent'], 4)} ({quality['folded_voxels']})"))
+        found.append(
+            (_("Folded voxels, %"), "", "", f"{number(quality['folded_percent'], 4)} ({quality['folded_voxels']})")
+        )
     if "jacobian_min" in quality:
-        found.append((_("Volume factor, min / median / max"), "", "",
-                      " / ".join(number(quality.get(f"jacobian_{k}"), 2) for k in ("min", "median", "max"))))
+        found.append(
+            (
+                _("Volume factor, min / median / max"),
+                "",
+                "",
+                " / ".join(number(quality.get(f"jacobian_{k}"), 2) for k in ("min", "median", "max")),
+            )
+        )
     if "ice_mean_mm" in quality:
-        found.append((_("Consistency error, mean / 95 %, mm"), "", "",
-                      " / ".join(number(quality.get(f"ice_{k}_mm"), 3) for k in ("mean", "p95"))))
+        found.append(
+            (
+                _("Consistency error, mean / 95 %, mm"),
+                "",
+                "",
+                " / ".join(number(quality.get(f"ice_{k}_mm"), 3) for k in ("mean", "p95")),
+            )
+        )
     return found
 
 
@@ -75,8 +107,13 @@ def worthText(told):
 def places(metrics):
     """(row, RAS) of folded places and of the least certain ones, to jump to."""
     found = []
-    for text, regions in ((_("Folded place {k}: {voxels} voxels"), (metrics.get("folding") or {}).get("regions", [])),
-                          (_("Uncertain place {k}: {ml:.1f} ml, up to {worst:.1f} mm"), (metrics.get("uncertainty") or {}).get("worst", []))):
+    for text, regions in (
+        (_("Folded place {k}: {voxels} voxels"), (metrics.get("folding") or {}).get("regions", [])),
+        (
+            _("Uncertain place {k}: {ml:.1f} ml, up to {worst:.1f} mm"),
+            (metrics.get("uncertainty") or {}).get("worst", []),
+        ),
+    ):
         for k, region in enumerate(regions, start=1):
             x, y, z = region["centre"]
             found.append(((text.format(k=k, **region), "", "", _("show")), (-x, -y, z)))

@@ -10,11 +10,19 @@ from slicer.i18n import tr as _
 from SymRegistrationLib.job import RegistrationError
 
 from . import results, runs
+from .events import guarded
 from .views import Views
 
 #: Button -> what it shows.
-MODES = {"blendButton": "blend", "checkerboardButton": "checkerboard", "flickerButton": "flicker", "differenceButton": "difference",
-         "jacobianButton": "jacobian", "uncertaintyButton": "uncertainty", "consistencyButton": "inverse_consistency"}
+MODES = {
+    "blendButton": "blend",
+    "checkerboardButton": "checkerboard",
+    "flickerButton": "flicker",
+    "differenceButton": "difference",
+    "jacobianButton": "jacobian",
+    "uncertaintyButton": "uncertainty",
+    "consistencyButton": "inverse_consistency",
+}
 DEFORMATION = {"gridButton": "glyphsButton", "glyphsButton": "gridButton"}
 
 
@@ -33,19 +41,21 @@ class ResultsPanel:
         self.views.onLegend = self._legend
         self._shown = None
         self._places = {}
-        ui.resultsTable.cellClicked.connect(self.onCell)
-        ui.applyDirectionComboBox.addItems([_("From the moving to the fixed scan"), _("From the fixed to the moving scan")])
+        ui.resultsTable.cellClicked.connect(guarded(self.onCell))
+        ui.applyDirectionComboBox.addItems(
+            [_("From the moving to the fixed scan"), _("From the fixed to the moving scan")]
+        )
         ui.resultSelector.addAttribute("vtkMRMLTableNode", runs.PREFIX + "Run")
         for name in MODES:
-            getattr(ui, name).toggled.connect(lambda on, n=name: self.onMode(n, on))
+            getattr(ui, name).toggled.connect(guarded(lambda on, n=name: self.onMode(n, on)))
         for name in DEFORMATION:
-            getattr(ui, name).toggled.connect(lambda on, n=name: self.onDeformation(n, on))
-        ui.viewSlider.valueChanged.connect(lambda value: self.views.setValue(value / 100))
-        ui.applyButton.clicked.connect(self.onApply)
+            getattr(ui, name).toggled.connect(guarded(lambda on, n=name: self.onDeformation(n, on)))
+        ui.viewSlider.valueChanged.connect(guarded(lambda value: self.views.setValue(value / 100)))
+        ui.applyButton.clicked.connect(guarded(self.onApply))
         ui.applyNodesSelector.checkedNodesChanged.connect(self.update)
-        ui.evaluateButton.clicked.connect(self.onEvaluate)
-        ui.exportButton.clicked.connect(self.onExport)
-        ui.removeButton.clicked.connect(self.onRemove)
+        ui.evaluateButton.clicked.connect(guarded(self.onEvaluate))
+        ui.exportButton.clicked.connect(guarded(self.onExport))
+        ui.removeButton.clicked.connect(guarded(self.onRemove))
         self._fillRows([])
 
     @property
@@ -56,7 +66,7 @@ class ResultsPanel:
         return runs.Run(table) if runs.isResultTable(table) else None
 
     def update(self):
-        ui, run, busy = self.ui, self.run, self.logic.busy
+        ui, run, busy = self.ui, self.run, self.panel.busy
         for widget in (ui.resultsTabs, ui.exportButton, ui.removeButton):
             widget.enabled = run is not None and not busy
         if run is None:
@@ -87,7 +97,9 @@ class ResultsPanel:
         self.ui.verdictLabel.text = text
         self.ui.verdictLabel.toolTip = "\n".join(metrics.get("notes", []))
         self.ui.verdictLabel.visible = bool(text)
-        self.ui.verdictLabel.styleSheet = f"background-color: {color}; color: black; border-radius: 4px;" if color else ""
+        self.ui.verdictLabel.styleSheet = (
+            f"background-color: {color}; color: black; border-radius: 4px;" if color else ""
+        )
 
     def onCell(self, row, _column):
         """Go to the place that a row names."""
@@ -107,7 +119,9 @@ class ResultsPanel:
         for row, texts in enumerate(rows):
             # what exists only after the run gets the width of all three columns
             alone = not texts[1] and not texts[2]
-            for column, text in enumerate((texts[0], texts[3] if alone else texts[1], texts[2], "" if alone else texts[3])):
+            for column, text in enumerate(
+                (texts[0], texts[3] if alone else texts[1], texts[2], "" if alone else texts[3])
+            ):
                 cell = qt.QTableWidgetItem(text)
                 if column:
                     cell.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
@@ -115,7 +129,11 @@ class ResultsPanel:
             if alone:
                 table.setSpan(row, 1, 1, 3)
         table.resizeRowsToContents()
-        height = header.sizeHint.height() + sum(table.rowHeight(row) for row in range(min(len(rows), 12))) + 2 * table.frameWidth
+        height = (
+            header.sizeHint.height()
+            + sum(table.rowHeight(row) for row in range(min(len(rows), 12)))
+            + 2 * table.frameWidth
+        )
         table.minimumHeight = table.maximumHeight = height
 
     # ------------------------------------------------------------------------------------------ views
@@ -179,8 +197,12 @@ class ResultsPanel:
         chosen = self.ui.applyNodesSelector.checkedNodes()
         fromMoving = self.ui.applyDirectionComboBox.currentIndex == 0
         run = self.run
-        self.panel.watch(lambda task: self.logic.apply(run, chosen, fromMoving, task),
-                         lambda made: self.panel.status(_("Made: {names}.").format(names=", ".join(node.GetName() for node in made))))
+        self.panel.watch(
+            lambda task: self.logic.apply(run, chosen, fromMoving, task),
+            lambda made: self.panel.status(
+                _("Made: {names}.").format(names=", ".join(node.GetName() for node in made))
+            ),
+        )
 
     def onEvaluate(self, *_unused):
         state, run = self.panel.parameters, self.run
@@ -189,21 +211,25 @@ class ResultsPanel:
             results.fillTable(run.table, metrics)
             self.update()
 
-        self.panel.watch(lambda task: self.logic.evaluate(run, (state.fixedLabels, state.movingLabels),
-                                                          (state.fixedLandmarks, state.movingLandmarks), task), done)
+        self.panel.watch(
+            lambda task: self.logic.evaluate(
+                run, (state.fixedLabels, state.movingLabels), (state.fixedLandmarks, state.movingLandmarks), task
+            ),
+            done,
+        )
 
     def onExport(self, *_unused):
-        path = qt.QFileDialog.getSaveFileName(None, _("Export report"), self.run.table.GetName() + ".html",
-                                              _("Report with pictures (*.html);;Table (*.csv);;All numbers (*.json)"))
-        if isinstance(path, tuple):  # Qt bindings differ: some add the chosen filter
-            path = path[0]
-        if path:
-            try:
-                exportReport(self.run, path)
-                self.panel.status(_("Saved {path}.").format(path=path))
-            except (OSError, RegistrationError) as error:
-                self.panel.fail(error if isinstance(error, RegistrationError) else
-                                RegistrationError(_("{path} could not be written ({reason}).").format(path=path, reason=error.strerror)))
+        path = askPath(self.run.table.GetName() + ".html")
+        if not path:
+            return
+        try:
+            exportReport(self.run, path)
+            self.panel.status(_("Saved {path}.").format(path=path))
+        except RegistrationError as error:
+            self.panel.fail(error)
+        except OSError as error:
+            text = _("{path} could not be written ({reason}).").format(path=path, reason=error.strerror)
+            self.panel.fail(RegistrationError(text, _("Choose another folder, or free some space.")))
 
     def onRemove(self, *_unused):
         self.switchOff()
@@ -211,7 +237,15 @@ class ResultsPanel:
         self.panel.update()
 
     def close(self):
+        """The views as they were before; nothing goes on."""
         self.views.show("", None)
+
+
+def askPath(suggested):
+    """Where a report shall be saved, chosen by the user; "" when canceled."""
+    kinds = _("Report with pictures (*.html);;Table (*.csv);;All numbers (*.json)")
+    path = qt.QFileDialog.getSaveFileName(None, _("Export report"), suggested, kinds)
+    return path[0] if isinstance(path, tuple) else path  # Qt bindings differ: some add the chosen filter
 
 
 def exportReport(run, path):
@@ -230,7 +264,9 @@ def exportReport(run, path):
         node = run.node("report")
         text = node.GetText() if node is not None else ""
         if not text:
-            raise RegistrationError(_("The page with pictures of this registration is not there (yet)."),
-                                    _("Wait a moment and try again, or save the numbers as .csv or .json."))
+            raise RegistrationError(
+                _("The page with pictures of this registration is not there (yet)."),
+                _("Wait a moment and try again, or save the numbers as .csv or .json."),
+            )
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)

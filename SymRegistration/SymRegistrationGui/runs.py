@@ -1,7 +1,7 @@
 """What one registration leaves in the scene: nodes that know of each other, in one folder, found again after loading.
 
-The results table is the anchor of a run. It holds a node reference per part, the metrics as text node, and says which nodes
-the run made (those go when the run is removed; nodes that the user had chosen stay).
+The results table is the anchor of a run. It holds a node reference per part, the metrics as text node, and says which
+nodes the run made (those go when the run is removed; nodes that the user had chosen stay).
 """
 
 import json
@@ -11,15 +11,17 @@ import uuid
 import slicer
 from slicer.i18n import tr as _
 
+from SymRegistrationLib.quality import outputs
+
 from . import colors
 from .nodes import discard
 
 PREFIX = "SymRegistration."
 #: Parts in the order of the folder; the names are the worker's.
-PARTS = ("forward", "inverse", "warped_moving", "warped_fixed", "jacobian", "inverse_consistency", "uncertainty")
-TRANSFORMS = ("forward", "inverse")
+PARTS = outputs.names()
+TRANSFORMS = outputs.names("transform")
 #: Maps shown as colors.
-MAPS = ("jacobian", "inverse_consistency", "uncertainty")
+MAPS = outputs.names("map")
 _RUN = PREFIX + "Run"
 
 
@@ -150,7 +152,9 @@ def commit(fixedNode, movingNode, fillers, chosen, metrics):
     scene = fixedNode.GetScene()
     table = chosen.get("table")
     if table is None:
-        table = scene.AddNewNodeByClass("vtkMRMLTableNode", _unique(scene, _("Registration of {moving} to {fixed}"), fixedNode, movingNode))
+        table = scene.AddNewNodeByClass(
+            "vtkMRMLTableNode", _unique(scene, _("Registration of {moving} to {fixed}"), fixedNode, movingNode)
+        )
     if not table.GetAttribute(_RUN):
         table.SetAttribute(_RUN, uuid.uuid4().hex)
     table.SetAttribute(PREFIX + "Time", f"{time.time():.3f}")
@@ -183,13 +187,12 @@ def _unique(scene, pattern, fixedNode, movingNode):
 
 def partName(part):
     """Pattern of a new node's name."""
-    return {
-        "forward": _("{moving} to {fixed}"), "inverse": _("{fixed} to {moving}"),
-        "warped_moving": _("{moving} on {fixed}"), "warped_fixed": _("{fixed} on {moving}"),
-        "jacobian": _("Volume change, {moving} to {fixed}"),
-        "inverse_consistency": _("Consistency error, {moving} to {fixed}"),
-        "uncertainty": _("Uncertainty, {moving} to {fixed}"),
-    }[part]
+    output = outputs.of(part)
+    if output.kind == "map":
+        return _("{title}, {{moving}} to {{fixed}}").format(title=_(output.title))
+    if output.kind == "image":
+        return _("{moving} on {fixed}") if output.grid == "fixed" else _("{fixed} on {moving}")
+    return _("{moving} to {fixed}") if output.grid == "fixed" else _("{fixed} to {moving}")
 
 
 def _newNode(scene, part, fixedNode, movingNode):
@@ -198,7 +201,8 @@ def _newNode(scene, part, fixedNode, movingNode):
 
 
 def _style(node, part, fixedNode, movingNode):
-    """Display nodes that look as the user expects: a warped scan like its source, maps in their colors, transforms hidden.
+    """Display nodes that look as the user expects: a warped scan like its source, maps in their colors, transforms
+    hidden.
 
     Comes before the voxels: an automatic window would count all of them, which takes long enough to be felt.
     """
@@ -223,7 +227,10 @@ def _style(node, part, fixedNode, movingNode):
 
 def _link(run, fixedNode, movingNode):
     """Node references that other modules understand, and one of our own between forward and inverse."""
-    roles = slicer.vtkMRMLTransformNode.GetFixedNodeReferenceRole(), slicer.vtkMRMLTransformNode.GetMovingNodeReferenceRole()
+    roles = (
+        slicer.vtkMRMLTransformNode.GetFixedNodeReferenceRole(),
+        slicer.vtkMRMLTransformNode.GetMovingNodeReferenceRole(),
+    )
     forward, inverse = run.node("forward"), run.node("inverse")
     for node, target, source in ((forward, fixedNode, movingNode), (inverse, movingNode, fixedNode)):
         if node is not None:

@@ -9,12 +9,13 @@ import slicer
 from slicer.i18n import tr as _
 
 from SymRegistrationLib.job import RegistrationError
+from SymRegistrationLib.quality import outputs
 
 from . import colors, nodes, results
 from .steps import StepRunner, pieces
 
 COMPARE = ("blend", "checkerboard", "flicker", "difference")
-MAPS = ("jacobian", "uncertainty", "inverse_consistency")
+MAPS = outputs.names("map")
 FLICKER_MS = 500
 
 
@@ -63,7 +64,10 @@ class Views:
             self.onLegend("")
             return
         if self._before is None:
-            self._before = [(c.GetBackgroundVolumeID(), c.GetForegroundVolumeID(), c.GetForegroundOpacity()) for c in self.composites()]
+            self._before = [
+                (c.GetBackgroundVolumeID(), c.GetForegroundVolumeID(), c.GetForegroundOpacity())
+                for c in self.composites()
+            ]
         getattr(self, f"_show_{mode}", self._showMap)(run, parts)
 
     def setValue(self, value):
@@ -73,6 +77,17 @@ class Views:
             self._opacity(value)
         elif self.mode == "checkerboard" and not self._steps.busy:
             self._compute(self._run, self._parts(self.mode, self._run))
+
+    def pause(self):
+        """Nothing moves while the module is not shown: a flicker stops at the registered scan."""
+        if self.mode == "flicker" and self._timer.active:
+            self._timer.stop()
+            self._opacity(1.0)
+
+    def resume(self):
+        """The module is shown again."""
+        if self.mode == "flicker":
+            self._timer.start()
 
     def forget(self):
         """The scene was closed: nothing to go back to."""
@@ -105,8 +120,10 @@ class Views:
         parts = {name: run.node(name) for name in wanted}
         for name, node in parts.items():
             if node is None:
-                raise RegistrationError(_("{part} was not made in this registration.").format(part=_names()[name]),
-                                        _("Switch it on under Outputs and register again."))
+                raise RegistrationError(
+                    _("{part} was not made in this registration.").format(part=_names()[name]),
+                    _("Switch it on under Outputs and register again."),
+                )
         return parts
 
     def _layers(self, background, foreground, opacity):
@@ -161,15 +178,20 @@ class Views:
     # ------------------------------------------------------------------------------------------ computed comparisons
 
     def _compute(self, run, parts):
-        self._steps.start(comparison(self.mode, parts["fixed"], parts["warped_moving"], self.value),
-                          lambda fill: self._computed(run, parts, fill), self.onError)
+        self._steps.start(
+            comparison(self.mode, parts["fixed"], parts["warped_moving"], self.value),
+            lambda fill: self._computed(run, parts, fill),
+            self.onError,
+        )
 
     def _computed(self, run, parts, fill):
         if parts["fixed"].GetScene() is None or run.table.GetScene() is None:
             return
         node = run.node("comparison")
         if node is None:
-            node = self.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", self.scene.GenerateUniqueName(_("Comparison")))
+            node = self.scene.AddNewNodeByClass(
+                "vtkMRMLScalarVolumeNode", self.scene.GenerateUniqueName(_("Comparison"))
+            )
             node.SetSaveWithScene(False)
             run.setNode("comparison", node, True)
             run.own([node])
@@ -193,7 +215,10 @@ class Views:
 
     def _restore(self):
         for composite, (background, foreground, opacity) in zip(self.composites(), self._before or []):
-            exists = [identity if identity and self.scene.GetNodeByID(identity) else None for identity in (background, foreground)]
+            exists = [
+                identity if identity and self.scene.GetNodeByID(identity) else None
+                for identity in (background, foreground)
+            ]
             composite.SetBackgroundVolumeID(exists[0])
             composite.SetForegroundVolumeID(exists[1])
             composite.SetForegroundOpacity(opacity)
@@ -201,14 +226,22 @@ class Views:
 
 
 def _names():
-    return {"fixed": _("The fixed volume"), "warped_moving": _("The warped moving volume"), "jacobian": _("The volume change map"),
-            "uncertainty": _("The uncertainty map"), "inverse_consistency": _("The consistency error map")}
+    return {
+        "fixed": _("The fixed volume"),
+        "warped_moving": _("The warped moving volume"),
+        "jacobian": _("The volume change map"),
+        "uncertainty": _("The uncertainty map"),
+        "inverse_consistency": _("The consistency error map"),
+    }
 
 
 def shownMaximum(metrics, mode, node):
     """Upper end of the color scale of an error map in mm: a round number above what 95 % of the scan's content have."""
-    high = ((metrics.get("quality") or {}).get("ice_p95_mm") if mode == "inverse_consistency"
-            else (metrics.get("uncertainty") or {}).get("p95_mm"))
+    high = (
+        (metrics.get("quality") or {}).get("ice_p95_mm")
+        if mode == "inverse_consistency"
+        else (metrics.get("uncertainty") or {}).get("p95_mm")
+    )
     if high is None:  # the metrics are gone: what 95 % of all voxels have
         high = float(np.percentile(nodes.volumeArray(node)[::4, ::4, ::4], 95))
     for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0):
@@ -222,8 +255,12 @@ def comparison(mode, fixedNode, warpedNode, value):
     fixed, grid = nodes.worldVolume(fixedNode)
     warped, warpedGrid = nodes.worldVolume(warpedNode)
     if not grid.same_as(warpedGrid, 0.01):
-        raise RegistrationError(_("'{a}' and '{b}' do not lie on the same grid any more.").format(a=fixedNode.GetName(), b=warpedNode.GetName()),
-                                _("Register again."))
+        raise RegistrationError(
+            _("'{a}' and '{b}' do not lie on the same grid any more.").format(
+                a=fixedNode.GetName(), b=warpedNode.GetName()
+            ),
+            _("Register again."),
+        )
     ranges = [_shownRange(node, array) for node, array in ((fixedNode, fixed), (warpedNode, warped))]
     if mode == "difference":
         ranges[1] = _matchedRange(fixed, warped, ranges)
@@ -232,8 +269,10 @@ def comparison(mode, fixedNode, warpedNode, value):
     tile = max(grid.spacing * grid.shape) / (3 + 17 * value)
     parity = [np.floor(np.arange(n) * s / tile).astype(int) for n, s in zip(grid.shape, grid.spacing)]
     for start, stop in pieces(grid.shape[0], 4 * fixed[0].size):
-        one, two = ((np.clip((array[start:stop].astype(np.float32) - low) / (high - low), 0, 1))
-                    for array, (low, high) in zip((fixed, warped), ranges))
+        one, two = (
+            (np.clip((array[start:stop].astype(np.float32) - low) / (high - low), 0, 1))
+            for array, (low, high) in zip((fixed, warped), ranges)
+        )
         if mode == "difference":
             out[start:stop] = np.rint(100 * (one - two))
         else:

@@ -4,18 +4,25 @@ import time
 
 import qt
 import slicer
-import vtk
 from slicer.i18n import tr as _
 
 from SymRegistrationLib.job import InputError, RegistrationError
+from SymRegistrationLib.registration.catalogue import needs_weights
 
-from . import install, methods, parameters, sampledata
+from . import exporting, install, methods, parameters, sampledata, settings
+from .events import guarded, later
+from .link import Link
 from .logic import Task
 from .resultspanel import ResultsPanel
 
 #: Combo box -> the parameter it shows; filled by code, because texts are translated and values are not.
-COMBOS = {"methodComboBox": "method", "presetComboBox": "preset", "metricComboBox": "metric", "initialComboBox": "initial",
-          "deviceComboBox": "device"}
+COMBOS = {
+    "methodComboBox": "method",
+    "presetComboBox": "preset",
+    "metricComboBox": "metric",
+    "initialComboBox": "initial",
+    "deviceComboBox": "device",
+}
 
 
 class Panel:
@@ -30,9 +37,10 @@ class Panel:
         self.ui = ui
         self.logic = logic
         self.parameters = None
-        self._guiTag = self._nodeTag = None
-        self._updating = False
-        self._hint = ""
+        self._link = None
+        self._updating = self._installing = False
+        self.closed = False
+        self._hint = self._told = ""
         self._started = 0.0
         logic.client.onLog = self.log
         logic.client.onDevices = self._showDevices
@@ -50,8 +58,12 @@ class Panel:
         for method in self._methods.values():
             missing = "" if methods.usable(method) else _(" (needs weights)")
             ui.methodComboBox.addItem(method["title"] + missing, method["name"])
-        for combo, pairs in ((ui.presetComboBox, methods.presets()), (ui.metricComboBox, methods.metrics()),
-                             (ui.initialComboBox, methods.initials()), (ui.deviceComboBox, methods.devices([]))):
+        for combo, pairs in (
+            (ui.presetComboBox, methods.presets()),
+            (ui.metricComboBox, methods.metrics()),
+            (ui.initialComboBox, methods.initials()),
+            (ui.deviceComboBox, methods.devices([])),
+        ):
             for value, text in pairs:
                 combo.addItem(text, value)
 
@@ -59,35 +71,47 @@ class Panel:
         ui = self.ui
         for name, parameter in COMBOS.items():
             combo = getattr(ui, name)
-            combo.currentIndexChanged.connect(lambda *_unused, c=combo, p=parameter: self._choose(p, c.itemData(c.currentIndex)))
-        ui.weightsPathEdit.currentPathChanged.connect(lambda *_unused: self._choose("weights", ui.weightsPathEdit.currentPath))
-        ui.registerButton.clicked.connect(self.onRegister)
-        ui.cancelButton.clicked.connect(self.onCancel)
-        ui.swapButton.clicked.connect(self.onSwap)
-        ui.tryItButton.clicked.connect(self.onTryIt)
-        ui.devicesButton.clicked.connect(self.onDevices)
+            combo.currentIndexChanged.connect(
+                lambda *_unused, c=combo, p=parameter: self._choose(p, c.itemData(c.currentIndex))
+            )
+        # The path edit tells of a path that it finds valid, and of losing validity, but not of further typing, nor of
+        # an empty text; the line inside it tells of everything.
+        for signal in (
+            ui.weightsPathEdit.currentPathChanged,
+            ui.weightsPathEdit.validInputChanged,
+            *(
+                child.textChanged
+                for child in slicer.util.findChildren(ui.weightsPathEdit)
+                if hasattr(child, "editingFinished")
+            ),
+        ):
+            signal.connect(self._readWeights)
+        ui.idleSpinBox.value = settings.idleMinutes()
+        ui.idleSpinBox.valueChanged.connect(guarded(lambda *_unused: settings.setIdleMinutes(ui.idleSpinBox.value)))
+        for button, slot in (
+            (ui.registerButton, self.onRegister),
+            (ui.cancelButton, self.onCancel),
+            (ui.swapButton, self.onSwap),
+            (ui.tryItButton, self.onTryIt),
+            (ui.devicesButton, self.onDevices),
+        ):
+            button.clicked.connect(guarded(slot))
 
     # ------------------------------------------------------------------------------------------ state
 
     def setParameters(self, wrapped):
-        """Show another parameter node, or None while a scene closes."""
-        if self.parameters is not None:
-            self.parameters.disconnectGui(self._guiTag)
-            self.parameters.RemoveObserver(self._nodeTag)
-        self.parameters = wrapped
+        """Show another parameter node, or None while a scene closes and when the panel is closed."""
+        if self._link is not None:
+            self._link.cut()
+        self.parameters, self._link = wrapped, None
         if wrapped is not None:
-            self._guiTag = wrapped.connectGui(self.ui)
-            self._nodeTag = wrapped.AddObserver(vtk.vtkCommand.ModifiedEvent, self._parametersChanged)
-            self._guessVolumes()
+            self.closed = False
+            self._link = Link(wrapped, self.ui, self._parametersChanged)
+            parameters.guessScans(wrapped, slicer.mrmlScene)
         self.update()
 
-    def _guessVolumes(self):
-        """With exactly two scans in the scene there is nothing to choose."""
-        state = self.parameters
-        volumes = [slicer.mrmlScene.GetNthNodeByClass(k, "vtkMRMLScalarVolumeNode")
-                   for k in range(slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode"))]
-        if state.fixedVolume is None and state.movingVolume is None and len(volumes) == 2:
-            state.fixedVolume, state.movingVolume = volumes
+    def _readWeights(self, *_unused):
+        self._choose("weights", self.ui.weightsPathEdit.currentPath)
 
     def _choose(self, name, value):
         if self.parameters is not None and not self._updating and value is not None:
@@ -121,7 +145,7 @@ class Panel:
         method = self._methods.get(state.method)
         if method is not None:
             ui.methodDescriptionLabel.text = f"{method['description']}<br><small>{method['publication']}</small>"
-        network = state.method != "syn"
+        network = needs_weights(state.method)
         for widget in (ui.refineLabel, ui.refineSpinBox, ui.weightsLabel, ui.weightsPathEdit):
             widget.visible = network
         for widget in (ui.presetLabel, ui.presetComboBox, ui.metricLabel, ui.metricComboBox):
@@ -129,29 +153,51 @@ class Panel:
         for widget in (ui.initialTransformLabel, ui.initialTransformSelector):
             widget.visible = state.initial == "transform"
         ui.guideCheckBox.enabled = state.fixedLandmarks is not None and state.movingLandmarks is not None
-        for switch, selector in (("makeWarpedMoving", ui.outputWarpedMovingSelector), ("makeWarpedFixed", ui.outputWarpedFixedSelector),
-                                 ("makeJacobian", ui.outputJacobianSelector), ("makeConsistency", ui.outputConsistencySelector)):
+        for switch, selector in (
+            ("makeWarpedMoving", ui.outputWarpedMovingSelector),
+            ("makeWarpedFixed", ui.outputWarpedFixedSelector),
+            ("makeJacobian", ui.outputJacobianSelector),
+            ("makeConsistency", ui.outputConsistencySelector),
+        ):
             selector.enabled = getattr(state, switch)
         ui.outputUncertaintySelector.enabled = state.uncertaintyRuns > 0
 
+    @property
+    def busy(self):
+        """True while a registration, another task or an installation is under way."""
+        return self.logic.busy or self._installing
+
     def _showButtons(self):
-        ui, busy = self.ui, self.logic.busy
+        ui, busy = self.ui, self.busy
         problem = self.problem()
         ui.registerButton.enabled = not busy and not problem
         ui.registerButton.toolTip = problem or _("Register the moving scan to the fixed one, and the other way round.")
+        hint = " ".join(
+            filter(None, (self._told, problem))
+        )  # what went wrong stays to be read beside what is missing now
         if not busy and (problem or ui.statusLabel.text == self._hint):
-            self.status(problem)
-        self._hint = problem
-        ui.cancelButton.enabled = busy
-        for section in (ui.inputsCollapsibleButton, ui.methodCollapsibleButton, ui.advancedCollapsibleButton, ui.outputsCollapsibleButton):
+            self.status(hint)
+        self._hint = hint
+        ui.cancelButton.enabled = self.logic.busy
+        for section in (
+            ui.inputsCollapsibleButton,
+            ui.methodCollapsibleButton,
+            ui.advancedCollapsibleButton,
+            ui.outputsCollapsibleButton,
+        ):
             section.enabled = not busy
-        ui.progressBar.visible = busy
+        ui.progressBar.visible = self.logic.busy
 
     def problem(self):
         """Why Register cannot be pressed now, "" when it can."""
         state = self.parameters
         if state is None or state.fixedVolume is None or state.movingVolume is None:
             return _("Choose a fixed and a moving volume.")
+        for node in (state.fixedVolume, state.movingVolume):
+            if not parameters.isScan(node):
+                return _("'{name}' is no scan: choose a volume with one gray value per voxel.").format(
+                    name=node.GetName()
+                )
         if state.fixedVolume is state.movingVolume:
             return _("Choose two different volumes.")
         if state.initial == "transform" and state.initialTransform is None:
@@ -160,7 +206,9 @@ class Panel:
         if method is None:
             return _("Choose a method.")
         if not methods.usable(method, state.weights):
-            return _("{method} needs trained weights: choose a weights file, or take the SyN optimizer.").format(method=method["title"])
+            return _("{method} needs trained weights: choose a weights file, or take the SyN optimizer.").format(
+                method=method["title"]
+            )
         return ""
 
     # ------------------------------------------------------------------------------------------ actions
@@ -170,15 +218,47 @@ class Panel:
 
     def register(self, repair=False):
         """What the Register button does."""
+        if self.busy or self.parameters is None:
+            return
+        self._readWeights()
         try:
             request = parameters.request(self.parameters)
-            if not install.ensure(self.logic.client, repair):
+            exporting.check(request)  # nothing is installed for what cannot be done anyway
+            if not self._ensureInstalled(repair):
                 self.status(_("Nothing was installed; the registration was not started."))
                 return
-            self._watch(self.logic.register(request, Task(onDone=self._registered)))
+            if self.closed:
+                return
+            if None in (request.fixedNode.GetScene(), request.movingNode.GetScene()):
+                raise RegistrationError(
+                    _("A scan was deleted or the scene was closed during the installation; nothing was registered."),
+                    _("The libraries are installed now: choose two scans and press Register."),
+                )
+            self._watch(self.logic.register(request, Task(onDone=guarded(self._registered))))
         except (InputError, RegistrationError, install.InstallError) as error:
             self.fail(error)
         self.update()
+
+    def _ensureInstalled(self, repair=False):
+        """True when all libraries are there. Meanwhile the panel says what goes on, and takes no second click."""
+        if self._installing:
+            return False
+        try:
+            return install.ensure(self.logic.client, repair, self._installationBegins)
+        finally:
+            if self._installing:
+                self._installing = False
+                slicer.app.restoreOverrideCursor()
+                if not self.closed:
+                    self.update()
+
+    def _installationBegins(self, text):
+        self._installing = True
+        slicer.app.setOverrideCursor(qt.Qt.BusyCursor)
+        self.update()
+        self.status(text)
+        self.log(text)
+        slicer.app.processEvents()  # pip says nothing for a while, and until then nothing would be drawn
 
     def _registered(self, run):
         from . import results
@@ -187,13 +267,17 @@ class Panel:
         results.fillTable(run.table, metrics)
         parameters.rememberOutputs(self.parameters, run)
         seconds = time.perf_counter() - self._started
-        self._ended(_("Done in {seconds:.1f} s. {words}").format(seconds=seconds, words=(metrics.get("verdict") or {}).get("words", "")))
+        self._ended(
+            _("Done in {seconds:.1f} s. {words}").format(
+                seconds=seconds, words=(metrics.get("verdict") or {}).get("words", "")
+            )
+        )
         self.ui.resultsCollapsibleButton.collapsed = False
         self.results.showFirst(run)
 
     def watch(self, start, onDone):
         """Start another task (``start(task)``), with progress and errors as for a registration."""
-        task = Task(onDone=lambda result: (self._ended(_("Done.")), onDone(result)))
+        task = Task(onDone=guarded(lambda result: (self._ended(_("Done.")), onDone(result))))
         try:
             self._watch(start(task))
         except (InputError, RegistrationError) as error:
@@ -201,7 +285,7 @@ class Panel:
         self.update()
 
     def _watch(self, task):
-        self._started, self._lastProgress = time.perf_counter(), None
+        self._started, self._lastProgress, self._told = time.perf_counter(), None, ""
         task.onProgress, task.onFailed = self._progress, self.fail
         self.ui.progressBar.value = 0
         self.status(_("Starting..."))
@@ -211,30 +295,21 @@ class Panel:
         self.logic.cancel()
 
     def onSwap(self, *_unused):
-        state = self.parameters
-        wasModifying = state.StartModify()
-        for one, other in (("fixedVolume", "movingVolume"), ("fixedMask", "movingMask"), ("fixedLandmarks", "movingLandmarks"),
-                           ("fixedLabels", "movingLabels")):
-            first, second = getattr(state, one), getattr(state, other)
-            setattr(state, one, second)
-            setattr(state, other, first)
-        state.EndModify(wasModifying)
+        parameters.swap(self.parameters)
 
     def onTryIt(self, *_unused):
-        fixed, moving, fixedPoints, movingPoints = sampledata.makePair(slicer.mrmlScene)
-        state = self.parameters
-        wasModifying = state.StartModify()
-        state.fixedVolume, state.movingVolume = fixed, moving
-        state.fixedLandmarks, state.movingLandmarks = fixedPoints, movingPoints
-        for output, _switch in parameters.OUTPUTS.values():
-            setattr(state, output, None)
-        state.resultTable = None
-        state.EndModify(wasModifying)
+        if self.busy:
+            return
+        pair = sampledata.makePair(slicer.mrmlScene)
+        parameters.choosePair(self.parameters, *pair)
+        sampledata.showPair(*pair[:2])
         self.register()
 
     def onDevices(self, *_unused):
+        if self.busy:
+            return
         try:
-            if install.ensure(self.logic.client):
+            if self._ensureInstalled() and not self.closed:
                 self.status(_("Looking for devices..."))
                 self.logic.client.request("ping", {}, lambda result: self.status(""), self.fail)
         except install.InstallError as error:
@@ -249,7 +324,7 @@ class Panel:
         combo.currentIndex = max(0, combo.findData(wanted))
         self._updating = False
 
-    # ------------------------------------------------------------------------------------------ what the user sees meanwhile
+    # ------------------------------------------------------------------------------------- what the user sees meanwhile
 
     def _progress(self, stage, fraction, secondsLeft, message):
         self._lastProgress = (message, secondsLeft, time.perf_counter())
@@ -273,14 +348,24 @@ class Panel:
         self.update()
 
     def fail(self, error):
-        """Tell the user what went wrong; offer the repair when the installation is to blame."""
+        """Tell the user what went wrong, in the panel and in a box; offer the repair when the installation is to blame.
+
+        The box waits until the event is over: this is also called while a scene closes or a node goes.
+        """
         text = f"{error.message} {getattr(error, 'hint', '')}".strip()
+        self._told = text
         self._ended(text)
         if getattr(error, "environment", False):
-            if slicer.util.confirmOkCancelDisplay(text + " " + _("Install the libraries again now?"), windowTitle=_("Registration")):
-                self.register(repair=True)
+            later(lambda: self._offerRepair(text))
         elif text != _("Canceled."):
-            slicer.util.errorDisplay(text, windowTitle=_("Registration"))
+            later(lambda: slicer.util.errorDisplay(text, windowTitle=_("Registration")))
+
+    def _offerRepair(self, text):
+        agreed = slicer.util.confirmOkCancelDisplay(
+            text + " " + _("Install the libraries again now?"), windowTitle=_("Registration")
+        )
+        if agreed and not self.closed:
+            self.register(repair=True)
 
     def status(self, text):
         self.ui.statusLabel.text = text
@@ -290,10 +375,15 @@ class Panel:
             self.ui.logTextEdit.appendPlainText(text)
 
     def close(self):
-        """End timers and processes."""
+        """Let go of everything: timers, processes, the parameter node. What is connected to the widgets stays silent.
+
+        :meth:`setParameters` opens it again.
+        """
+        self.closed = True
         self._clock.stop()
         self.results.close()
         self.logic.close()
+        self.setParameters(None)
 
 
 def duration(seconds):

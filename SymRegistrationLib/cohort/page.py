@@ -22,8 +22,10 @@ from .summary import LEAST, MEASURES, THRESHOLD, PairState, counts, ordered
 #: The page holds so many pictures at most; what follows is ordinary.
 MOST_PICTURES = 500
 _STYLE = """
-main{max-width:1440px}.pairs td{vertical-align:middle}.pairs th.n{white-space:normal;vertical-align:bottom;min-width:76px}
-.pairs th{vertical-align:bottom}.pairs img{display:block;border-radius:6px;background:#000;height:80px}.name{min-width:130px}
+main{max-width:1440px}.pairs td{vertical-align:middle}.pairs th.n{white-space:normal;vertical-align:bottom;\
+min-width:76px}
+.pairs th{vertical-align:bottom}.pairs img{display:block;border-radius:6px;background:#000;height:80px}\
+.name{min-width:130px}
 .tag{font-weight:600}.tag.good{color:var(--good)}.tag.look{color:var(--look)}.tag.bad,.tag.failed{color:var(--bad)}
 .why{min-width:260px;max-width:440px}.name,.why{overflow-wrap:anywhere}a{color:var(--accent)}.bar>i{display:block;height:8px;border-radius:4px;
 background:var(--accent)}.bar{display:block;background:var(--line);border-radius:4px;margin:0}
@@ -65,9 +67,11 @@ def page(
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}: batch</title><style>{STYLE}{_STYLE}</style></head><body><main>"
-        f'<h1>{escape(title)}</h1><p class="soft">SymRegistration {__version__}, {time.strftime("%Y-%m-%d %H:%M")}, {duration(seconds)}</p>'
+        f'<h1>{escape(title)}</h1><p class="soft">SymRegistration {__version__}, {time.strftime("%Y-%m-%d %H:%M")}, '
+        f"{duration(seconds)}</p>"
         f"{_tiles(found)}{running}{more}"
-        f'<section class="card"><h2>Pairs</h2><p class="soft">{_rule(found)}</p><div class="wide"><table class="pairs"><tr><th></th>'
+        f'<section class="card"><h2>Pairs</h2><p class="soft">{_rule(found)}</p><div class="wide"><table '
+        f'class="pairs"><tr><th></th>'
         f'<th>pair</th><th>what to look at</th>{head}<th class="n">time</th></tr>{body}</table></div></section>'
         '<p class="soft small about">For research; not a medical device.</p></main></body></html>'
     )
@@ -86,11 +90,17 @@ def _tiles(found: dict[str, int]) -> str:
 
 def _rule(found: dict[str, int]) -> str:
     if found["done"] < LEAST:
-        return f"Pairs whose report says not to use them come first. From {LEAST} pairs on, they are also compared with each other."
+        return (
+            f"Pairs whose report says not to use them come first. From {LEAST} pairs on, they are also compared "
+            f"with each other."
+        )
     return (
-        f"Failed pairs first, then those that stand out, the worst first. A pair stands out when one of its numbers lies on the "
-        f"bad side of the others by a robust z-score above {THRESHOLD} (0.6745 &times; distance from the median / median absolute "
-        "deviation), or when its own report says not to use it. The picture is the registered scan under the fixed scan's outlines."
+        f"Failed pairs first, then those that stand out, the worst first. A pair stands out when one of its numbers "
+        f"lies on the "
+        f"bad side of the others by a robust z-score above {THRESHOLD} (0.6745 &times; distance from the median / "
+        f"median absolute "
+        "deviation), or when its own report says not to use it. The picture is the registered scan under the fixed "
+        "scan's outlines."
     )
 
 
@@ -103,7 +113,10 @@ def _row(state: PairState, shown: Sequence[str], picture: bool) -> str:
     name = (
         f'<a href="{folder}/report.html">{escape(state.row.identity)}</a>' if has_report else escape(state.row.identity)
     )
-    scans = f'<div class="soft small">{escape(Path(state.row.job.moving).name)} onto {escape(Path(state.row.job.fixed).name)}</div>'
+    scans = (
+        f'<div class="soft small">{escape(Path(state.row.job.moving).name)} onto '
+        f"{escape(Path(state.row.job.fixed).name)}</div>"
+    )
     return (
         f'<tr><td>{image}</td><td class="name">{name}{scans}</td><td class="why">{_why(state, numbers)}</td>{cells}'
         f'<td class="n">{duration(state.seconds)}</td></tr>'

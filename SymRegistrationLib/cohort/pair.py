@@ -36,7 +36,8 @@ class PairRequest:
 
     Attributes:
         job: the registration.
-        group: also write ``log_jacobian.nii.gz`` and ``coverage.nii.gz`` for what :mod:`SymRegistrationLib.cohort.template` makes of many pairs.
+        group: also write ``log_jacobian.nii.gz`` and ``coverage.nii.gz`` for what
+        :mod:`SymRegistrationLib.cohort.template` makes of many pairs.
     """
 
     job: Job
@@ -206,7 +207,7 @@ def run_pair(request: PairRequest, progress: Progress = silent) -> dict[str, Any
         raise RegistrationError("an input file was changed while the pair was registered.", "Run the batch again.")
     with disk_errors_as_pair_errors(folder):
         _record(folder, signed, [*metrics["files"].values(), "metrics.json"], old)
-    return metrics
+    return dict(metrics)
 
 
 def _stamps(job: Job) -> list[tuple[str, int, int]]:

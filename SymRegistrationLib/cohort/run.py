@@ -1,6 +1,7 @@
 """Many pairs: checked, divided among warm workers or handed to a cluster, resumed after anything, and summed up.
 
-No torch in this process. A pair's folder is finished when its record says so (see :mod:`SymRegistrationLib.cohort.pair`);
+No torch in this process. A pair's folder is finished when its record says so (see
+:mod:`SymRegistrationLib.cohort.pair`);
 everything else is done again. ``summary.csv`` and ``index.html`` are renewed while the batch runs.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -298,8 +300,8 @@ def _absolute(request: PairRequest) -> PairRequest:
     from .pair import inputs_of
 
     job = request.job
-    paths = {name: os.path.abspath(path) for name, path in inputs_of(job).items()}
-    options = {name: paths.pop(name) for name in ("initial", "weights") if name in paths}
+    paths: dict[str, Any] = {name: os.path.abspath(path) for name, path in inputs_of(job).items()}
+    options: dict[str, Any] = {name: paths.pop(name) for name in ("initial", "weights") if name in paths}
     job = replace(job, **paths, output=os.path.abspath(job.output), options=replace(job.options, **options))
     return replace(request, job=job)
 
@@ -337,9 +339,7 @@ def _locked(folder: Path) -> Iterator[int]:
 
 def _lock(handle: int) -> str:
     """How the lock was got; an empty text when another process has it."""
-    try:
-        import fcntl
-    except ImportError:
+    if sys.platform == "win32":
         import msvcrt
 
         try:
@@ -347,6 +347,8 @@ def _lock(handle: int) -> str:
         except OSError:
             return ""
         return "alone"
+    import fcntl
+
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..job import INITIALS, INPUT_PATHS, InputError, Job, existing_file
 
@@ -206,7 +207,8 @@ def _identities(table: str, found: list[tuple[int, dict[str, str]]], short: bool
     given = [values.get("id", "") for _, values in found]
     made = [_made(values, short) for _, values in found]
     counts = Counter(_folded(name) for name in (a or b for a, b in zip(given, made)))
-    identities, lines = [], {}
+    identities: list[str] = []
+    lines: dict[str, int] = {}
     for text, name, (line, values) in zip(given, made, found):
         if not text and counts[_folded(name)] > 1:
             files = "\n".join(values.get(column, "") for column in ("fixed", "moving"))
@@ -242,13 +244,13 @@ def _folded(name: str) -> str:
 
 
 def _job(cells: Cells, line: int, values: dict[str, str], template: Job) -> Job:
-    changes = {}
+    changes: dict[str, Any] = {}
     for column in INPUT_PATHS:
         if values.get(column):
             changes[column] = str(cells.base / values[column])
         elif column in values and column in ("fixed", "moving"):
             raise _wrong(cells.name, line, f"'{column}' is empty", "Every row needs both scans.")
-    options = {name: values[name] for name in ("initial", "method") if values.get(name)}
+    options: dict[str, Any] = {name: values[name] for name in ("initial", "method") if values.get(name)}
     if options.get("initial", "none") not in INITIALS:
         options["initial"] = str(cells.base / options["initial"])
     try:

@@ -86,11 +86,11 @@ class WorkerProcess:
     ):
         library = str(Path(__file__).resolve().parents[2])
         paths = [library, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-        groups = (
-            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-            if os.name == "nt"
-            else {"start_new_session": True, "pass_fds": tuple(inherit)}
-        )
+        groups: dict[str, Any]
+        if sys.platform == "win32":
+            groups = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        else:
+            groups = {"start_new_session": True, "pass_fds": tuple(inherit)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "SymRegistrationLib", "worker"],
             stdin=subprocess.PIPE,

@@ -15,6 +15,7 @@ from ..job import FORMATS, INITIALS, METRICS, PRESETS, InputError, Options
 #: Commands of rooms that may not be there; each module offers ``main(arguments) -> exit code``.
 SUBCOMMANDS = {
     "train": ("train", "train a network on your own scans"),
+    "pool": ("pool", "make a pool of training pairs from label maps, once"),
     "batch": ("batch", "register many pairs from a table, on this machine or a cluster"),
     "group": ("group", "bring many scans onto one template: mean, spread, volume maps"),
     "propagate": ("propagate", "carry labels from one or several atlases to a scan"),
@@ -186,6 +187,9 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
     )
     how.add_argument(
         "--refine", type=int, default=options.refine, metavar="N", help="optimiser levels after a network (default: 0)"
+    )
+    how.add_argument(
+        "--adapt", type=int, default=options.adapt, metavar="N", help="steps that fit a network to this pair"
     )
     how.add_argument("--spacing", type=float, metavar="MM", help="working voxel size (default: the method decides)")
     how.add_argument(

@@ -21,10 +21,12 @@ _DESCRIPTION = f"""Register many pairs. Workers stay warm between pairs; one bad
 
 TABLE is a CSV or TSV file, one pair a line; its first line names the columns:
   {", ".join(COLUMNS)}
-fixed and moving are needed, the rest is optional; relative paths start at the table's folder. Or TABLE is a folder of scans
+fixed and moving are needed, the rest is optional; relative paths start at the table's folder. Or TABLE is a folder \
+of scans
 (BIDS or flat): every later session goes onto the first one of its subject; --to FILE: every scan onto one; --pairs all.
 
-Writes a folder per pair (named by its id, as symreg register writes it), summary.csv, and index.html: every pair with its
+Writes a folder per pair (named by its id, as symreg register writes it), summary.csv, and index.html: every pair \
+with its
 picture, failed ones and outliers first. After Ctrl-C, a crash or a reboot, the SAME command goes on: a pair counts as
 finished only when the SHA-256 of its inputs and its options are those recorded with its results."""
 
@@ -105,7 +107,7 @@ def completed(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def plan_of(args: argparse.Namespace, **more: Any):
-    """The :class:`~SymRegistrationLib.batch.CohortPlan` that the arguments ask for. Raises InputError."""
+    """The :class:`~SymRegistrationLib.cohort.run.CohortPlan` that the arguments ask for. Raises InputError."""
     from ..cohort.run import CohortPlan
 
     workers = None
@@ -122,13 +124,13 @@ def plan_of(args: argparse.Namespace, **more: Any):
     return CohortPlan(args.output, workers, args.scheduler, worker_timeout_s, verify_outputs=args.verify, **more)
 
 
-def template_of(args: argparse.Namespace, to: dict[str, str | None]) -> Job:
+def template_of(args: argparse.Namespace, to: dict[str, Any]) -> Job:
     """What holds for every row; ``to``: fixed, fixed_mask, fixed_labels, fixed_points, where one fixed scan is given.
 
     The moving scan is a stand-in until a row gives its own. Labels and landmarks of the fixed scan are paired only then
     too.
     """
-    stand_ins = {f"moving_{kind}": UNSET for kind in ("labels", "points") if to.get(f"fixed_{kind}")}
+    stand_ins: dict[str, Any] = {f"moving_{kind}": UNSET for kind in ("labels", "points") if to.get(f"fixed_{kind}")}
     return Job(
         fixed=to.get("fixed") or UNSET,
         moving=UNSET,

@@ -182,7 +182,8 @@ def _apply(args: argparse.Namespace, console: Console) -> None:
             f"\nno radius: {result['no_radius']}"
             if not known
             else (
-                f"\n68 % of such points lie within {number(min(known), 2)} to {number(max(known), 2)} mm (each point's radius is in the file)"
+                f"\n68 % of such points lie within {number(min(known), 2)} to {number(max(known), 2)} mm (each "
+                f"point's radius is in the file)"
             )
         )
     console.result(result, text)

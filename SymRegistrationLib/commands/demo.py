@@ -13,6 +13,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,9 +85,8 @@ def run_demo(folder: Path, seed: int, preset: str, console: Console, images: Pat
     for path, volume in zip(paths, (fixed, moving)):
         with replacing(path) as part:
             write_volume(part, volume.array, volume.grid)
-    metrics = run(
-        Job(str(paths[0]), str(paths[1]), str(folder), options=Options(preset=preset, seed=seed)), console.progress
-    )
+    job = Job(str(paths[0]), str(paths[1]), str(folder), options=Options(preset=preset, seed=seed))
+    metrics = dict[str, Any](run(job, console.progress))
     found = pose_error(np.array(metrics["alignment"]["matrix"]), pose)
     metrics["demo"] = {
         "seed": seed,

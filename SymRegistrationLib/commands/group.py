@@ -16,15 +16,18 @@ from .batch import add_scan_arguments, cells_of, completed, dry_run, finish_rows
 
 _DESCRIPTION = """Bring many scans onto one template, and see what they have in common and where they differ in size.
 
-SCANS is a CSV or TSV file with a column image (and mask, id, ...; relative paths start at its folder), or a folder (BIDS or
+SCANS is a CSV or TSV file with a column image (and mask, id, ...; relative paths start at its folder), or a folder \
+(BIDS or
 flat). Every scan is registered as by symreg batch: warm workers, the same command goes on after anything.
 
-Writes a folder per scan, with its transforms, warped_moving.nii.gz and log_jacobian.nii.gz (natural logarithm of the volume
+Writes a folder per scan, with its transforms, warped_moving.nii.gz and log_jacobian.nii.gz (natural logarithm of the \
+volume
 in the scan per volume in the template, above 0 = larger in the scan), and of all:
   mean.nii.gz, sd.nii.gz               the registered scans, every voxel over the scans that reach it
   coverage.nii.gz                      how many those are
   log_jacobian_mean.nii.gz, _sd        morphometry of the group
-  scans.csv                            one line a scan for your statistics; log_scale is the part of log_jacobian that the
+  scans.csv                            one line a scan for your statistics; log_scale is the part of log_jacobian \
+that the
                                        initial alignment brought (subtract it for volumes relative to the whole)
   summary.csv, index.html              as symreg batch"""
 

@@ -15,7 +15,8 @@ from ..job import InputError, existing_file
 from .arguments import _Parser
 from .batch import completed, dry_run, finish_rows, plan_of, template_of
 
-_DESCRIPTION = """Carry labels from one or several atlases to a scan. Every atlas is registered to TARGET (as by symreg batch:
+_DESCRIPTION = """Carry labels from one or several atlases to a scan. Every atlas is registered to TARGET (as by \
+symreg batch:
 warm workers, the same command goes on after anything), its labels are carried along, and all are made into one map:
 majority (a draw goes to the atlas that fits best) or STAPLE (atlases weighted by how they perform).
 
@@ -28,7 +29,8 @@ Writes:
 
 _EXAMPLES = """examples:
   symreg propagate scan.nii.gz --atlas atlas.nii.gz atlas_labels.nii.gz -o out
-  symreg propagate scan.nii.gz --atlases atlases.csv --fusion staple -o out      columns image, labels and, if you like, id, mask"""
+  symreg propagate scan.nii.gz --atlases atlases.csv --fusion staple -o out      columns image, labels and, if you \
+like, id, mask"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -138,4 +140,7 @@ def _text(result: dict, output: str) -> str:
     text = table(("label", "voxels", "ml", "agreement", *(["Dice"] if with_dice else [])), rows)
     more = f"\nand {len(result['labels']) - 40} more labels" if len(result["labels"]) > 40 else ""
     mean = f"\nmean Dice {number(result['mean_dice'])}" if with_dice else ""
-    return f"{text}{more}{mean}\n\n{result['fusion']} of {len(result['atlases'])} atlases in {Path(output) / 'labels.nii.gz'}"
+    return (
+        f"{text}{more}{mean}\n\n{result['fusion']} of {len(result['atlases'])} atlases in "
+        f"{Path(output) / 'labels.nii.gz'}"
+    )

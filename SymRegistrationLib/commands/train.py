@@ -28,11 +28,16 @@ The folder of the run holds:
                              the same weights as a run that was not interrupted
 
 Scans:       --data takes a folder (BIDS or flat; label maps, masks and landmarks are found by name: _aseg, _dseg,
-             _labels, _mask, _landmarks) or a CSV/TSV table with the columns image, labels, mask, points, subject, split;
-             or fixed, moving, fixed_labels, moving_labels, ... for fixed pairs. What lies outside a mask is made black, as
+             _labels, _mask, _landmarks) or a CSV/TSV table with the columns image, labels, mask, points, subject, \
+split;
+             or fixed, moving, fixed_labels, moving_labels, ... for fixed pairs. What lies outside a mask is made \
+black, as
              in a skull-stripped scan: give the network such scans later, too.
 Label maps:  --labels takes a folder or table of label maps. Scans of random contrast, pose and quality are made of them
              while training; the true map of each pair is known. Nothing else is needed.
+Pool:        --pool takes a folder that symreg pool made, and trains the repeated passes of a method on it; its options
+are
+             told by: symreg train --pool x --help
 Several GPUs: torchrun --nproc-per-node N -m SymRegistrationLib train ..."""
 
 _EXAMPLES = """examples:
@@ -270,6 +275,10 @@ def options_of(args: argparse.Namespace, command: str) -> TrainingOptions:
 def main(arguments: Sequence[str]) -> int:
     """Run ``symreg train``; returns the exit code. Errors are told by :mod:`cli`."""
     arguments = list(arguments)
+    if any(word == "--pool" or word.startswith("--pool=") for word in arguments):
+        from . import train_pool
+
+        return train_pool.main(arguments)
     args = build_parser().parse_args(arguments)
     options = options_of(args, "symreg train " + shlex.join(arguments))
     first = int(os.environ.get("RANK", "0")) == 0

@@ -4,8 +4,8 @@ One request a line on stdin, answers as JSON lines on stdout, everything else (p
 tracebacks) on stderr. Networks, CUDA and torch stay loaded between jobs. Protocol 1:
 
 * first line out: ``{"event": "ready", "protocol": 1, "version", "pid", "devices": [{"name", "title", "memory_gb"}]}``
-* in: ``{"id": "1", "command": "register", "job": {...}, "outputs": [...]}``; ``pair`` takes what :mod:`SymRegistrationLib.cohort.pair`
-says; ``apply``, ``evaluate`` and ``report`` take
+* in: ``{"id": "1", "command": "register", "job": {...}, "outputs": [...]}``; ``pair`` takes what
+:mod:`SymRegistrationLib.cohort.pair` says; ``apply``, ``evaluate`` and ``report`` take
   ``"arguments": {...}``; ``methods``, ``ping`` and ``shutdown`` take nothing.
 * out, with the request's id: ``progress`` (stage, fraction, seconds_left, message), then one ``result`` or one
 ``error``
@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -189,7 +189,7 @@ class Worker:
     def _progress(self, identity: Any) -> Callable[[str, float, str], None]:
         """A progress call-back that writes at most ten lines a second, and every new stage."""
         started = time.monotonic()
-        last = {"stage": "", "at": 0.0}
+        last: dict[str, Any] = {"stage": "", "at": 0.0}
 
         def progress(stage: str, fraction: float, message: str) -> None:
             now = time.monotonic()
@@ -271,7 +271,7 @@ class Worker:
         return {"path": arguments["path"]}
 
 
-def judged(metrics: dict) -> dict:
+def judged(metrics: Mapping[str, Any]) -> dict:
     """What the numbers mean, for clients that show it: level, words, and every check with its level."""
     from ..quality.checks import checks, verdict
 

@@ -90,7 +90,8 @@ def values_at(array: np.ndarray, grid: Grid, points: np.ndarray) -> np.ndarray:
 
 
 def _rounded(point: np.ndarray) -> tuple[float, float, float]:
-    return tuple(round(float(x), 2) for x in point)
+    x, y, z = (round(float(x), 2) for x in point)
+    return x, y, z
 
 
 def _voxel_ml(grid: Grid) -> float:

@@ -80,7 +80,7 @@ def outside_field(transform: sitk.Transform, points: np.ndarray) -> np.ndarray:
         return np.zeros(len(points), bool)
     grid = _field_grid(transform)
     indices = grid.indices(points)
-    return ((indices < -0.5) | (indices > np.array(grid.shape) - 0.5)).any(axis=1)
+    return np.asarray(((indices < -0.5) | (indices > np.array(grid.shape) - 0.5)).any(axis=1))
 
 
 def invert_points(
@@ -132,8 +132,8 @@ def _best_affine(transform: sitk.Transform, points: np.ndarray) -> tuple[np.ndar
         axes = [np.linspace(0, n - 1, 9) for n in grid.shape]
         lattice = grid.points(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3))
     else:
-        axes = np.linspace(-100, 100, 7)
-        lattice = points.mean(axis=0) + np.stack(np.meshgrid(axes, axes, axes, indexing="ij"), -1).reshape(-1, 3)
+        axis = np.linspace(-100, 100, 7)
+        lattice = points.mean(axis=0) + np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
     homogeneous = np.c_[lattice, np.ones(len(lattice))]
     solution = np.linalg.lstsq(homogeneous, map_points(transform, lattice), rcond=None)[0]
     return solution[:3].T, solution[3]

@@ -97,11 +97,10 @@ def read_labels(path: str | os.PathLike, what: str = "label map") -> Volume:
     """Read a label map as int32. Raises InputError as :func:`read_volume`, or when values are not whole numbers."""
     volume = _read(path, what)
     array = volume.array
-    if np.issubdtype(array.dtype, np.floating):
-        if not np.isfinite(array).all() or np.abs(array - np.round(array)).max() > 1e-3:
-            raise InputError(
-                f"{what} '{path}' holds values that are not whole numbers.", "Give a label map, not an image."
-            )
+    if np.issubdtype(array.dtype, np.floating) and (
+        not np.isfinite(array).all() or np.abs(array - np.round(array)).max() > 1e-3
+    ):
+        raise InputError(f"{what} '{path}' holds values that are not whole numbers.", "Give a label map, not an image.")
     if array.min() < -_MOST_LABEL or array.max() > _MOST_LABEL:
         raise InputError(f"{what} '{path}' holds labels that are too large.", f"Number them from 1 to {_MOST_LABEL}.")
     return Volume(np.round(array).astype(np.int32), volume.grid, volume.name, volume.notes)
@@ -130,7 +129,8 @@ def read_shape(path: str | os.PathLike, what: str = "image") -> tuple[int, int, 
             f"{what} '{path}' is {len(size)}-D with {values} values a voxel.",
             "A 3-D scalar volume is needed; extract one first.",
         )
-    return tuple(int(n) for n in size[::-1])
+    depth, height, width = (int(n) for n in size[::-1])
+    return depth, height, width
 
 
 def read_mask(path: str | os.PathLike, grid: Grid, what: str = "mask") -> np.ndarray:
@@ -386,7 +386,10 @@ def slices_fault(tags: Sequence[Sequence[str]]) -> str:
     if along.min() < 0.01 * max(along.max(), 1e-6):
         return "holds several images at one place (a series over time, or several echoes)"
     if along.max() > 1.2 * along.min():
-        return f"has slices at uneven distances ({along.min():.3g} to {along.max():.3g} mm): some are missing, or it is two series in one"
+        return (
+            f"has slices at uneven distances ({along.min():.3g} to {along.max():.3g} mm): some are missing, or it "
+            f"is two series in one"
+        )
     if np.median(aside / along) > 0.05:
         return "has slices that are shifted against each other (a tilted gantry)"
     return ""

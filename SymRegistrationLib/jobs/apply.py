@@ -177,7 +177,10 @@ class _Run:
     fixed: str = "fixed scan"
     moving: str = "moving scan"
     radius_map: Path | None = None
-    no_radius: str = "the transform does not lie in the folder of its run (no metrics.json that names it), so nothing is known of its errors"
+    no_radius: str = (
+        "the transform does not lie in the folder of its run (no metrics.json that names it), so nothing "
+        "is known of its errors"
+    )
 
 
 def _run_of(transform: Path) -> _Run:

@@ -196,19 +196,19 @@ def evaluation_table(result: dict) -> str:
         parts.append(table(("deformation", "value"), rows))
     if result["labels"]:
         labels = result["labels"]
-        rows = [(f"label {n}", number(v["before"]), number(v["after"])) for n, v in labels["per_label"].items()]
+        overlaps = [(f"label {n}", number(v["before"]), number(v["after"])) for n, v in labels["per_label"].items()]
         parts.append(
             table(
                 ("Dice", "before", "after"),
-                [*rows, ("mean", number(labels["mean_before"]), number(labels["mean_after"]))],
+                [*overlaps, ("mean", number(labels["mean_before"]), number(labels["mean_after"]))],
             )
         )
     if result["landmarks"]:
         marks = result["landmarks"]
-        rows = [
+        errors = [
             ("mean", number(marks["mean_before_mm"], 2), number(marks["mean_after_mm"], 2)),
             ("95 %", number(float(np.percentile(marks["before_mm"], 95)), 2), number(marks["p95_after_mm"], 2)),
             ("largest", number(max(marks["before_mm"]), 2), number(marks["max_after_mm"], 2)),
         ]
-        parts.append(table((f"landmark error, mm ({marks['count']} pairs)", "before", "after"), rows))
+        parts.append(table((f"landmark error, mm ({marks['count']} pairs)", "before", "after"), errors))
     return "\n\n".join(parts)

@@ -23,7 +23,7 @@ import psutil
 
 from .. import __version__
 from ..files import reason
-from ..geometry.points import paired, read_points
+from ..geometry.points import PointSet, paired, read_points
 from ..geometry.transforms import write_transform
 from ..geometry.volumes import read_labels, read_mask, read_volume, write_volume
 from ..job import InputError, Job, Progress, RegistrationError, silent, usable_path
@@ -64,7 +64,7 @@ def run(job: Job, progress: Progress = silent, write: Writer | None = None) -> M
         "version": __version__,
         "job": dataclasses.asdict(job),
         **result.metrics,
-        "environment": environment(),
+        "environment": environment(job.options.threads),
     }
     metrics["seconds"] = {"read": round(read, 3), **metrics["seconds"]}
     with destination(job.output) as folder:
@@ -82,7 +82,7 @@ def run(job: Job, progress: Progress = silent, write: Writer | None = None) -> M
 
 def read_extras(job: Job, fixed, moving) -> Extras:
     """Masks, labels and landmarks of a job. ``fixed`` and ``moving`` are the scans' grids. Raises InputError."""
-    points = (None, None)
+    points: tuple[PointSet | None, PointSet | None] = (None, None)
     if job.fixed_points:
         points = paired(
             read_points(job.fixed_points, "fixed landmarks"), read_points(job.moving_points, "moving landmarks")
@@ -125,8 +125,8 @@ def rounded(array: np.ndarray) -> np.ndarray:
     return ((array.astype(np.float32).view(np.uint32) + 0x200) & np.uint32(0xFFFFFC00)).view(np.float32)
 
 
-def environment() -> dict[str, str]:
-    """Versions and machine, for repeating the run."""
+def environment(threads: int | None = None) -> dict[str, str]:
+    """Versions and machine, for repeating the run. ``threads``: what the run was told to use, else torch's own."""
     import SimpleITK
     import torch
 
@@ -136,7 +136,7 @@ def environment() -> dict[str, str]:
         "numpy": np.__version__,
         "simpleitk": SimpleITK.Version.VersionString(),
         "system": platform.platform(),
-        "threads": str(torch.get_num_threads()),
+        "threads": str(threads or torch.get_num_threads()),
     }
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from ..job import InputError
 from . import _base
@@ -54,8 +56,23 @@ def create(name: str, size: str = "small", **options) -> SymmetricNetwork:
         raise InputError(f"{name} has no size '{size}'.", f"Known: {', '.join(cls.card.sizes)}.")
     if "front" in options:  # what weights made before version 0.2 call it
         options.setdefault("prealign", options.pop("front"))
-    options = {**cls.card.sizes[size], **options}
-    own = dict(options)
+    return _built(cls, size, {**cls.card.sizes[size], **options})
+
+
+def restore(name: str, size: str, options: Mapping[str, Any]) -> SymmetricNetwork:
+    """The network that weights were made for: ``options`` are all of its switches, whatever a size means today.
+
+    Raises:
+        InputError: as :func:`create`.
+    """
+    cls, options = network_class(name), dict(options)
+    if "front" in options:
+        options.setdefault("prealign", options.pop("front"))
+    return _built(cls, size, options)
+
+
+def _built(cls: type[SymmetricNetwork], size: str, options: dict[str, Any]) -> SymmetricNetwork:
+    own, name = dict(options), cls.card.name
     prealign = own.pop("prealign", False)
     if not isinstance(prealign, bool):
         raise InputError(f"prealign is {prealign!r}.", "Choose one of: true, false.")

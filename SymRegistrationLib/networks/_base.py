@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -64,11 +64,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the publication trains: stages in order, batch size, and the shape of the learning rate."""
+    """How the publication trains: stages in order, batch size, and the shape of the learning rate, which is halved
+    every
+    ``halve_every`` steps of a stage after its first ``halve_after``."""
 
     stages: tuple[Stage, ...]
     batch: int = 1
     halve_every: int | None = None
+    halve_after: int = 0
     notes: str = ""
 
 
@@ -96,7 +99,7 @@ class SymmetricNetwork(nn.Module):
     the identity.
 
     Attributes:
-        size: key of the card's ``sizes`` that :func:`networks.create` used; "" when built directly.
+        size: key of the card's ``sizes`` that :func:`SymRegistrationLib.networks.create` used; "" when built directly.
         options: all arguments of the constructor, so that weights can name what they belong to.
         least_bytes_per_voxel: peak inference memory of what runs before the card's network, measured, float32.
     """
@@ -130,6 +133,17 @@ class SymmetricNetwork(nn.Module):
         pair = self(moving, fixed).pair
         return [(pair.fixed_to_moving, None), (None, pair.moving_to_fixed)]
 
+    def map_terms(self, maps: list[tuple[Tensor | None, Tensor | None]]) -> dict[str, Tensor]:
+        """Terms of its own that a method adds to supervision, from its own :meth:`mappings`; none by default."""
+        return {}
+
+    def supervised_mappings(
+        self, moving: Tensor, fixed: Tensor, level: int | None = None
+    ) -> tuple[list[tuple[Tensor | None, Tensor | None]], dict[str, Tensor]]:
+        """:meth:`mappings`, and :meth:`map_terms` of what the method itself predicted."""
+        maps = self.mappings(moving, fixed, level)
+        return maps, self.map_terms(maps)
+
     def supervised_terms_of(self, pair: Any, level: int) -> dict[str, Tensor] | None:
         """Terms of its own for a pair whose labels or true map are known (``synthetic.Pair``), in place of the
         trainer's.
@@ -144,6 +158,12 @@ class SymmetricNetwork(nn.Module):
         What several levels share is in the group of each; freezing coarser levels spares what the current one lists.
         """
         raise NotImplementedError
+
+    def clip_groups(self) -> list[list[nn.Parameter]]:
+        """Parameters whose gradients are shortened together; by default every child's. A part with a loss of its own,
+        whose
+        gradients are of another size, must not silence the others."""
+        return [list(part.parameters()) for part in self.children()]
 
     @property
     def levels(self) -> int:
@@ -219,8 +239,19 @@ def check_choice(switch: str, value: Any, allowed: Sequence[Any]) -> None:
 _REGISTRY: dict[str, type[SymmetricNetwork]] = {}
 
 
+#: What every shipped network has in front of it, and no paper.
+PREALIGN_DEVIATION = (
+    "Shipped weights stand behind a learned pose and a learned matching, which are no part of the publication; "
+    "prealign=false runs the method alone, behind the initial alignment."
+)
+
+
 def register(cls: type[SymmetricNetwork]) -> type[SymmetricNetwork]:
-    """Class decorator: makes a method known by its card's name. A second method of one name is an error."""
+    """Class decorator: makes a method known by its card's name. A second method of one name is an error.
+
+    What stands in front of the shipped networks is told among the card's deviations.
+    """
+    cls.card = replace(cls.card, deviations=(*cls.card.deviations, PREALIGN_DEVIATION))
     name = cls.card.name
     if name in _REGISTRY:
         raise ValueError(f"two methods are called '{name}': {_REGISTRY[name].__module__} and {cls.__module__}")

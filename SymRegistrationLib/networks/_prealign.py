@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..fields import FieldPair, compose, identity, square_sum, warp
@@ -18,6 +19,7 @@ from ..losses import lncc
 from ._attention import up_blocks
 from ._base import NetworkOutput, Stage, SymmetricNetwork, measured_pair
 from ._match import CELL, Halves, Match
+from ._passes import content_box
 from ._pose import KeyPoints, Pose, fitted_pose, found_pose, pose_terms
 
 #: Adam's steps and rates on the pose, then on the matching, before the method itself is trained.
@@ -74,7 +76,7 @@ class PreAligned(SymmetricNetwork):
 
     def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
         frame, met_moving, met_fixed = self._met(moving, fixed)
-        found = self.inner(met_moving, met_fixed)
+        found = self.within(met_moving, met_fixed)
         pair: FieldPair = measured_pair(
             *symmetrise_inverses(
                 frame.through(found.pair.fixed_to_moving.float(), 1),
@@ -83,6 +85,28 @@ class PreAligned(SymmetricNetwork):
             found.pair.inverse_method,
         )
         return NetworkOutput(pair, aux={**found.aux, "pose": frame.pose, "match": frame.halves})
+
+    def within(self, met_moving: Tensor, met_fixed: Tensor) -> NetworkOutput:
+        """The method's result in the mean frame; at use it only sees the box that shows something, the fields continue
+        outside.
+
+        ``aux`` is that of the box.
+        """
+        if self.training or not getattr(self.inner, "switches", None) or not getattr(self.inner.switches, "passes", 0):
+            return self.inner(met_moving, met_fixed)
+        shape, least = met_moving.shape[2:], self.card.minimum_size
+        low, high = content_box(torch.maximum(met_moving, met_fixed), self.card.size_multiple)
+        if any(b - a < least or (b - a) % self.card.size_multiple for a, b in zip(low, high)) or list(shape) == [
+            b - a for a, b in zip(low, high)
+        ]:
+            return self.inner(met_moving, met_fixed)
+        box = (..., *(slice(a, b) for a, b in zip(low, high)))
+        found = self.inner(met_moving[box], met_fixed[box])
+        widths = [w for a, b, n in reversed(list(zip(low, high, shape))) for w in (a, n - b)]
+        fields = (F.pad(u, widths, mode="replicate") for u in (found.pair.fixed_to_moving, found.pair.moving_to_fixed))
+        return replace(
+            found, pair=replace(found.pair, **dict(zip(("fixed_to_moving", "moving_to_fixed"), fields))), velocity=None
+        )
 
     def objective(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> dict[str, Tensor]:
         if level is not None and level <= len(_STAGES):
@@ -104,13 +128,25 @@ class PreAligned(SymmetricNetwork):
         if level == 2:
             frame = self._frame(moving, fixed)
             return [(frame.out(None, 1), frame.out(None, -1))]
+        return self.supervised_mappings(moving, fixed, level)[0]
+
+    def supervised_mappings(
+        self, moving: Tensor, fixed: Tensor, level: int | None = None
+    ) -> tuple[list[tuple[Tensor | None, Tensor | None]], dict[str, Tensor]]:
+        if level is not None and level <= len(_STAGES):
+            return self.mappings(moving, fixed, level), {}
         frame, met_moving, met_fixed = self._met(moving, fixed)
-        inner = self.inner.mappings(met_moving, met_fixed, None if level is None else level - len(_STAGES))
-        return [(frame.out(to_moving, 1), frame.out(to_fixed, -1)) for to_moving, to_fixed in inner]
+        own = None if level is None else level - len(_STAGES)
+        inner, terms = self.inner.supervised_mappings(met_moving, met_fixed, own)
+        return [(frame.out(to_moving, 1), frame.out(to_fixed, -1)) for to_moving, to_fixed in inner], terms
 
     def supervised_terms_of(self, pair: Any, level: int) -> dict[str, Tensor] | None:
         """The pose alone has terms of its own."""
         return pose_terms(*self.estimate(pair.moving, pair.fixed), pair) if level == 1 else None
+
+    def clip_groups(self) -> list[list[nn.Parameter]]:
+        """Pose, matching, and each group of the method."""
+        return [list(self.pose.parameters()), list(self.match.parameters()), *self.inner.clip_groups()]
 
     def parameter_groups(self, level: int) -> list[nn.Parameter]:
         if level <= len(_STAGES):

@@ -32,6 +32,12 @@ other
 much.
 * Instance normalisation and leaky ReLU 0.2, which the paper does not name.
 * Size ``small``: four levels at 1/2 to 1/16, fed by 2^3 blocks of the full-resolution image as channels.
+* With ``passes`` the whole network is repeated with the same weights in the mean frame of both scans (``_passes``):
+  half of the
+  mean of both directions' fields goes to each side. With ``force`` the finest level sees the gradient of the local
+  correlation as well.
+
+Long because one method is one file.
 """
 
 from __future__ import annotations
@@ -49,6 +55,7 @@ from ..losses import diffusion, ncc, negative_jacobian, ssim
 from ._attention import finished_pair, up_blocks, window_attention
 from ._base import Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, register, zero_init
 from ._blocks import Conv3d, space_to_depth
+from ._passes import CELL, HalfFields, MeanFramePasses, begin_as_step, check_passes, passed_output
 
 _CARD = Card(
     name="ad-regnet",
@@ -57,25 +64,40 @@ _CARD = Card(
     title="AD-RegNet: shared U-Net, bidirectional cross-attention, regional attention, gated multi-resolution fields",
     publication="AD-RegNet, arXiv 2602.07088, 2026",
     deviations=(
-        "Cross-attention is full at 1/16 and 1/8, windowed at 1/4 and absent above; the paper's memory need is infeasible.",
+        "Cross-attention is full at 1/16 and 1/8, windowed at 1/4 and absent above; the paper's memory need is "
+        "infeasible.",
         "Attention carries positions and returns the expected offset to the match beside the values.",
         "Levels compose increments on features warped by the coarser field; fusion=blend is the paper's convex blend.",
         "Regional attention weighs regions in place, with softmax weights scaled to mean 1.",
         "Both directions run on the shared features and are made inverse by averaging with fixed-point inverses.",
         "Training uses both directions and a small inverse-consistency term; the landmark term is off.",
         "Size small: four levels from 1/2 to 1/16 on 2x2x2 blocks of the full-resolution images.",
+        "With passes=K the network is repeated K times with shared weights in the mean frame of both scans; with "
+        "force=true its "
+        "finest level sees the normalised gradient of the local correlation as well.",
     ),
     licence="Apache-2.0",
     size_multiple=16,
     minimum_size=32,
-    bytes_per_voxel={"published": 1650.0, "small": 180.0},
+    bytes_per_voxel={"published": 1650.0, "small": 180.0, "recurrent": 300.0},
     spacing=1.5,
     intensity="robust percentiles to [0, 1], background 0",
     inverse_method="fixed_point",
     exchange_tolerance=0.0,
     sizes={
         "published": {},
-        "small": {"channels": (16, 32, 64, 128), "finest": 2, "attn_levels": ("none", "window", "full", "full")},
+        "small": {
+            "channels": (16, 32, 64, 128),
+            "finest": 2,
+            "attn_levels": ("none", "window", "full", "full"),
+        },
+        "recurrent": {
+            "channels": (16, 32, 64, 128),
+            "finest": 2,
+            "attn_levels": ("none", "window", "full", "full"),
+            "passes": 4,
+            "force": True,
+        },
     },
 )
 
@@ -104,6 +126,8 @@ class _Switches:
         symmetric: train both directions.
         consistency: weight of the mean squared composition, voxel^2 of the finest lattice.
         landmark: weight of the landmark term, when the objective is given points; the paper's is 1.
+        passes: how often the network looks at use, in the mean frame; 0 = once, as in the paper. Needs ``finest`` 2.
+        force: the finest level sees the gradient of the local correlation, too; needs ``passes``.
     """
 
     channels: Sequence[int] = (32, 64, 128, 256, 512)
@@ -120,8 +144,13 @@ class _Switches:
     symmetric: bool = True
     consistency: float = 0.01
     landmark: float = 0.0
+    passes: int = 0
+    force: bool = False
 
     def __post_init__(self) -> None:
+        check_passes(self.passes, self.force)
+        if self.passes:
+            check_choice("finest with passes", self.finest, (CELL,))
         check_choice("finest", self.finest, (1, 2))
         check_choice("fusion", self.fusion, ("compose", "blend"))
         check_choice("head_in", self.head_in, ("all", "A"))
@@ -265,7 +294,9 @@ class RegionalAttention(nn.Module):
 class _Level(nn.Module):
     """Attention, regional weights, head and gate of one level."""
 
-    def __init__(self, channels: int, kind: str, region: int, switches: _Switches, head: bool, gate: bool):
+    def __init__(
+        self, channels: int, kind: str, region: int, switches: _Switches, head: bool, gate: bool, turning: int = 0
+    ):
         super().__init__()
         self.switches = switches
         self.attention = CrossAttention(channels, kind) if switches.bcam and kind != "none" else None
@@ -274,13 +305,14 @@ class _Level(nn.Module):
         if self.attention is not None:
             width = channels if switches.head_in == "A" else 3 * channels
             offsets = 3 * self.attention.heads
-        self.hidden = _conv(width, _HIDDEN)
-        self.head = (
-            zero_init(Conv3d(_HIDDEN + (offsets if switches.multires else 0), 3, 3, padding=1)) if head else None
-        )
+        self.hidden = _conv(width + turning, _HIDDEN)
+        width = _HIDDEN + (offsets if switches.multires else 0) + turning
+        self.head = zero_init(Conv3d(width, 3, 3, padding=1)) if head else None
+        if turning:  # a gate that starts at 1/2, and a quarter of both directions' fields to each side
+            begin_as_step([self.head], width - turning, [], 0.25)
         self.gate = Conv3d(channels + 3, 1, 3, padding=1) if gate else None
 
-    def features(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
+    def features(self, moving: Tensor, fixed: Tensor, force: Tensor | None = None) -> dict[str, Any]:
         """What the head needs: F' (``mixed``), hidden map, offsets to the match; and RAA's map."""
         mixed, offset, weights = fixed, None, None
         if self.attention is not None:
@@ -292,11 +324,21 @@ class _Level(nn.Module):
             inputs = [mixed, moving - fixed]
         else:
             inputs = [mixed] if self.switches.head_in == "A" else [mixed, fixed, moving - fixed]
-        return {"mixed": mixed, "hidden": self.hidden(torch.cat(inputs, 1)), "offset": offset, "regions": weights}
+        if force is not None:
+            inputs.append(force)
+        return {
+            "mixed": mixed,
+            "hidden": self.hidden(torch.cat(inputs, 1)),
+            "offset": offset,
+            "regions": weights,
+            "force": force,
+        }
 
     def predict(self, found: dict[str, Any]) -> Tensor:
         """The level's own displacement, cells, float32."""
         inputs = [found["hidden"]] + ([] if found["offset"] is None else [found["offset"] / _UNIT])
+        if found.get("force") is not None:
+            inputs.append(found["force"])
         return self.head(torch.cat(inputs, 1)).float()
 
     def fuse(self, own: Tensor, coarse: Tensor, found: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -313,7 +355,7 @@ def fuse(own: Tensor, coarse: Tensor, gate: Tensor, fusion: str) -> Tensor:
 
 
 @register
-class ADRegNet(SymmetricNetwork):
+class ADRegNet(MeanFramePasses, SymmetricNetwork):
     """The whole network. See the file's docstring; arguments: :class:`_Switches`."""
 
     card = _CARD
@@ -333,7 +375,17 @@ class ADRegNet(SymmetricNetwork):
         for index, (c, kind) in enumerate(zip(s.channels, s.attn_levels)):
             scale = s.finest * 2**index
             region = s.region // scale if s.region % scale == 0 else 0
-            levels.append(_Level(c, kind, region, s, head=s.multires or index == 0, gate=s.multires and index < last))
+            levels.append(
+                _Level(
+                    c,
+                    kind,
+                    region,
+                    s,
+                    head=s.multires or index == 0,
+                    gate=s.multires and index < last,
+                    turning=3 if s.force and index == 0 else 0,
+                )
+            )
         self.stages = nn.ModuleList(levels)
 
     # ------------------------------------------------------------------------------------------ fields
@@ -342,8 +394,12 @@ class ADRegNet(SymmetricNetwork):
         """Decoder features of one image, finest first; the same weights for both images."""
         return self.backbone(image if self.switches.finest == 1 else space_to_depth(image))
 
-    def direction(self, moving: list[Tensor], fixed: list[Tensor]) -> tuple[Tensor, dict[str, Any]]:
+    def direction(
+        self, moving: list[Tensor], fixed: list[Tensor], force: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
         """The displacement on the finest lattice, its cells, and what can be looked at, from features."""
+        if force is None and self.switches.force:
+            force = torch.zeros_like(fixed[0][:, :3], dtype=torch.float32)
         aux: dict[str, Any] = {"levels": {}, "attention": {}, "regions": {}, "gate": {}}
         total: Tensor | None = None
         hidden: Tensor | int = 0
@@ -352,7 +408,7 @@ class ADRegNet(SymmetricNetwork):
             coarse = None if total is None else up_blocks(total, 2)
             if coarse is not None and self.switches.fusion == "compose":
                 m = warp(m.float(), coarse).to(m.dtype)  # half precision would blur the places themselves
-            found = stage.features(m, fixed[index])
+            found = stage.features(m, fixed[index], force if index == 0 else None)
             if found["offset"] is not None:
                 aux["attention"][index] = found["offset"].unflatten(1, (-1, 3)).mean(1)
             if found["regions"] is not None:
@@ -373,10 +429,17 @@ class ADRegNet(SymmetricNetwork):
         """Both directions; ``aux`` holds, per level (0 = finest), fields (``levels``), mean offset to the attended
         match in cells (``attention``), RAA's map (``regions``) and W (``gate``) of the direction moving -> fixed."""
         self.check_inputs(moving, fixed)
+        if self.switches.passes:
+            return passed_output(self, moving, fixed)
         m, f = self.features(moving), self.features(fixed)
         u, aux = self.direction(m, f)
         w = None if self.switches.inverse == "fixed_point" else self.direction(f, m)[0]
         return NetworkOutput(finished_pair(u, w, self.switches.inverse, self.switches.finest), aux=aux)
+
+    def step(self, moving: Tensor, fixed: Tensor, state: HalfFields, force: Tensor | None, both: bool) -> Tensor:
+        m, f = self.features(moving), self.features(fixed)
+        u = self.direction(m, f, force)[0]
+        return (u - self.direction(f, m, None if force is None else -force)[0]) / 4 if both else u / 2
 
     # ------------------------------------------------------------------------------------------ training
 

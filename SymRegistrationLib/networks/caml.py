@@ -1,5 +1,7 @@
 """CAML: a cascade of windowed cross-attention over multiple layers, with residual-block skips.
 
+Long because one method is one file.
+
 Paper: "cross-attention over multiple layers (CAML), residual-block skip connections (RBSC) and a cascade with attention
 and residual skips (CARSC)", Intelligent Data Analysis, DOI 10.3233/IDA-230692. Its available text lost nearly all
 formulas and numbers; XMorpher (Shi et al., MICCAI 2022), its stated foundation, fills what it can. Written from both;
@@ -30,6 +32,11 @@ to
   as a velocity at half resolution (7 squarings); the inverse then is exp(-v) of one run.
 * Training treats both directions (``symmetric``) and adds the mean squared composition, weight 0.01 (``consistency``);
   0 and ``symmetric=False`` are the paper's.
+* With ``passes`` the cascade becomes that number of passes with the same weights in the mean frame of both scans
+  (``_passes``),
+  without hand-over of features: half of the mean of both directions' fields goes to each side. With ``force`` the
+  smooth tail
+  sees the gradient of the local correlation as well.
 """
 
 from __future__ import annotations
@@ -57,34 +64,52 @@ from ._base import (
     zero_init,
 )
 from ._blocks import Conv3d, space_to_depth
+from ._passes import HalfFields, MeanFramePasses, begin_as_step, check_passes, passed_output
 
 _CARD = Card(
     name="caml",
     label="CAML",
     description="A cross-attention network that estimates both directions from coarse to fine.",
     title="CAML cascade: windowed cross-attention over several layers, residual skips, two passes",
-    publication="Cross-attention over multiple layers with residual-block skips and cascade for brain MRI registration, "
+    publication="Cross-attention over multiple layers with residual-block skips and cascade for brain MRI "
+    "registration, "
     "Intelligent Data Analysis, DOI 10.3233/IDA-230692, on XMorpher (Shi et al., MICCAI 2022)",
     deviations=(
-        "The paper's text is damaged; layer pairs, gates, residual blocks and hand-over are this implementation's reading.",
+        "The paper's text is damaged; layer pairs, gates, residual blocks and hand-over are this implementation's "
+        "reading.",
         "XMorpher's faults are repaired, tokens outside the volume are masked, a relative position bias is added.",
         "Max-pooled finer levels enter through scalars that start at 0; no drop path.",
         "The hand-over to the second pass is detached, and the moving stream's is warped by the first field.",
         "Both directions run and are made inverse by averaging with fixed-point inverses; svf=True gives exp(-v).",
         "Training uses both directions and a small inverse-consistency term.",
         "Size small predicts at 1/4 and 1/2 instead of through a transposed convolution.",
+        "With passes=K the cascade is K passes with shared weights in the mean frame of both scans, without "
+        "hand-over; with "
+        "force=true its end sees the normalised gradient of the local correlation as well.",
     ),
     licence="Apache-2.0",
     size_multiple=4,
     minimum_size=40,
-    bytes_per_voxel={"published": 550.0, "small": 240.0},
+    bytes_per_voxel={"published": 550.0, "small": 240.0, "recurrent": 300.0},
     spacing=1.5,
     intensity="robust percentiles to [0, 1], background 0",
     inverse_method="fixed_point",
     exchange_tolerance=0.0,
     sizes={
         "published": {},
-        "small": {"dims": (32, 64, 96, 128), "depths": (1, 2, 2, 2), "tail": "smooth"},
+        "small": {
+            "dims": (32, 64, 96, 128),
+            "depths": (1, 2, 2, 2),
+            "tail": "smooth",
+        },
+        "recurrent": {
+            "dims": (32, 64, 96, 128),
+            "depths": (1, 2, 2, 2),
+            "tail": "smooth",
+            "carsc": 1,
+            "passes": 4,
+            "force": True,
+        },
     },
 )
 
@@ -109,6 +134,9 @@ class _Switches:
         smooth: weight of the diffusion.
         symmetric: train both directions.
         consistency: weight of the mean squared composition, voxel^2.
+        passes: how often the network looks at use, in the mean frame; 0 = the paper's cascade. Needs ``carsc`` 1 and
+            ``tail`` smooth.
+        force: the tail sees the gradient of the local correlation, too; needs ``passes``.
     """
 
     dims: Sequence[int] = (48, 96, 192, 384)
@@ -124,8 +152,15 @@ class _Switches:
     smooth: float = 1.0
     symmetric: bool = True
     consistency: float = 0.01
+    passes: int = 0
+    force: bool = False
 
     def __post_init__(self) -> None:
+        check_passes(self.passes, self.force)
+        if self.passes:
+            check_choice("carsc with passes", self.carsc, (1,))
+            check_choice("tail with passes", self.tail, ("smooth",))
+            check_choice("svf with passes", self.svf, (False,))
         check_choice("caml_span", self.caml_span, range(len(self.dims)))
         check_choice("carsc", self.carsc, (1, 2, 3))
         check_choice("tail", self.tail, ("transposed", "smooth"))
@@ -266,7 +301,7 @@ class _TransposedTail(nn.Module):
         self.norm, self.grow = nn.LayerNorm(2 * c), nn.ConvTranspose3d(2 * c, c // 2, 4, stride=4)
         self.head = zero_init(Conv3d(c // 2, 3, 3, padding=1))
 
-    def forward(self, m: Tensor, f: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
+    def forward(self, m: Tensor, f: Tensor, moving: Tensor, fixed: Tensor, force: Tensor | None = None) -> Tensor:
         return self.head(self.grow(_first(self.norm(torch.cat([m, f], -1))))).float()
 
 
@@ -275,19 +310,25 @@ class _SmoothTail(nn.Module):
 
     scale = 2
 
-    def __init__(self, c: int):
+    def __init__(self, c: int, force: bool = False):
         super().__init__()
+        self.force = force
         self.contrast, self.norm = nn.LayerNorm(c), nn.LayerNorm(c)
         self.mixed = Conv3d(2 * c, c, 3, padding=1)
         self.coarse = zero_init(Conv3d(c, 3, 3, padding=1))
-        self.skip = Conv3d(16, 16, 3, padding=1)
+        self.skip = Conv3d(19 if force else 16, 16, 3, padding=1)
         self.joined = Conv3d(c + 16, 16, 3, padding=1)
         self.head = zero_init(Conv3d(16, 3, 3, padding=1))
+        if force:
+            begin_as_step([self.skip, self.joined, self.head], 16, [c, 0], 0.5)  # half of it goes to each side
 
-    def forward(self, m: Tensor, f: Tensor, moving: Tensor, fixed: Tensor) -> Tensor:
+    def forward(self, m: Tensor, f: Tensor, moving: Tensor, fixed: Tensor, force: Tensor | None = None) -> Tensor:
         x = torch.cat([self.contrast(m - f), self.norm(m + f)], -1)
         x = F.leaky_relu(self.mixed(_first(x)), 0.2)
-        blocks = F.leaky_relu(self.skip(space_to_depth(torch.cat([moving, fixed], 1))), 0.2)
+        blocks = space_to_depth(torch.cat([moving, fixed], 1))
+        if self.force:
+            blocks = torch.cat([blocks, torch.zeros_like(blocks[:, :3]) if force is None else force], 1)
+        blocks = F.leaky_relu(self.skip(blocks), 0.2)
         fine = F.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=False)
         fine = F.leaky_relu(self.joined(torch.cat([fine, blocks], 1)), 0.2)
         return up_blocks(self.coarse(x).float(), 2) + self.head(fine).float()
@@ -312,7 +353,7 @@ class _Pass(nn.Module):
         self.skip = nn.ModuleList(_Residual(c) if s.rbsc else nn.Identity() for c in dims[:-1])
         self.join = nn.ModuleList(nn.Linear(2 * c, c) for c in dims[:-1])
         self.carry = nn.ModuleList(_HandOver(c) for c in dims[:-1]) if later else None
-        self.tail = (_TransposedTail if s.tail == "transposed" else _SmoothTail)(dims[0])
+        self.tail = _TransposedTail(dims[0]) if s.tail == "transposed" else _SmoothTail(dims[0], s.force)
         self.span = s.caml_span
 
     def _finer(self, maps: list[tuple[Tensor, Tensor]], level: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -356,7 +397,7 @@ class _Way:
 
 
 @register
-class CAML(SymmetricNetwork):
+class CAML(MeanFramePasses, SymmetricNetwork):
     """The cascade. See the file's docstring; arguments: :class:`_Switches`."""
 
     card = _CARD
@@ -423,6 +464,8 @@ class CAML(SymmetricNetwork):
         """Both directions; ``aux["passes"]``: the map moving -> fixed after each pass, on the cells of ``scale``."""
         self.check_inputs(moving, fixed)
         s = self.switches
+        if s.passes:
+            return passed_output(self, moving, fixed)
         found = self.ways(moving, fixed, both=not s.svf and s.inverse != "fixed_point")
         aux: dict[str, Any] = {"passes": found[0].passes}
         if s.svf:
@@ -430,6 +473,12 @@ class CAML(SymmetricNetwork):
         else:
             pair = finished_pair(found[0].field, found[-1].field, s.inverse, self.scale)
         return NetworkOutput(pair, aux=aux)
+
+    def step(self, moving: Tensor, fixed: Tensor, state: HalfFields, force: Tensor | None, both: bool) -> Tensor:
+        net = self.passes[0]
+        m, f = net(moving, fixed)[0]
+        u = net.tail(m, f, moving, fixed, force)
+        return (u - net.tail(f, m, fixed, moving, None if force is None else -force)) / 4 if both else u / 2
 
     # ------------------------------------------------------------------------------------------ training
 

@@ -1,6 +1,6 @@
 """HSyN: two half-way displacement fields from a three-level pyramid, and a network that inverts them.
 
-Paper: Q. Sha, K. Sun, C. Jiang, M. Xu, Z. Xue, X. Cao, D. Shen, "Hierarchical Symmetric Normalization Registration
+Paper: Q. Sha, K. Sun, M. Xu, Y. Li, Z. Xue, X. Cao, D. Shen, "Hierarchical Symmetric Normalization Registration
 using Deformation-Inverse Network", MICCAI 2024 (open access). Written from the paper; no code was copied.
 
 SN-Net takes the moving and the fixed image to a mean space with ``u_mf`` and ``u_fm`` (half fields, on the mean grid);
@@ -20,6 +20,16 @@ of
   four, the finest one fed with the 2 x 2 x 2 blocks of the full-resolution images as channels, its similarity measured
   at full resolution; SN-Net has instance normalisation (``norm``), without which it learned nothing in some hundred
   steps.
+* ``antisymmetric`` makes the two half fields of a level opposite by construction, (f(m, f) - f(f, m)) / 2: their sum
+  is what the
+  similarity and labels cannot see, and the magnitude constraint alone was too weak to hold it.
+* With ``passes`` the finest level is repeated with the same weights (``_passes``), and with ``force`` sees the
+  gradient of the
+  local correlation beside the images.
+* ``di="residual"``: DI-Net predicts what -u lacks, from u / 8: at full size its own loss drowned that of SN-Net.
+* Terms in squared lengths are in mm^2 (``voxel``), whatever lattice they are measured on.
+
+Long because one method is one file.
 """
 
 from __future__ import annotations
@@ -31,8 +41,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fields import FieldPair, compose, downsample2, invert, resize, warp
+from ..fields import FieldPair, compose, downsample2, invert, resize, square_sum, warp
+from ..job import InputError
 from ..losses import diffusion, lncc
+from ._attention import up_blocks
 from ._base import (
     Card,
     NetworkOutput,
@@ -49,6 +61,16 @@ from ._base import (
     zero_init,
 )
 from ._blocks import Conv3d, space_to_depth
+from ._passes import (
+    CELL,
+    HalfFields,
+    MeanFramePasses,
+    begin_as_step,
+    both_orders,
+    check_passes,
+    no_motion,
+    similarity_force,
+)
 
 _CARD = Card(
     name="hsyn",
@@ -63,22 +85,53 @@ _CARD = Card(
         "DI-Net is trained on both half fields and its smoothness weighs 0.02, not 1.",
         "DI-Net's inverse is refined by fixed-point steps unless inverse=dinet.",
         "U-Nets pad to multiples of 16 instead of 32; fields keep their border value outside the grid.",
-        "Size small works at half resolution with three poolings and instance normalisation, fed by 2x2x2 blocks of the images.",
+        "Size small works at half resolution with three poolings and instance normalisation, fed by 2x2x2 blocks of "
+        "the images.",
+        "Size recurrent: the half fields of a level are opposite by construction, DI-Net predicts the correction of "
+        "-u.",
+        "With passes=K the finest level is repeated K times with shared weights; with force=true it sees the "
+        "normalised gradient of "
+        "the local correlation beside the images.",
+        "The inverse is called dinet only where DI-Net's is better than -u and refinement moves it by less than "
+        "half a voxel.",
     ),
     licence="Apache-2.0",
     size_multiple=16,
     minimum_size=32,
-    bytes_per_voxel={"published": 750.0, "small": 250.0},
+    bytes_per_voxel={"published": 750.0, "small": 250.0, "recurrent": 300.0},
     spacing=1.5,
     intensity="robust percentiles to [0, 1], background 0",
     inverse_method="dinet",
     exchange_tolerance=0.0,
     sizes={
         "published": {},
-        "small": {"encoder": (16, 32, 48), "decoder": (48, 32, 32), "tail": (16, 16), "finest": 2, "norm": True},
+        "small": {
+            "encoder": (16, 32, 48),
+            "decoder": (48, 32, 32),
+            "tail": (16, 16),
+            "finest": 2,
+            "norm": True,
+        },
+        "recurrent": {
+            "encoder": (16, 32, 48),
+            "decoder": (48, 32, 32),
+            "tail": (16, 16),
+            "finest": 2,
+            "antisymmetric": True,
+            "di": "residual",
+            "voxel": 2.0,
+            "passes": 4,
+            "force": True,
+        },
     },
     half_on_cpu=True,
 )
+
+
+#: Voxels that count as one in DI-Net's input, where it corrects -u.
+_UNIT = 8.0
+#: Root mean square, voxels, by which refining may move DI-Net's inverse for it to be called that.
+_KEPT = 0.5
 
 
 @dataclass(frozen=True)
@@ -95,6 +148,12 @@ class _Switches:
         inverse: ``dinet``, ``fixed_point`` or ``dinet+refine``.
         norm: instance normalisation in SN-Net; never in DI-Net, whose input's size matters.
         smooth: weight of the half fields' diffusion.
+        antisymmetric: the half fields of a level are opposite by construction; needs ``swap`` and ``symmetric``.
+        di: ``plain`` (paper), or ``residual``: DI-Net corrects -u.
+        voxel: mm of the input's voxels, for the terms in mm^2.
+        passes: how often the finest level looks at use; 0 = once, as in the paper. Needs ``antisymmetric`` and
+            ``finest`` 2.
+        force: the finest level sees the gradient of the local correlation, too; needs ``passes``.
     """
 
     encoder: Sequence[int] = (16, 32, 32, 32)
@@ -108,8 +167,24 @@ class _Switches:
     inverse: str = "dinet+refine"
     norm: bool = False
     smooth: float = 1.0
+    antisymmetric: bool = False
+    di: str = "plain"
+    voxel: float = 1.0
+    passes: int = 0
+    force: bool = False
 
     def __post_init__(self) -> None:
+        check_passes(self.passes, self.force)
+        if self.passes and (not self.antisymmetric or self.finest != 2):
+            raise InputError(
+                f"passes={self.passes} needs opposite half fields on the lattice of every second voxel.",
+                "Add antisymmetric=true and finest=2, or passes=0.",
+            )
+        if self.antisymmetric and not (self.symmetric and self.sn_mode == "swap"):
+            raise InputError(
+                "antisymmetric=true needs both orders of the scans.", "Add sn_mode=swap and symmetric=true."
+            )
+        check_choice("di", self.di, ("plain", "residual"))
         check_choice("finest", self.finest, (1, 2))
         check_choice("levels", self.levels, (1, 2, 3))
         check_choice("sn_mode", self.sn_mode, ("swap", "two_head"))
@@ -162,12 +237,12 @@ def _conv(a: int, b: int) -> nn.Conv3d:
 
 
 def _up(u: Tensor, factor: int) -> Tensor:
-    """A field on a ``factor`` times finer lattice, values times ``factor`` (METHODS 1.3)."""
+    """A field on a ``factor`` times finer lattice, values times ``factor`` (mathematics.md, 1.6)."""
     return u if factor == 1 else factor * resize(u, [factor * n for n in u.shape[2:]])
 
 
 @register
-class HSyN(SymmetricNetwork):
+class HSyN(MeanFramePasses, SymmetricNetwork):
     """SN-Net and DI-Net. See the file's docstring; arguments: :class:`_Switches`."""
 
     card = _CARD
@@ -179,7 +254,12 @@ class HSyN(SymmetricNetwork):
         self.windows = [3, 5, 7][-s.levels :]
         heads = 2 if s.sn_mode == "two_head" and s.symmetric else 1
         blocks = [16 if scale == 2 and scale == self.scales[-1] else 2 for scale in self.scales]
+        if s.force:
+            blocks[-1] += 3
         self.sn = nn.ModuleList(_UNet(channels, s, heads, s.norm) for channels in blocks)
+        if s.force:  # from the finest scale's convolution through its skip to the tail and the head
+            net, (first, *_) = self.sn[-1], s.decoder[::-1]
+            begin_as_step([net.down[0], *net.tail, net.heads[0]], 16, [first, *[0] * len(s.tail)])
         self.di = _UNet(3, s)
         self.recipe = _recipe(s.levels)
 
@@ -204,13 +284,19 @@ class HSyN(SymmetricNetwork):
         # Both orders as one batch: on a CPU small volumes are several times faster in company.
         (both,) = net(torch.cat([torch.cat([x, y], 1), torch.cat([y, x], 1)]))
         a, b = both.chunk(2)
-        return a, b
+        return ((a - b) / 2, (b - a) / 2) if self.switches.antisymmetric else (a, b)
 
     def half_fields(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> list[tuple[Tensor, Tensor]]:
         """Increments (a_l, b_l) of the half fields of moving and fixed, per level, each on its own lattice."""
         found: list[tuple[Tensor, Tensor]] = []
         for index in range(level or self.switches.levels):
             scale = self.scales[index]
+            if self.switches.passes and index + 1 == self.switches.levels:
+                state = self._on_cells(found, moving)
+                x, y = state.warped(moving, fixed)
+                v = self.step(x, y, state, similarity_force(x, y) if self.switches.force else None, True)
+                found.append((v, -v))
+                break
             a, b = self.combined(found, 1) if found else (None, None)
             found.append(self._predict(index, self._view(moving, a, scale), self._view(fixed, b, scale)))
         return found
@@ -228,9 +314,11 @@ class HSyN(SymmetricNetwork):
 
     def _di(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """DI-Net: (the half-resolution field that is regularised, the inverse of ``u`` on its lattice)."""
-        (raw,) = self.di(u)
+        residual = self.switches.di == "residual"
+        (raw,) = self.di(u / _UNIT if residual else u)
         half = 0.5 * resize(raw, [max(n // 2, 1) for n in raw.shape[2:]])
-        return half, 2 * resize(half, raw.shape[2:])
+        w = 2 * resize(half, raw.shape[2:])
+        return half, w - u if residual else w
 
     def _inverse(self, u: Tensor, lattice: Tensor) -> Tensor:
         """The inverse of a half field ``u`` (input grid); ``lattice`` is the same field where DI-Net works."""
@@ -239,8 +327,55 @@ class HSyN(SymmetricNetwork):
         w = _up(self._di(lattice)[1], self.switches.finest)
         return w if self.switches.inverse == "dinet" else invert(u, start=w, iterations=20).field
 
+    # ------------------------------------------------------------------------------------------ passes
+
+    def _on_cells(self, increments: list[tuple[Tensor, Tensor]], like: Tensor) -> HalfFields:
+        """The half fields of the coarser levels on the blocks of the finest one."""
+        if not increments:
+            return no_motion(like)
+        return HalfFields(*(F.avg_pool3d(u, CELL) / CELL for u in self.combined(increments, 1)))
+
+    def coarse_halves(self, moving: Tensor, fixed: Tensor) -> HalfFields:
+        levels = self.switches.levels - 1
+        return self._on_cells(self.half_fields(moving, fixed, levels) if levels else [], moving)
+
+    def step(self, moving: Tensor, fixed: Tensor, state: HalfFields, force: Tensor | None, both: bool) -> Tensor:
+        net = self.sn[-1]
+        turning = () if force is None else (force,)
+        return both_orders(lambda x: net(x)[0], space_to_depth(moving), space_to_depth(fixed), turning, both)
+
+    def _forward_passes(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
+        """Half fields by repeated passes, their inverses by DI-Net, finished by fixed-point steps
+        (``dinet+refine``)."""
+        state, notes = self.passed(moving, fixed)
+        cells = torch.cat([state.to_moving, state.to_fixed])
+        halves = up_blocks(cells, CELL)
+        s, facts, method = self.switches, {}, "fixed_point"
+        if s.inverse == "fixed_point":
+            inverse = invert(halves, iterations=30).field
+        else:
+            guess = up_blocks(self._di(cells)[1], CELL)
+            plain, learned = (float(square_sum(compose(halves, w)).mean()) ** 0.5 for w in (-halves, guess))
+            better, inverse = learned < plain, guess
+            if s.inverse == "dinet+refine":
+                inverse = invert(halves, start=guess if better else None, iterations=30).field
+            moved = float(square_sum(inverse - guess).mean()) ** 0.5
+            # Root mean squares over the grid, voxels.
+            facts = {"dinet_residual": learned, "minus_u_residual": plain, "refined_by": moved}
+            if s.inverse == "dinet" or (better and moved < _KEPT):
+                method = "dinet"
+            else:
+                notes.append("DI-Net's inverse was not good enough to be kept: the fixed-point inverse was taken")
+        a, b = halves.chunk(2)
+        inverse_a, inverse_b = inverse.chunk(2)
+        pair = measured_pair(compose(a, inverse_b), compose(b, inverse_a), method)
+        aux = {"half_fields": (a, b), "half_inverses": (inverse_a, inverse_b), "notes": notes, "inverse": facts}
+        return NetworkOutput(pair, aux=aux)
+
     def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
         self.check_inputs(moving, fixed)
+        if self.switches.passes:
+            return self._forward_passes(moving, fixed)
         increments = self.half_fields(moving, fixed)
         coarse = self.combined(increments, self.switches.finest)
         a, b = (_up(u, self.switches.finest) for u in coarse)
@@ -265,23 +400,35 @@ class HSyN(SymmetricNetwork):
         x = warp(_shrink(moving, seen), _up(a, scale // seen), padding="zeros")
         y = warp(_shrink(fixed, seen), _up(b, scale // seen), padding="zeros")
         terms = {"similarity": lncc(x, y, self.windows[level - 1]), "smooth": s.smooth * (diffusion(a) + diffusion(b))}
+        mm2 = (scale * s.voxel) ** 2
         if s.symmetric and s.mag == "smc":
             # Both fields live on the mean grid, so a + b = 0 says exactly that its points are midpoints.
-            terms["magnitude"] = 0.1 * (a + b).square().mean()
+            terms["magnitude"] = 0.1 * mm2 * (a + b).square().mean()
         elif s.symmetric and s.mag == "mc":
-            terms["magnitude"] = 0.1 * (a.square().sum(1) - b.square().sum(1)).mean().abs()
+            terms["magnitude"] = 0.1 * mm2 * (a.square().sum(1) - b.square().sum(1)).mean().abs()
         factor = scale // s.finest
         sides = (a, b) if s.symmetric else (a,)
-        return {**terms, **self._inverse_terms([_up(u.detach(), factor) for u in sides])}
+        return {**terms, **self.learned_inverse_terms([_up(u.detach(), factor) for u in sides])}
 
-    def _inverse_terms(self, fields: list[Tensor]) -> dict[str, Tensor]:
-        """DI-Net's own loss on detached fields: mean squared composition (voxel^2) and smoothness."""
+    def learned_inverse_terms(self, fields: list[Tensor]) -> dict[str, Tensor]:
+        """DI-Net's own loss on detached fields: mean squared composition (mm^2) and smoothness."""
         error, rough = [], []
         for u in fields:
             half, w = self._di(u)
-            error.append(compose(u, w).square().mean())
+            error.append((self.switches.finest * self.switches.voxel) ** 2 * compose(u, w).square().mean())
             rough.append(diffusion(half))
         return {"inverse": sum(error) / len(error), "inverse_smooth": 0.02 * sum(rough) / len(rough)}
+
+    def map_terms(self, maps: list[tuple[Tensor | None, Tensor | None]]) -> dict[str, Tensor]:
+        """L_smc in supervised steps as well, mm^2: labels and true maps do not see the sum of the half fields
+        either."""
+        if not self.switches.symmetric or self.switches.mag != "smc":
+            return {}
+        return {"magnitude": sum(0.1 * self.switches.voxel**2 * (a + b).square().mean() for a, b in maps)}
+
+    def clip_groups(self) -> list[list[nn.Parameter]]:
+        """SN-Net and DI-Net, whose loss is of another size."""
+        return [list(self.sn.parameters()), list(self.di.parameters())]
 
     def mappings(
         self, moving: Tensor, fixed: Tensor, level: int | None = None

@@ -1,5 +1,7 @@
 """SM-GICNet: a stationary velocity from a four-level Haar pyramid, trained in both directions at once.
 
+Long because one method is one file.
+
 Paper: "Symmetric Multi-level Gradient-Inverse Consistency Network", MIDL 2025. Written from the paper and from facts
 about its code; no code was copied.
 
@@ -21,6 +23,13 @@ by
 * Head weights start near zero; smoothness in voxels carries the factor 4 that the change of unit brings.
 * Between levels fields are upsampled as blocks of two voxels, which is where Haar's coarse samples lie.
 * Size ``small``: widths 32, 32, 16, 16, and level 4 works at 1/2 on the eight Haar bands of the full-resolution pair.
+* Size ``recurrent``: as small, but level 4 does so
+  ``passes`` times with the same weights, in the mean frame of both scans (``_passes``), and with ``force`` sees the
+  gradient
+  of the local correlation beside the bands.
+* Where ``antisymmetric="levels"`` or ``passes`` make both directions inverse by construction, no loss asks for it: the
+  inverse
+  similarity, symmetry and gradient-inverse-consistency terms would be zero or repeat the others and are left out.
 """
 
 from __future__ import annotations
@@ -50,6 +59,7 @@ from ._base import (
     zero_init,
 )
 from ._blocks import Conv3d, energy_map, haar
+from ._passes import CELL, HalfFields, MeanFramePasses, begin_as_step, both_orders, check_passes, no_motion, of_velocity
 
 _CARD = Card(
     name="sm-gicnet",
@@ -61,15 +71,20 @@ _CARD = Card(
     deviations=(
         "Haar pyramid and energy maps on the fly, rescaled to [0, 1].",
         "The levels' velocities add up and are integrated once; level 1 may go twice as far, for large poses.",
-        "Inverse consistency is GradICON's between the two network directions.",
+        "Inverse consistency is GradICON's between the two network directions; size small has no such loss: there "
+        "gradient "
+        "inverse consistency holds by construction (antisymmetric=levels).",
         "The result is exp(+-(V_AB - V_BA) / 2), which exchanges exactly; antisymmetric=none gives the paper's.",
         "Separate up-convolutions and kept skips unless gate=code.",
         "Size small has widths 32, 32, 16, 16 and its fourth level works at half resolution on Haar bands.",
+        "With passes=K the fourth level is repeated K times with shared weights in the mean frame of both scans; "
+        "with force=true it "
+        "sees the normalised gradient of the local correlation beside the images.",
     ),
     licence="Apache-2.0",
     size_multiple=16,
     minimum_size=32,
-    bytes_per_voxel={"published": 1200.0, "small": 220.0},
+    bytes_per_voxel={"published": 1200.0, "small": 220.0, "recurrent": 300.0},
     spacing=1.5,
     intensity="robust percentiles to [0, 1], background 0",
     inverse_method="svf",
@@ -77,11 +92,23 @@ _CARD = Card(
     sizes={
         "published": {},
         "small": {"widths": (32, 32, 16, 16), "fine": "bands", "antisymmetric": "levels"},
+        "recurrent": {
+            "widths": (32, 32, 16, 16),
+            "fine": "bands",
+            "antisymmetric": "levels",
+            "ranges": (0.8, 0.4, 0.4, 0.1),
+            "smooth": 0.25,
+            "passes": 4,
+            "force": True,
+        },
     },
     half_on_cpu=True,
 )
 
 _WINDOWS = (3, 5, 7, 9)
+#: Cells that count as one for the repeated level, which may work on any part of a volume, in the place of the half
+#: extent.
+_UNIT = 20.0
 
 
 @dataclass(frozen=True)
@@ -98,8 +125,10 @@ class _Switches:
         gate: ``paper``, ``code`` or ``none``.
         inv, inv_weight: ``gradicon_cross``, ``icon_cross``, ``icon_self`` or ``none``; 0.01 in the paper, 1.5 in
             GradICON.
-        ranges: R of the four levels, parts of the half extent.
+        ranges: R of the four levels, parts of the half extent; of a repeated level, parts of 20 cells.
         smooth, anti_fold: multiply the smoothness terms and the code's anti-folding term.
+        passes: how often level 4 looks at use, in the mean frame; 0 = once, in the fixed scan's, as in the paper.
+        force: level 4 sees the gradient of the local correlation, too; needs ``passes``.
     """
 
     widths: Sequence[int] = (32, 32, 32, 32)
@@ -114,6 +143,8 @@ class _Switches:
     ranges: Sequence[float] = (0.8, 0.4, 0.4, 0.4)
     smooth: float = 1.0
     anti_fold: float = 1.0
+    passes: int = 0
+    force: bool = False
 
     def __post_init__(self) -> None:
         check_choice("levels", self.levels, (1, 2, 3, 4))
@@ -124,6 +155,12 @@ class _Switches:
         check_choice("inv", self.inv, ("gradicon_cross", "icon_cross", "icon_self", "none"))
         if len(self.ranges) != 4 or min(self.ranges) <= 0:
             raise InputError(f"ranges is {self.ranges!r}.", "Give four positive numbers, coarsest level first.")
+        check_passes(self.passes, self.force)
+        if self.passes and (self.fine != "bands" or self.antisymmetric != "levels"):
+            raise InputError(
+                f"passes={self.passes} needs the Haar bands and antisymmetric levels.",
+                "Add fine=bands and antisymmetric=levels, or passes=0.",
+            )
         if self.antisymmetric != "none" and (not self.symmetric or self.compose == "displacement"):
             raise InputError(
                 f"antisymmetric={self.antisymmetric} needs both directions and a velocity.",
@@ -247,12 +284,13 @@ class _Gate(nn.Module):
 
 
 class _Level4(nn.Module):
-    """1/1: a U-Net with attention gates; ``inlet`` is the number of image channels of the pair."""
+    """1/1: a U-Net with attention gates; ``inlet`` is the number of image channels of the pair, ``turning`` that of
+    the displacement so far and of the force."""
 
-    def __init__(self, c: int, gate: str, inlet: int):
+    def __init__(self, c: int, gate: str, inlet: int, turning: int = 3):
         super().__init__()
         self.kind = gate
-        self.inlet = nn.Sequential(_conv(inlet + 3, c), nn.LeakyReLU(0.2), _conv(c, c))
+        self.inlet = nn.Sequential(_conv(inlet + turning, c), nn.LeakyReLU(0.2), _conv(c, c))
         self.encode = nn.ModuleList(_Residual(c, post=True) for _ in range(4))
         self.down = nn.ModuleList(_conv(c, c, stride=2) for _ in range(3))
         self.decode = nn.ModuleList(_Residual(c, post=True) for _ in range(2))
@@ -296,10 +334,11 @@ class _Direction:
 
 
 @register
-class SMGICNet(SymmetricNetwork):
+class SMGICNet(MeanFramePasses, SymmetricNetwork):
     """The four levels. See the file's docstring; arguments: :class:`_Switches`."""
 
     card = _CARD
+    stationary = True
 
     def __init__(self, **switches) -> None:
         super().__init__()
@@ -309,7 +348,7 @@ class SMGICNet(SymmetricNetwork):
             _Level1(s.widths[0]),
             _Level23(s.widths[1], 2),
             _Level23(s.widths[2], 3),
-            _Level4(s.widths[3], s.gate, 16 if bands else 2),
+            _Level4(s.widths[3], s.gate, 16 if bands else 2, 6 if s.force else 3),
         ]
         self.nets = nn.ModuleList(nets[-s.levels :])
         self._initialise()
@@ -325,6 +364,13 @@ class SMGICNet(SymmetricNetwork):
                 nn.init.kaiming_normal_(part.b.weight, 5.0)
             elif isinstance(part, _Head):
                 zero_init(part.b, 1e-3)
+        if self.switches.force:
+            last = self.nets[-1]
+            with torch.no_grad():
+                last.encode[0].b.weight[:6] = 0.0
+            # The inlet's two, past the first residual, the head's two: its input is (decoder, first map).
+            path, c = [last.inlet[0], last.inlet[2], last.head.a, last.head.b], self.switches.widths[3]
+            begin_as_step(path, 16 + 3, [0, c, 0], self.switches.ranges[3] * _UNIT, [True, False, True])
 
     def _increments(self, level: int, ways: list[tuple[_Pyramid, _Pyramid, Tensor]]) -> list[Tensor]:
         """The velocities that a level adds, per way (moving, fixed, the map so far on the level's lattice).
@@ -372,6 +418,9 @@ class SMGICNet(SymmetricNetwork):
             factor = self.scales[index - 1] // scale if steps else 1
             zero = moving.new_zeros((len(moving), 3, *(n // scale for n in moving.shape[2:])))
             flows = [up_blocks(d.phi, factor) if d is not None else zero for d in (ab, ba)]
+            if s.passes and index + 1 == s.levels:
+                steps.append(self._passed_directions(moving, fixed, ab, factor))
+                break
             last = index + 1 == (level or s.levels)
             ways = [(a, b, flows[0]), (b, a, flows[1])]
             d_ab, d_ba = self._increments(index, ways) if both else (*self._increments(index, ways[:1]), None)
@@ -384,9 +433,39 @@ class SMGICNet(SymmetricNetwork):
             steps.append((ab, ba))
         return steps
 
+    def _passed_directions(
+        self, moving: Tensor, fixed: Tensor, before: _Direction | None, factor: int
+    ) -> tuple[_Direction, _Direction]:
+        """The finest level as the trainer of single levels sees it: one pass behind the levels before, both
+        directions."""
+        h = up_blocks(before.velocity / 2, factor) if before is not None else no_motion(moving).to_moving
+        v = 2 * self.refined(moving, fixed, of_velocity(h)).velocity
+        phi, back = exponentiate(v), exponentiate(-v)
+        return _Direction(v, phi, back), _Direction(-v, back, phi)
+
+    def coarse_halves(self, moving: Tensor, fixed: Tensor) -> HalfFields:
+        """The half-way map of all levels but the finest."""
+        if self.switches.levels == 1:
+            return no_motion(moving, True)
+        ab, _ = self.run(moving, fixed, self.switches.levels - 1)[-1]
+        return of_velocity(up_blocks(ab.velocity / 2, self.scales[-2] // self.scales[-1]))
+
+    def step(self, moving: Tensor, fixed: Tensor, state: HalfFields, force: Tensor | None, both: bool) -> Tensor:
+        x, y = (haar(image) / 8**0.5 for image in weigh_difference(moving, fixed))
+        turning = ((state.to_moving - state.to_fixed) / _UNIT, *(() if force is None else (force,)))
+
+        def raw(inputs: Tensor) -> Tensor:
+            return self.nets[-1](inputs[:, :16], None, inputs[:, 16:])
+
+        return self.switches.ranges[3] * _UNIT * both_orders(raw, x, y, turning, both)
+
     def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
         self.check_inputs(moving, fixed)
         s = self.switches
+        if s.passes:
+            state, notes = self.passed(moving, fixed)
+            pair = measured_pair(*state.full(), "svf")
+            return NetworkOutput(pair, up_blocks(2 * state.velocity, CELL), aux={"half_fields": state, "notes": notes})
         steps = self.run(moving, fixed, both=s.antisymmetric != "none")
         ab, ba = steps[-1]
         velocity, phi, back = ab.velocity, ab.phi, ab.inverse
@@ -506,7 +585,13 @@ def _recipe(levels: int) -> Recipe:
     """The code's lengths; the paper halves the rate every 50k steps after the first 60k of a level."""
     iterations = [30_000, 40_000, 60_000, 80_000][-levels:]
     stages = tuple(Stage(level, n, 1e-4, frozen=3_000 if level > 1 else 0) for level, n in enumerate(iterations, 1))
-    return Recipe(stages, batch=1, halve_every=50_000, notes="all ordered pairs, shuffled, not affinely aligned")
+    return Recipe(
+        stages,
+        batch=1,
+        halve_every=50_000,
+        halve_after=60_000,
+        notes="all ordered pairs, shuffled, not affinely aligned",
+    )
 
 
 SMGICNet.recipe = _recipe(4)

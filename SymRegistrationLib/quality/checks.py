@@ -3,7 +3,9 @@ same."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..console import number
 
@@ -51,7 +53,7 @@ def verdict(found: list[Check]) -> tuple[str, str]:
     return level, VERDICTS[level]
 
 
-def checks(metrics: dict) -> list[Check]:
+def checks(metrics: Mapping[str, Any]) -> list[Check]:
     """Judge the numbers of metrics.json one by one, thresholds stated; parts that are missing are not judged."""
     found = []
     alignment, similarity = metrics.get("alignment") or {}, metrics.get("similarity") or {}
@@ -91,12 +93,14 @@ def uncertainty_statement(told: dict) -> str:
     text = f"Uncertainty: calibrated on {told.get('on')}."
     if judged:
         text += (
-            f" On other scans with known warps the 68 % radius held {number(judged.get('coverage_68'), 0)} % of the true errors; rank "
+            f" On other scans with known warps the 68 % radius held {number(judged.get('coverage_68'), 0)} % of the "
+            f"true errors; rank "
             f"correlation with them {number(judged.get('rank'), 2)}."
         )
     return (
         text
-        + " Scans of two people, or organs that slide, err by more: at landmarks of breathing livers about twice as much."
+        + " Scans of two people, or organs that slide, err by more: at landmarks of breathing livers about twice as "
+        "much."
     )
 
 
@@ -112,14 +116,15 @@ def _certain(told: dict) -> list[Check]:
     return [
         Check(
             level,
-            f"Calibrated uncertainty: 68 % of errors below {number(told['median_mm'], 2)} mm at the median place, below "
+            f"Calibrated uncertainty: 68 % of errors below {number(told['median_mm'], 2)} mm at the median place, "
+            f"below "
             f"{number(told['p95_mm'], 2)} mm in 95 % of the content (good below {UNCERTAIN_GOOD:g}, unusable above "
             f"{UNCERTAIN_BAD:g} voxels of the working grid).",
         )
     ]
 
 
-def _measured(metrics: dict) -> list[Check]:
+def _measured(metrics: Mapping[str, Any]) -> list[Check]:
     """Labels and landmarks, which the method has not seen."""
     found = []
     labels, marks = metrics.get("labels"), metrics.get("landmarks")

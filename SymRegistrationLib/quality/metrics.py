@@ -20,7 +20,7 @@ _MOST_COUNTED = 1 << 20
 
 
 def dice(a: np.ndarray, b: np.ndarray, labels: Sequence[int] | None = None) -> dict[int, float]:
-    """Overlap per label of two maps on one grid (METHODS 1.9).
+    """Overlap per label of two maps on one grid (mathematics.md, 15.1).
 
     Args:
         labels: which; default all non-zero labels of either map. A label absent from both is left out, absent from one
@@ -52,7 +52,7 @@ def label_overlap(fixed: Volume, moving: Volume, transform: DenseTransform | np.
 def target_registration_error(
     transform: DenseTransform | np.ndarray, fixed_points: np.ndarray, moving_points: np.ndarray
 ) -> np.ndarray:
-    """(n,) mm: distance of each mapped fixed landmark from its moving partner (METHODS 1.10, the pull-back form)."""
+    """(n,) mm: distance of each mapped fixed landmark from its moving partner (mathematics.md, 15.2)."""
     if isinstance(transform, np.ndarray):
         mapped = np.asarray(fixed_points, float) @ transform[:3, :3].T + transform[:3, 3]
     else:
@@ -71,7 +71,7 @@ def inverse_consistency_map(forward: DenseTransform, inverse: DenseTransform, gr
 
 
 def jacobian_summary(determinant: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float]:
-    """Folding (det <= 0) over all voxels and inside the mask; the rest inside the mask (METHODS 1.8)."""
+    """Folding (det <= 0) over all voxels and inside the mask; the rest inside the mask (mathematics.md, 2.4)."""
     values = determinant[mask] if mask is not None and mask.any() else determinant.ravel()
     folded = determinant <= 0
     return {

@@ -82,3 +82,8 @@ OUTPUTS = (
 def names(kind: str = "") -> tuple[str, ...]:
     """Names of all outputs, or of one kind, in the order of the table."""
     return tuple(output.name for output in OUTPUTS if kind in ("", output.kind))
+
+
+def of(name: str) -> Output:
+    """The entry of a name. Raises KeyError when there is none."""
+    return {output.name: output for output in OUTPUTS}[name]

@@ -164,8 +164,8 @@ def meanings(part: type) -> dict[str, Meaning]:
 def problems(metrics: Any, shape: Any = Metrics, where: str = "metrics") -> list[str]:
     """What in ``metrics`` does not fit the schema, one sentence each; [] when all of it does.
 
-    Numbers may be whole where fractions are allowed. What the schema does not know is a problem, too, except inside parts that
-    are free (``dict[str, Any]``).
+    Numbers may be whole where fractions are allowed. What the schema does not know is a problem, too, except inside
+    parts that are free (``dict[str, Any]``).
     """
     if shape is Any:
         return []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..geometry.grid import Grid
@@ -11,7 +13,7 @@ from ..geometry.regions import regions
 AXES_68 = 1.8779
 
 
-def folding_regions(jacobian: np.ndarray, grid: Grid) -> dict:
+def folding_regions(jacobian: np.ndarray, grid: Grid) -> Any:
     """Connected regions of folded voxels: ``count`` of all and ``regions``, the 20 largest (see
     :class:`SymRegistrationLib.geometry.regions.Region`)."""
     found, count = regions(jacobian <= 0, jacobian, grid, most=20, highest=False)
@@ -24,8 +26,7 @@ def volume_changes(
     """How much larger or smaller each label is where the transform takes it: the integral of the Jacobian determinant.
 
     The confidence treats the border as patches of ``patch_mm`` whose errors are independent, each moving it in or out
-    by
-    one axis of the local uncertainty: ``sigma = sqrt(sum over patches of (area * sigma_axis)^2)``.
+    by one axis of the local uncertainty: ``sigma = sqrt(sum over patches of (area * sigma_axis)^2)``.
 
     Args:
         labels: (D, H, W) whole numbers on ``grid``, 0 = background.

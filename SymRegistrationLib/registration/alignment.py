@@ -1,7 +1,7 @@
 """Initial alignment: where the two scans lie to each other before anything bends.
 
 The result is two 4x4 matrices from a **mid-space** to each scan, ``exp(-X/2)`` and ``exp(+X/2)`` of one
-generator X, so that exchanging the scans exchanges the matrices (METHODS 2.7's symmetry, kept from the first step).
+generator X, so that exchanging the scans exchanges the matrices (mathematics.md, 5.1).
 Scores are computed at points of the mid-space, which favours neither scan.
 
 The search itself is :mod:`pose_search`. Whether the scans show one contrast or two is judged by how their brightness

@@ -1,4 +1,5 @@
-"""A learned method on a working grid of any size: fitted to its multiples, to the memory that is there, to the device."""
+"""A learned method on a working grid of any size: fitted to its multiples, to the memory that is there, to the
+device."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from .. import networks
 from ..fields import FieldPair, resize, resize_field
 from ..job import InputError, Options, Progress, RegistrationError, silent
 from ..networks._base import Card, SymmetricNetwork, crop_to, measured_pair, pad_to, padded_shape
+from ..networks._passes import adapting
 from . import devices, weights
 
 #: Part of the free memory that a run may plan with when the user gave no bound.
@@ -72,13 +75,18 @@ def working_spacing(name: str, options: Options) -> float:
 def _loaded(name: str, path: Path, stamp: int, switches: str, device: torch.device) -> SymmetricNetwork:
     found = weights.load(path, name)
     try:
-        network = networks.create(name, found.size, **{**found.options, **json.loads(switches)})
+        network = networks.restore(name, found.size, {**found.options, **_renamed(json.loads(switches))})
     except InputError as error:
         if json.loads(switches):
             raise
         raise InputError(f"'{path}' cannot be used: {error.message}", error.hint) from None
     weights.fill(network, found)
     return _placed(network, device)
+
+
+def _renamed(switches: dict) -> dict:
+    """Switches under their present names, so that they override what weights call otherwise."""
+    return {"prealign" if name == "front" else name: value for name, value in switches.items()}
 
 
 @torch.no_grad()
@@ -125,7 +133,7 @@ def run_network(
             progress("method", 0.05, plan.note)
         progress("method", 0.1, f"{name} on {plan.device} at {'x'.join(map(str, plan.shape))}")
         try:
-            pair = _run(moving, fixed, network, plan)
+            pair = _run(moving, fixed, network, plan, options.adapt)
             break
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
@@ -144,6 +152,7 @@ def run_network(
             f"{name} gave fields that are not finite.", "Check the scans' intensities and the weights."
         )
     progress("method", 1.0, f"{name} done")
+    notes += pair.details.get("notes", [])
     return replace(pair, details={"notes": notes, "device": str(plan.device), "shape": plan.shape})
 
 
@@ -186,7 +195,8 @@ def _planned(
         lattice = _lattice(shape, factor, network.card)
         if factor > COARSEST or min(lattice) < network.card.minimum_size // 2:
             raise RegistrationError(
-                f"{network.card.name} needs {memory_needed(network, shape, batch) / 1e9:.2f} GB for this working grid and "
+                f"{network.card.name} needs {memory_needed(network, shape, batch) / 1e9:.2f} GB for this working grid "
+                f"and "
                 f"{room / 1e9:.2f} GB may be used; a grid coarse enough to fit would be too coarse.",
                 "Raise --memory, free memory, choose a larger --spacing, or --method syn.",
             )
@@ -209,35 +219,39 @@ def _lattice(shape: tuple[int, ...], factor: float, card: Card) -> tuple[int, ..
 
 
 def _placed(network: SymmetricNetwork, device: torch.device) -> SymmetricNetwork:
-    # Convolutions run up to twice as fast with the channels last, on CPU and GPU.
-    return network.eval().to(device=device, memory_format=torch.channels_last_3d)
+    layout = torch.channels_last_3d if device.type == "cuda" else devices.fastest_convolutions()[1]
+    placed: SymmetricNetwork = network.eval().to(device)
+    return placed.to(memory_format=layout)  # type: ignore[call-overload]  # missing in torch's stubs
 
 
 def _precision(device: torch.device, card: Card):
-    """Half precision for convolutions where the device has units for it; field mathematics stays in float32."""
+    """Half precision for convolutions where that is faster; field mathematics stays in float32."""
     if device.type == "cuda":
         return torch.autocast("cuda", torch.float16)
-    return torch.autocast("cpu", torch.bfloat16) if card.half_on_cpu and _native_bfloat16() else nullcontext()
+    if card.half_on_cpu and devices.half_precision_pays():
+        return torch.autocast("cpu", torch.bfloat16)
+    return nullcontext()
 
 
-def _native_bfloat16() -> bool:
-    """True where the processor multiplies bfloat16 itself; elsewhere it is emulated and slow."""
-    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(check() for check in checks if check is not None)
-
-
-def _run(moving: Tensor, fixed: Tensor, network: SymmetricNetwork, plan: _Plan) -> FieldPair:
+def _run(moving: Tensor, fixed: Tensor, network: SymmetricNetwork, plan: _Plan, adapt: int = 0) -> FieldPair:
     """One pass at the plan's lattice, back on the grid of ``moving``."""
     network = _placed(network, plan.device)
     whole = padded_shape(plan.shape, network.card)
     moved, kept = (pad_to(resize(x.to(plan.device).float(), plan.shape), whole) for x in (moving, fixed))
-    with _precision(plan.device, network.card):
-        pair = network(moved, kept).pair
-    fields = [
+    with _precision(plan.device, network.card), adapting(network, adapt) as can:
+        output = network(moved, kept)
+    if adapt and not can:
+        raise InputError(
+            f"these weights of {network.card.name} cannot adapt to a pair.",
+            "Leave out --adapt, or use weights with passes.",
+        )
+    pair = output.pair
+    there, back = (
         resize_field(crop_to(u.float(), plan.shape), moving.shape[2:]).to(moving.device)
         for u in (pair.fixed_to_moving, pair.moving_to_fixed)
-    ]
-    return measured_pair(*fields, pair.inverse_method)
+    )
+    found = measured_pair(there, back, pair.inverse_method)
+    return replace(found, details={"notes": [f"{network.card.name}: {note}" for note in output.aux.get("notes", ())]})
 
 
 @contextmanager
@@ -249,7 +263,7 @@ def dropout_at_work(network: nn.Module, seed: int) -> Iterator[bool]:
     """
     layers = [m for m in network.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
 
-    def drop(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    def drop(module: Any, inputs: tuple, output: Tensor) -> Tensor:
         share = 1 - module.p
         wide = output.dim() - 2 if not isinstance(module, nn.Dropout) else 0
         shape = output.shape[: output.dim() - wide] + (1,) * wide

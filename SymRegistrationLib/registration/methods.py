@@ -28,7 +28,7 @@ def is_learned(name: str) -> bool:
 
 
 def card(name: str) -> MethodCard:
-    """The card of a method: an :class:`OptimiserCard` or a network's. Raises InputError for an unknown name."""
+    """The card of a method: an optimiser's or a network's. Raises InputError for an unknown name."""
     return networks.card(name) if is_learned(name) else optimisers.card(name)
 
 

@@ -3,7 +3,6 @@ request."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -22,7 +21,7 @@ SHARE = 0.6
 
 
 class Perturbation(Protocol):
-    """A change of a run that should not matter, see :mod:`SymRegistrationLib.uncertainty.perturbations`."""
+    """A change of a run that should not matter, see :class:`SymRegistrationLib.uncertainty.predictors.Perturbation`."""
 
     stiffness: float
     seed: int
@@ -56,7 +55,7 @@ class Solver:
         InputError: a working voxel whose grid does not fit the memory; scans that do not overlap.
     """
 
-    def __init__(self, scans: Sequence[Scan], pose: Alignment, options: Options, notes: list[str]):
+    def __init__(self, scans: tuple[Scan, Scan], pose: Alignment, options: Options, notes: list[str]):
         self.scans, self.pose, self.options, self.notes = scans, pose, options, notes
         self.finest = float(min(scan.grid.spacing.min() for scan in scans))
         self.preset = presets()[options.preset]
@@ -77,7 +76,7 @@ class Solver:
         if not refined:
             self.space = self.coarse
         elif whole:
-            self.space = None  # it follows from what the network finds
+            self.space = None  # type: ignore[assignment]  # it follows from what the network finds
         else:
             self._refine_on(pose)
 
@@ -193,9 +192,9 @@ def predict_perturbed(space: WorkingPair, options: Options, change: Perturbation
         sigma = [0.5 * max(((n - 1) / max(m - 1, 1)) ** 2 - 1, 0) ** 0.5 for n, m in zip(shape, coarse)]
         images = [resize(gaussian(image, sigma), coarse) for image in images]
     with inference.dropout_at_work(network, change.seed):
-        pair = inference.run_network(*images, options.method, options, network, progress)
-    fields = (resize_field(u, shape) for u in (pair.fixed_to_moving, pair.moving_to_fixed))
-    return FieldPair(*fields, pair.inverse_method, pair.residual, pair.details)
+        pair = inference.run_network(images[0], images[1], options.method, options, network, progress)
+    there, back = (resize_field(u, shape) for u in (pair.fixed_to_moving, pair.moving_to_fixed))
+    return FieldPair(there, back, pair.inverse_method, pair.residual, pair.details)
 
 
 def _similarity(asked: str, scans: Sequence[Scan], pose: Alignment, notes: list[str]) -> str:

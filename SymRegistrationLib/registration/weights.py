@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +145,15 @@ def load(path: str | Path, method: str | None = None) -> Weights:
 
 
 def fill(network: nn.Module, weights: Weights) -> None:
-    """Put weights into a network, in its own precision. Raises InputError when names or shapes differ."""
+    """Put weights into a network, in its own precision. Raises InputError when names or shapes differ.
+
+    A method that runs without pose and matching takes its part of weights that were made with them.
+    """
     own = network.state_dict()
+    if not any(name.startswith("inner.") for name in own) and any(
+        name.startswith("inner.") for name in weights.tensors
+    ):
+        weights = replace(weights, tensors={n[6:]: v for n, v in weights.tensors.items() if n.startswith("inner.")})
     for name in own:
         if name not in weights.tensors:
             raise _mismatch(network, weights, f"'{name}' is missing")

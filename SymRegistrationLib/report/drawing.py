@@ -101,7 +101,8 @@ def planes(volume: Volume) -> list[Plane]:
     order, signs = body_axes(grid)
     views = []
     for name, (normal, row, column, down, right) in _VIEWS.items():
-        lines, letters = [], []
+        lines: list[np.ndarray] = []
+        letters: list[str] = []
         for body, direction in ((row, down), (column, right)):
             axis = order[body]
             count = max(1, round((high[axis] - low[axis]) * grid.spacing[axis] / pixel))
@@ -109,15 +110,28 @@ def planes(volume: Volume) -> list[Plane]:
             lines.append(line if signs[body] * direction > 0 else line[::-1])
             letters += _LETTERS[body] if direction > 0 else _LETTERS[body][::-1]
         axes = order[normal], order[row], order[column]
-        views.append(Plane(name, axes, int(round(middle[axes[0]])), *lines, pixel, tuple(letters)))
+        views.append(
+            Plane(
+                name,
+                axes,
+                int(round(middle[axes[0]])),
+                lines[0],
+                lines[1],
+                pixel,
+                (letters[0], letters[1], letters[2], letters[3]),
+            )
+        )
     return views
 
 
 def body_axes(grid: Grid) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Per body axis L, P, S: the array axis that runs closest to it, and +1 or -1 for its direction."""
     axes = grid.axes
-    order = max(itertools.permutations(range(3)), key=lambda order: sum(abs(axes[k, order[k]]) for k in range(3)))
-    return order, tuple(1 if axes[k, order[k]] >= 0 else -1 for k in range(3))
+    order: tuple[int, int, int] = max(
+        itertools.permutations((0, 1, 2), 3), key=lambda order: sum(abs(axes[k, order[k]]) for k in range(3))
+    )
+    first, second, third = (1 if axes[k, order[k]] >= 0 else -1 for k in range(3))
+    return order, (first, second, third)
 
 
 def tilt_degrees(grid: Grid) -> float:
@@ -174,7 +188,8 @@ def _blur(image: np.ndarray) -> np.ndarray:
     for axis in (0, 1):
         padded = np.pad(image, [(2, 2) if k == axis else (0, 0) for k in (0, 1)], mode="edge")
         n = image.shape[axis]
-        image = sum(w * padded.take(range(k, k + n), axis) for k, w in enumerate((1, 4, 6, 4, 1))) / 16
+        parts = [w * padded.take(range(k, k + n), axis) for k, w in enumerate((1, 4, 6, 4, 1))]
+        image = np.sum(parts, axis=0) / 16
     return image
 
 

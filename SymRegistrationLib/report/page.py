@@ -7,9 +7,10 @@ second also for large volumes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ MODES = (("slide", "Slide"), ("flicker", "Flicker"), ("checker", "Checkerboard")
 BINS = 60
 
 
-def write_report(path: Path, result, metrics: dict) -> None:
+def write_report(path: Path, result, metrics: Mapping[str, Any]) -> None:
     """Write the report of one registration.
 
     Args:
@@ -111,7 +112,7 @@ def _legend(stops: np.ndarray, ticks: Sequence[str], text: str = "") -> str:
 # ---------------------------------------------------------------------------------------------- sections
 
 
-def _head(result, metrics: dict) -> str:
+def _head(result, metrics: Mapping[str, Any]) -> str:
     seconds = (metrics.get("seconds") or {}).get("total")
     preset = metrics.get("preset")
     run = (metrics.get("method"), f"preset {preset}" if preset else None, metrics.get("device"), duration(seconds))
@@ -122,7 +123,7 @@ def _head(result, metrics: dict) -> str:
     )
 
 
-def _verdict(metrics: dict) -> str:
+def _verdict(metrics: Mapping[str, Any]) -> str:
     found = checks(metrics)
     level, words = verdict(found)
     items = "".join(f'<li class="{check.level}">{escape(check.text)}</li>' for check in found)
@@ -134,7 +135,7 @@ def _verdict(metrics: dict) -> str:
     )
 
 
-def _tiles(metrics: dict) -> str:
+def _tiles(metrics: Mapping[str, Any]) -> str:
     tiles = []
     similarity, labels = metrics.get("similarity"), metrics.get("labels")
     marks, quality = metrics.get("landmarks"), metrics.get("quality")
@@ -256,12 +257,12 @@ def _bars(counts: np.ndarray, edges: np.ndarray, limit: float) -> str:
     )
 
 
-def _numbers(metrics: dict) -> str:
+def _numbers(metrics: Mapping[str, Any]) -> str:
     rows = [[(escape(cell), extra) for cell, extra in zip(row, ("", "", "soft"))] for row in number_rows(metrics)]
     return _card("All numbers", "Everything that was measured.", _table(("what", "value", "what it means"), rows, (1,)))
 
 
-def _labels(metrics: dict) -> str:
+def _labels(metrics: Mapping[str, Any]) -> str:
     labels = metrics.get("labels")
     if not labels:
         return ""
@@ -276,7 +277,7 @@ def _labels(metrics: dict) -> str:
     return _card("Labels", lead, _table(head, rows, (1, 2, 3)))
 
 
-def _landmarks(metrics: dict) -> str:
+def _landmarks(metrics: Mapping[str, Any]) -> str:
     marks = metrics.get("landmarks")
     if not marks:
         return ""
@@ -298,7 +299,7 @@ def _landmarks(metrics: dict) -> str:
     return _card("Landmarks", lead, _table(head, rows, (0, 2, 3, 4)))
 
 
-def _repeat(metrics: dict) -> str:
+def _repeat(metrics: Mapping[str, Any]) -> str:
     job, body = metrics.get("job"), ""
     if job:
         text = escape(json.dumps(jsonable(job), indent=1))

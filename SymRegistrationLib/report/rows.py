@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from ..console import duration, number, table
 from ..job import Job, Options
@@ -12,7 +14,7 @@ from ..quality.checks import STAGES, uncertainty_statement
 from ..quality.schema import Quality, meanings
 
 
-def number_rows(metrics: dict) -> list[tuple[str, str, str]]:
+def number_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(name, value, plain meaning) of everything that was measured."""
     rows = []
     alignment, similarity = metrics.get("alignment") or {}, metrics.get("similarity") or {}
@@ -87,7 +89,7 @@ def command_of(job: dict) -> str:
     return shlex.join(words)
 
 
-def summary(metrics: dict, output: str) -> str:
+def summary(metrics: Mapping[str, Any], output: str) -> str:
     """The outcome of a run for people: what became better, what to check, where to look."""
     quality, rows = metrics["quality"], []
     parts = (
@@ -111,7 +113,8 @@ def summary(metrics: dict, output: str) -> str:
     if told:
         what = "68 % radius, calibrated" if told["calibrated"] else "relative only"
         lines.append(
-            f"uncertainty                {number(told['mean_mm'], 2)} mm mean, {number(told['p95_mm'], 2)} mm 95 % ({what})"
+            f"uncertainty                {number(told['mean_mm'], 2)} mm mean, {number(told['p95_mm'], 2)} mm 95 % "
+            f"({what})"
         )
     if metrics["alignment"].get("unsure"):
         lines.append("the initial alignment is UNSURE: look at the report before you use this")

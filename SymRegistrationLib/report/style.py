@@ -73,7 +73,8 @@ pre{background:var(--code);border:1px solid var(--line);border-radius:8px;paddin
 white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.45 ui-monospace,Consolas,"Liberation Mono",monospace}
 .copy{border:1px solid var(--line);border-radius:8px}.about{margin-top:12px}.bars{width:40%}
 .light{display:inline-block;width:14px;height:14px;border-radius:50%;vertical-align:-2px;print-color-adjust:exact;
--webkit-print-color-adjust:exact;border:2px solid var(--soft)}.light.good{background:var(--good);border-color:var(--good)}
+-webkit-print-color-adjust:exact;border:2px solid var(--soft)}.light.good{background:var(--good);\
+border-color:var(--good)}
 .light.look{background:var(--look);border-color:var(--look);border-radius:3px}.light.bad{background:var(--bad);
 border-color:var(--bad);border-radius:0;transform:rotate(45deg)}
 details{margin-top:8px}summary{cursor:pointer;color:var(--accent)}

@@ -1,9 +1,12 @@
-"""The page "Can I trust it?" of the report: traffic lights with their thresholds, the worst places, what to try next."""
+"""The page "Can I trust it?" of the report: traffic lights with their thresholds, the worst places, what to try
+next."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from html import escape
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +36,7 @@ class Light:
     advice: str = ""
 
 
-def lights(metrics: dict) -> list[Light]:
+def lights(metrics: Mapping[str, Any]) -> list[Light]:
     """The traffic lights of a run, in the order in which things go wrong."""
     alignment, quality = metrics.get("alignment") or {}, metrics.get("quality") or {}
     found = []
@@ -44,7 +47,8 @@ def lights(metrics: dict) -> list[Light]:
                 "start position",
                 f"confidence {number(alignment.get('confidence'), 2)}",
                 "green: no other position fits nearly as well",
-                "Give landmarks (--fixed-points, --moving-points, --guide-with-points) or a start transform (--initial FILE).",
+                "Give landmarks (--fixed-points, --moving-points, --guide-with-points) or a start transform "
+                "(--initial FILE).",
             )
         )
     similarity = metrics.get("similarity") or {}
@@ -109,7 +113,10 @@ def _uncertain(told: dict | None) -> Light:
         )
     share = told["p95_mm"] / told["voxel_mm"]
     level = "good" if share < UNCERTAIN_GOOD else "look" if share < UNCERTAIN_BAD else "bad"
-    text = f"68 % radius: median {number(told['median_mm'], 2)} mm, below {number(told['p95_mm'], 2)} mm in 95 % of the content"
+    text = (
+        f"68 % radius: median {number(told['median_mm'], 2)} mm, below {number(told['p95_mm'], 2)} mm in 95 % of "
+        f"the content"
+    )
     return Light(
         level,
         "uncertainty",
@@ -120,7 +127,7 @@ def _uncertain(told: dict | None) -> Light:
     )
 
 
-def _measured(metrics: dict) -> list[Light]:
+def _measured(metrics: Mapping[str, Any]) -> list[Light]:
     found, labels, marks = [], metrics.get("labels"), metrics.get("landmarks")
     if labels:
         better = labels["mean_after"] >= max(labels["mean_aligned"], labels["mean_before"])
@@ -168,7 +175,7 @@ def _measured(metrics: dict) -> list[Light]:
     return found
 
 
-def trust_section(page: Page, result, metrics: dict) -> str:
+def trust_section(page: Page, result, metrics: Mapping[str, Any]) -> str:
     """The page, as HTML; adds pictures of the worst regions to ``page``."""
     found = lights(metrics)
     worst = next((level for level in ("bad", "look", "open") if any(light.level == level for light in found)), "good")
@@ -182,7 +189,8 @@ def trust_section(page: Page, result, metrics: dict) -> str:
     for light in found:
         rows += (
             f'<tr><td><span class="light {light.level}" role="img" aria-label="{WORDS[light.level]}"></span></td>'
-            f'<td>{escape(light.what)}</td><td>{escape(light.found)}</td><td class="soft">{escape(light.threshold)}</td></tr>'
+            f"<td>{escape(light.what)}</td><td>{escape(light.found)}</td><td "
+            f'class="soft">{escape(light.threshold)}</td></tr>'
         )
     advice = [
         f"<li>{escape(light.what)}: {escape(light.advice)}</li>"
@@ -191,7 +199,8 @@ def trust_section(page: Page, result, metrics: dict) -> str:
     ]
     told = metrics.get("uncertainty")
     body = (
-        f'<div class="wide"><table class="lights"><tr><th></th><th>what</th><th>found</th><th>threshold</th></tr>{rows}</table></div>'
+        f'<div class="wide"><table '
+        f'class="lights"><tr><th></th><th>what</th><th>found</th><th>threshold</th></tr>{rows}</table></div>'
         + (f'<p class="soft">{escape(uncertainty_statement(told))}</p>' if told else "")
         + (f"<h3>What to try next</h3><ul>{''.join(advice)}</ul>" if advice else "")
         + _worst_places(page, result, told)
@@ -247,7 +256,8 @@ def _folds(folding: dict | None) -> str:
         else ""
     )
     return (
-        f'<h3>Folded places</h3><p class="soft">Centres in mm, LPS.{more}</p><div class="wide"><table><tr><th>centre</th>'
+        f'<h3>Folded places</h3><p class="soft">Centres in mm, LPS.{more}</p><div '
+        f'class="wide"><table><tr><th>centre</th>'
         f'<th class="n">voxels</th><th class="n">ml</th><th class="n">smallest Jacobian</th></tr>{rows}</table></div>'
     )
 
@@ -259,12 +269,16 @@ def _volume_table(volumes: dict | None) -> str:
     for name, v in volumes.items():
         plus = "" if v["plus_minus_ml"] is None else f"\u00b1 {number(v['plus_minus_ml'], 2)}"
         rows += (
-            f'<tr><td>label {escape(name)}</td><td class="n">{number(v["fixed_ml"], 2)}</td><td class="n">{number(v["moving_ml"], 2)}</td>'
-            f'<td class="n">{number(v["change_ml"], 2)} {plus}</td><td class="n">{number(v["change_percent"], 1)}</td></tr>'
+            f'<tr><td>label {escape(name)}</td><td class="n">{number(v["fixed_ml"], 2)}</td><td '
+            f'class="n">{number(v["moving_ml"], 2)}</td>'
+            f'<td class="n">{number(v["change_ml"], 2)} {plus}</td><td '
+            f'class="n">{number(v["change_percent"], 1)}</td></tr>'
         )
     return (
-        '<h3>Volume changes</h3><p class="soft">Each label of the fixed scan and the volume of where the transform takes it in the '
-        "moving scan. The \u00b1 is one standard deviation from the calibrated uncertainty of its border; empty when there is none.</p>"
+        '<h3>Volume changes</h3><p class="soft">Each label of the fixed scan and the volume of where the transform '
+        "takes it in the "
+        "moving scan. The \u00b1 is one standard deviation from the calibrated uncertainty of its border; empty when "
+        "there is none.</p>"
         '<div class="wide"><table><tr><th>label</th><th class="n">fixed, ml</th><th class="n">moving, ml</th>'
         f'<th class="n">change, ml</th><th class="n">%</th></tr>{rows}</table></div>'
     )

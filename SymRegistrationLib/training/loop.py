@@ -35,7 +35,8 @@ from .plan import TrainingPlan
 from .samples import Samples, seed_of
 from .stop import Stopper
 
-#: Longest gradient that a step may take in one part (child module) of a network; longer ones are shortened to it.
+#: Longest gradient that a step may take in one part of a network (see ``SymmetricNetwork.clip_groups``); longer ones
+#: are shortened to it.
 LONGEST_GRADIENT = 10.0
 #: Steps in a row whose gradient is not finite before a run gives up.
 MOST_BAD_STEPS = 20
@@ -246,8 +247,8 @@ class Trainer:
                     terms[name] = terms.get(name, 0.0) + float(value.detach()) / self.plan.batch
         length = self._gather(active)
         if math.isfinite(length):
-            for part in self.network.children():  # one by one: a wild part must not silence the others
-                torch.nn.utils.clip_grad_norm_(part.parameters(), LONGEST_GRADIENT)
+            for part in self.network.clip_groups():  # one by one: a wild part must not silence the others
+                torch.nn.utils.clip_grad_norm_(part, LONGEST_GRADIENT)
             self.optimiser.step()
             self._follow()
             state.bad = 0
@@ -444,7 +445,9 @@ def learning_rate(plan: TrainingPlan, stage: int, step: int) -> float:
     cosine."""
     leg = plan.stages[stage]
     if plan.rate == "published":
-        return leg.learning_rate * 0.5 ** (step // plan.halve_every if plan.halve_every else 0)
+        return leg.learning_rate * 0.5 ** (
+            max(0, step - plan.halve_after) // plan.halve_every if plan.halve_every else 0
+        )
     warm = max(1, min(50, leg.iterations // 20))
     if step < warm:
         return leg.learning_rate * (step + 1) / warm

@@ -45,8 +45,8 @@ def step_terms(
         if own is not None:
             yield own
             return
-        maps = network.mappings(pair.moving, pair.fixed, level)
-        yield supervised_terms(maps, pair, weights, seed, 2 if level < network.levels else 1)
+        maps, own = network.supervised_mappings(pair.moving, pair.fixed, level)
+        yield {**supervised_terms(maps, pair, weights, seed, 2 if level < network.levels else 1), **own}
 
 
 def supervised_terms(

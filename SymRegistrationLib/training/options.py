@@ -21,7 +21,7 @@ class Weighting:
         dice: of 1 - soft Dice of the warped labels.
         end_point: of the distance to the true map in voxels, where it is known.
         landmarks: of the distance of landmarks in voxels, where they are given.
-        smooth: of the fields' mean squared differences on supervised pairs (voxel units, as METHODS 1.7).
+        smooth: of the fields' mean squared differences on supervised pairs (voxel units; mathematics.md, 4.1).
         fold: of folded voxels on supervised pairs.
     """
 

@@ -62,7 +62,7 @@ class TrainingPlan:
         spacing, shape: of the working grid, mm and voxels.
         precision: ``float32`` or ``bfloat16``.
         rate: ``published`` or ``cosine``.
-        halve_every: steps, for ``published``.
+        halve_every, halve_after: steps, for ``published``; see ``networks._base.Recipe``.
         memory_gb, room_gb: what a step is expected to take, and what there is.
         data: counts of what was found.
         held_out: names of what validates.
@@ -88,6 +88,7 @@ class TrainingPlan:
     notes: tuple[str, ...]
     options: dict[str, Any]
     seconds_a_step: dict[str, float] = field(default_factory=dict)
+    halve_after: int = 0
 
     @property
     def iterations(self) -> int:
@@ -120,7 +121,8 @@ class TrainingPlan:
         lines = [
             f"method      {self.method}, size {self.size}",
             f"grid        {'x'.join(map(str, self.shape))} voxels of {self.spacing:g} mm",
-            f"data        {', '.join(f'{count} {what}' for what, count in self.data.items() if count) or 'shapes only'}",
+            f"data        "
+            f"{', '.join(f'{count} {what}' for what, count in self.data.items() if count) or 'shapes only'}",
             f"validation  {', '.join(self.held_out) or 'shapes'}",
             f"machine     {self.device}, {self.precision}, about {self.memory_gb:.2f} of {self.room_gb:.1f} GB",
         ]
@@ -267,7 +269,8 @@ def _parts(scans: Listing, maps: Listing, notes: list[str]) -> tuple[Part, Part]
         raise InputError(f"'{maps.source}' leaves no label map for training.", "Lower --validation.")
     if 0 < len({c.subject for c in training.scans}) < 5 and not maps.cases:
         notes.append(
-            f"only {len({c.subject for c in training.scans})} subjects to learn from: expect a network that knows these, "
+            f"only {len({c.subject for c in training.scans})} subjects to learn from: expect a network that knows "
+            f"these, "
             "not people; add --labels or more scans"
         )
     if not (validation.pairs or validation.maps):
@@ -465,6 +468,7 @@ def _scheduled(
         stages=stages,
         rate=rate,
         halve_every=halve,
+        halve_after=round(recipe.halve_after * scale),
         validate_every=every,
         notes=tuple(notes),
         seconds_a_step={level: round(s, 4) for level, s in seconds.items()},

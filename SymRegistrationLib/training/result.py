@@ -27,9 +27,8 @@ from .plan import TrainingPlan
 from .synthetic import Pair
 
 #: 3 x 5 dots of each character, rows from top to bottom as octal digits.
-_FONT = {
-    c: rows
-    for c, rows in zip(
+_FONT = dict(
+    zip(
         "0123456789.-_ abcdefghijklmnopqrstuvwxyz",
         [
             "75557",
@@ -74,7 +73,7 @@ _FONT = {
             "07127",
         ],
     )
-}
+)
 _COLOURS = (
     (31, 119, 180),
     (214, 39, 40),
@@ -276,7 +275,8 @@ def _summary(log: Sequence[Mapping], points: int = 12) -> list[dict[str, float]]
 def _limits(plan: TrainingPlan, options: TrainingOptions) -> list[str]:
     share = 100 * plan.iterations / _published(plan)
     limits = [
-        f"Trained at {plan.spacing:g} mm on {'x'.join(map(str, plan.shape))} voxels; detail finer than that was not seen.",
+        f"Trained at {plan.spacing:g} mm on {'x'.join(map(str, plan.shape))} voxels; detail finer than that was not "
+        f"seen.",
         f"Poses up to {options.rotation:g} degrees, {options.shift:g} mm and {100 * options.scale:g} % were seen.",
         "Not for clinical use.",
     ]

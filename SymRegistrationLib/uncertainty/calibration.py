@@ -3,13 +3,12 @@
 A calibrated radius is a few numbers, fitted where the true error is known and stored in ``calibration.json``
 (for learned methods in ``NAME.calibration.json`` beside the weights)::
 
-    s^2 = floor^2 + sum over predictors of (weight * sign)^2         radius at 68 % = s * radii["68"] * voxel size
+    s^2 = floor^2 + sum over predictors of (weight * predictor)^2    radius at 68 % = s * radii["68"] * voxel size
 
-Signs are lengths in voxels of the working grid (see :mod:`SymRegistrationLib.uncertainty.predictors`), so one entry serves all spacings. Every weight
-is at
-least 0: more of a sign never means less uncertainty. The weights maximise the likelihood of the errors as lengths of
-3-D normal vectors of variance s^2 / 3 an axis; the three radii are then plain quantiles of error / s, because real
-errors have longer tails.
+Predictors are lengths in voxels of the working grid (see :mod:`SymRegistrationLib.uncertainty.predictors`), so one
+entry serves all spacings. Every weight is at least 0: more of a predictor never means less uncertainty. The weights
+maximise the likelihood of the errors as lengths of 3-D normal vectors of variance s^2 / 3 an axis; the three radii are
+then plain quantiles of error / s, because real errors have longer tails (mathematics.md, 16.3).
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Calibration:
             fits all.
         kind: ``runs`` (perturbed runs were made) or ``fast`` (predictors of the single run only).
         floor: voxels.
-        weights: per sign, at least 0.
+        weights: per predictor, at least 0.
         radii: per level ("50", "68", "95") the factor from s to the radius that holds so many percent of the errors.
         on: what it was fitted on, for people.
         judged: what it was judged on and what came out there.
@@ -65,7 +64,7 @@ class Calibration:
     sha256: str = ""
 
     def scale(self, predictors: Mapping[str, torch.Tensor | np.ndarray]):
-        """s in voxels, of the predictors' own type and shape. A sign that is missing raises KeyError."""
+        """s in voxels, of the predictors' own type and shape. A predictor that is missing raises KeyError."""
         squared = sum((weight * predictors[name]) ** 2 for name, weight in self.weights.items())
         return (squared + self.floor**2) ** 0.5
 
@@ -153,7 +152,7 @@ def fit(
     if len(squared) < 100 or not (torch.isfinite(columns).all() and torch.isfinite(squared).all()):
         raise ValueError("a calibration needs at least 100 points with finite values")
     typical = columns.mean(0).clamp_min(1e-12)
-    # exp keeps every share positive; the start gives each sign an equal part of the mean squared error.
+    # exp keeps every share positive; the start gives each predictor an equal part of the mean squared error.
     logs = torch.full(
         (len(names) + 1,),
         float((squared.mean() / (len(names) + 1)).clamp_min(1e-12).log()),
@@ -188,13 +187,13 @@ def coverage(errors: np.ndarray, radii: np.ndarray) -> float:
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's: Pearson's of the ranks, ties sharing their mean rank; nan when one of them is constant."""
-    ranks = []
+    ranks: list[np.ndarray] = []
     for values in (a, b):
         _, where, counts = np.unique(np.asarray(values, float), return_inverse=True, return_counts=True)
         ranks.append((np.cumsum(counts) - (counts - 1) / 2)[where.ravel()])
     if min(r.std() for r in ranks) == 0:
         return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def sparsification(errors: np.ndarray, order_by: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -100,7 +101,7 @@ def uncertainty_map(
         mm = placed((predictors["contrast"].square() + predictors["bend"].square()).sqrt() * voxel)
     seen = mm[content] if content.any() else mm.ravel()
     worst, notes = _worst(mm, grid, content), []
-    summary = {
+    summary: dict[str, Any] = {
         "kind": "runs" if runs else "fast",
         "runs": runs.spread.count - 1 if runs else 0,
         "level": 68 if calibration else None,
@@ -136,7 +137,8 @@ def _disagreement(predictors: Mapping[str, Tensor], content: np.ndarray, placed)
             share = 100 * float(np.mean((apart[content] if content.any() else apart) > WILD))
             if share > WILD_PERCENT:
                 return (
-                    f"{who} disagree wildly: by more than {WILD:g} voxels of the working grid in {share:.0f} % of the content; "
+                    f"{who} disagree wildly: by more than {WILD:g} voxels of the working grid in {share:.0f} % of the "
+                    f"content; "
                     "trust none of them before you have looked"
                 )
     return ""

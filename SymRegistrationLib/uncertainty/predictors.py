@@ -8,7 +8,8 @@ known warps: rank correlation of the spread with the true error 0.1 to 0.2 with 
 stiffness).
 
 Directions count: the **covariance of displacement vectors** is collected in one pass, never the spread of vector
-lengths, for which two opposite fields agree. What the map is worth in mm is the business of :mod:`SymRegistrationLib.uncertainty.calibration`.
+lengths, for which two opposite fields agree. What the map is worth in mm is the business of
+:mod:`SymRegistrationLib.uncertainty.calibration`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ PREDICTORS = ("jitter", "stiff", "stiff_low_contrast", "bend_low_contrast")
 FAST_PREDICTORS = ("bend", "bend_low_contrast", "relax", "relax_low_contrast")
 #: Largest shift that no contrast at all leaves unnoticed, voxels per direction; sets where ``contrast`` levels off.
 NOTHING_SEEN = 1.0
-#: Sigma in voxels of the surroundings over which a sign counts where nothing is seen.
+#: Sigma in voxels of the surroundings over which a predictor counts where nothing is seen.
 SURROUNDINGS = {"stiff": 1.0, "bend": 2.0, "relax": 1.0}
 #: Steps of :func:`relaxation_predictor` and the sigma in voxels by which each smooths the whole field: twice that of
 #: the optimiser.
@@ -66,7 +67,7 @@ class Perturbation:
     stiffness: float = 1.0
 
     def intensities(self, space: WorkingPair) -> WorkingPair:
-        """The workspace with brightness and noise changed; geometry untouched."""
+        """The working pair with brightness and noise changed; geometry untouched."""
         if not self.noise and self.gammas == (1.0, 1.0):
             return space
         generator = torch.Generator().manual_seed(self.seed)
@@ -78,7 +79,7 @@ class Perturbation:
         return replace(space, fixed=changed(space.fixed, self.gammas[0]), moving=changed(space.moving, self.gammas[1]))
 
     def geometry(self, space: WorkingPair) -> WorkingPair:
-        """The workspace exchanged, mirrored and re-sampled on the shifted lattice."""
+        """The working pair exchanged, mirrored and re-sampled on the shifted lattice."""
 
         def changed(image: Tensor | None) -> Tensor | None:
             if image is None:
@@ -121,9 +122,10 @@ def perturbations(count: int, seed: int) -> list[Perturbation]:
     low, high = np.log(STIFFEST)
     found = []
     for k in range(count):
+        flips = random.integers(0, 2, 3)
         jitter = Perturbation(
             swap=k % 4 == 1,
-            flips=tuple(bool(b) for b in random.integers(0, 2, 3)),
+            flips=(bool(flips[0]), bool(flips[1]), bool(flips[2])),
             gammas=tuple(np.exp(random.uniform(-0.2, 0.2, 2))),
             noise=float(random.uniform(0.01, 0.03)),
             shift=tuple(random.uniform(-0.5, 0.5, 3)),
@@ -294,9 +296,9 @@ def relaxation_predictor(fixed: Tensor, moving: Tensor, u: Tensor, seen: Tensor 
 
 
 def with_low_contrast(predictors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add ``stiff_low_contrast``, ``bend_low_contrast`` and ``relax_low_contrast``: the root mean square of the sign
-    around a voxel, times the share (0 to 1) of its place that the contrast leaves open. Lack of contrast alone says
-    little; where the field is restless it says much.
+    """Add ``stiff_low_contrast``, ``bend_low_contrast`` and ``relax_low_contrast``: the root mean square of the
+    predictor around a voxel, times the share (0 to 1) of its place that the contrast leaves open. Lack of contrast
+    alone says little; where the field is restless it says much.
     """
     share = predictors["contrast"] / (3**0.5 * NOTHING_SEEN)
     more = {

@@ -42,7 +42,7 @@ from SymRegistrationLib.job import Options
 from SymRegistrationLib.quality.volume_change import volume_changes
 from SymRegistrationLib.registration import alignment, weights, working_grid
 from SymRegistrationLib.registration.solver import Solver
-from SymRegistrationLib.training import synthetic
+from SymRegistrationLib.training import appearance, synthetic
 from SymRegistrationLib.uncertainty import calibration, predictors
 
 FIT = [
@@ -138,7 +138,7 @@ def known_warp(path: Path, seed: int) -> tuple[Volume, Volume, torch.Tensor]:
     volume = read_volume(path)
     grid = volume.grid.resampled(np.maximum(volume.grid.spacing, 2.0))
     image = F.adaptive_avg_pool3d(torch.from_numpy(volume.array.astype(np.float32))[None, None], grid.shape)
-    image = synthetic.normalised(image)
+    image = appearance.normalised(image)
     settings = synthetic.Synthesis(
         shape=grid.shape, spacing=float(grid.spacing.mean()), warp=draw.uniform(3.0, 10.0), control=(16.0, 60.0)
     )
@@ -307,14 +307,16 @@ def landmarks(data: Path, subject: str, state: str, preset: str, runs: int) -> d
 def table(entry: calibration.Calibration, names: list[str], rows: list[dict]) -> str:
     """Markdown of the judged cases and their mean."""
     lines = [
-        "| case | voxel mm | mean error mm | 50 / 68 / 95 % radius covers | rank correlation (sd of lengths) | AUSE (sd of lengths) | ratio |",
+        "| case | voxel mm | mean error mm | 50 / 68 / 95 % radius covers | rank correlation (sd of lengths) | AUSE "
+        "(sd of lengths) | ratio |",
         "|---|---|---|---|---|---|---|",
     ]
     mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     for name, row in [*zip(names, rows), (f"**mean, {entry.kind}**", mean)]:
         cover = " / ".join(f"{row[f'coverage_{level}']:.0f}" for level in calibration.LEVELS)
         lines.append(
-            f"| {name} | {row['voxel_mm']:.1f} | {row['error_mm']:.2f} | {cover} | {row['rank']:.2f} ({row['rank_baseline']:.2f}) "
+            f"| {name} | {row['voxel_mm']:.1f} | {row['error_mm']:.2f} | {cover} | {row['rank']:.2f} "
+            f"({row['rank_baseline']:.2f}) "
             f"| {row['ause']:.3f} ({row['ause_baseline']:.3f}) | {row['ause'] / row['ause_baseline']:.2f} |"
         )
     return "\n".join(lines)
@@ -347,7 +349,10 @@ def one_kind(
     volumes = ""
     if len(errors):
         mean["volume_coverage_68"] = round(calibration.coverage(errors, sigmas), 1)
-        volumes = f"volume changes: {mean['volume_coverage_68']} % of {len(errors)} labels within their +-; mean error {errors.mean():.3f} ml"
+        volumes = (
+            f"volume changes: {mean['volume_coverage_68']} % of {len(errors)} labels within their +-; mean "
+            f"error {errors.mean():.3f} ml"
+        )
     return replace(entry, judged=mean), rows, volumes
 
 
@@ -367,7 +372,7 @@ def run(
         )
         if any(case.startswith(folder) for case in fit)
     )
-    on = f"known warps of {len(set(case.split(':')[0] for case in fit))} people ({organs})"
+    on = f"known warps of {len({case.split(':')[0] for case in fit})} people ({organs})"
     entries = []
     for kind in ("runs", "fast"):
         entry, rows, volumes = one_kind(kind, study, fits, judges, on)
@@ -381,7 +386,8 @@ def run(
         print(table(entry, judge, rows) + f"\n\n{volumes}")
     one, fast, many = np.sum([case["seconds"] for case in (*fits, *judges)], 0)
     print(
-        f"\nCPU seconds: one run {one:.1f}, fast mode adds {100 * fast / one:.1f} %, {study.runs} runs cost {(many - one - fast) / one:.2f} "
+        f"\nCPU seconds: one run {one:.1f}, fast mode adds {100 * fast / one:.1f} %, {study.runs} runs cost "
+        f"{(many - one - fast) / one:.2f} "
         "runs more"
     )
     if store:

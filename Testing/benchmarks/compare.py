@@ -238,7 +238,8 @@ def markdown(rows: list[dict], results: dict, tools: list[str]) -> str:
             )
     lines += [
         "",
-        "Over the pairs that both did, against each peer (difference of mean Dice or TRE; time of the tool / time of the peer):",
+        "Over the pairs that both did, against each peer (difference of mean Dice or TRE; time of the tool / time of "
+        "the peer):",
         "",
         "| tool | peer | pairs | Dice | TRE mm | time ratio |",
         "|---|---|---|---|---|---|",
@@ -255,7 +256,7 @@ def markdown(rows: list[dict], results: dict, tools: list[str]) -> str:
             if not both:
                 continue
 
-            def gain(key: str) -> str:
+            def gain(key: str, both=both) -> str:
                 pairs = [(a[key], b[key]) for a, b in both if key in a]
                 return f"{np.mean([a - b for a, b in pairs]):+.4f}" if pairs else ""
 
@@ -276,7 +277,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peers-python", default=sys.executable)
     arguments = parser.parse_args()
-    rows = development_pairs(arguments.data) if arguments.data else list(csv.DictReader(open(arguments.table)))
+    if arguments.data:
+        rows = development_pairs(arguments.data)
+    else:
+        with open(arguments.table, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
     rows = [row for row in rows if not arguments.only or any(word in row["id"] for word in arguments.only.split(","))]
     tools = [tool for tool in TOOLS if tool in arguments.tools.split(",")]
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ def cohort(tmp_path_factory):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
     )
     return folder, done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -109,7 +109,8 @@ def test_good_pairs_are_done_bad_ones_listed(cohort):
         "flat": "failed",
     }
     fractions = [e["fraction"] for e in events if e["event"] == "progress"]
-    assert fractions == sorted(fractions) and fractions[-1] == 1 and any(e.get("seconds_left") for e in events)
+    assert fractions == sorted(fractions) and fractions[-1] == 1 and len(fractions) > 5
+    assert all("seconds_left" in e for e in events if e["event"] == "progress")
     rows = summary(folder)
     assert list(rows) == ["zu 1 頭", "zu 2 頭", "zu 3 頭", "a", "b", "missing", "flat"]
     assert float(rows["a"]["similarity_after"]) > float(rows["a"]["similarity_before"])
@@ -309,7 +310,9 @@ def test_killed_at_random_moments_and_resumed_gives_the_same(cohort, tmp_path):
         for line in process.stdout:
             if json.loads(line).get("stage") == "start":
                 break
-        time.sleep(draw.uniform(0, 2.5))
+        for _, line in zip(range(draw.randrange(30)), process.stdout):
+            if json.loads(line)["event"] == "result":
+                break
         process.kill()
         process.communicate()
         for path in tmp_path.glob("out/*/" + RECORD):
@@ -339,10 +342,10 @@ def test_ctrl_c_ends_all_workers_and_says_so(cohort, tmp_path):
     workers = psutil.Process(process.pid).children(recursive=True)
     assert workers
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert process.returncode == 130
     assert not [
-        worker for worker in psutil.wait_procs(workers, timeout=10)[1] if worker.status() != psutil.STATUS_ZOMBIE
+        worker for worker in psutil.wait_procs(workers, timeout=600)[1] if worker.status() != psutil.STATUS_ZOMBIE
     ]
     states = [row["status"] for row in summary(tmp_path).values()]
     assert "done" in states and "waiting" in states, "the summary says how far it came"
@@ -366,8 +369,14 @@ def test_a_worker_that_is_killed_or_hangs_is_replaced_and_its_pair_done(cohort, 
     ]
     started, events = [], []
 
+    class Watched(batch_workers.WorkerProcess):
+        """Only the second one is soon taken for hanging, so that a busy machine changes nothing."""
+
+        def ask(self, command, fields, worker_timeout_s, progress):
+            return super().ask(command, fields, 5.0 if started.index(self) == 1 else worker_timeout_s, progress)
+
     def start():
-        started.append(batch_workers.WorkerProcess())
+        started.append(Watched())
         return started[-1]
 
     def tell(event):
@@ -376,8 +385,8 @@ def test_a_worker_that_is_killed_or_hangs_is_replaced_and_its_pair_done(cohort, 
             os.kill(started[-1].pid, with_signal)
         events.append(event)
 
-    monkeypatch.setattr(batch_workers, "START_SECONDS", 120)
-    Pool([Slot(threads=1)], 12.0, start).run(requests, tell)
+    monkeypatch.setattr(batch_workers, "START_SECONDS", 600)
+    Pool([Slot(threads=1)], 600.0, start).run(requests, tell)
     again = [event.message for event in events if event.kind == "again"]
     assert len(again) == 2 and "was killed" in again[0] and "said nothing" in again[1]
     assert sorted((e.index, e.attempts) for e in events if e.kind == "done") == [(0, 2), (1, 2)] and len(started) == 3
@@ -397,7 +406,7 @@ class Fake:
     def ask(self, command, fields, worker_timeout_s, progress):
         outcome = self.script(fields["pair"]["job"]["fixed"])
         if outcome == "wait":
-            self.ended.get(timeout=30)
+            self.ended.get(timeout=600)
             outcome = "lost"
         if outcome == "lost":
             raise WorkerLost("the worker was killed")

@@ -57,7 +57,7 @@ def test_a_worker_killed_in_mid_run_and_the_result_is_that_of_one_machine(folder
 
     def kill():
         """Kill one Dask worker process, with its nanny's child, as soon as it has begun a pair."""
-        until = time.monotonic() + 120
+        until = time.monotonic() + 600
         while not killed and time.monotonic() < until:
             for partial in out.glob("*"):
                 if partial.is_dir():

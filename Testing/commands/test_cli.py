@@ -64,7 +64,7 @@ def run(scans, tmp_path_factory):
         "moving.mrk.json",
     ]
     words = [str(scans / word) if "." in word else word for word in words]
-    done = _symreg(*words, "-o", str(out), "--preset", "fast", "--json")
+    done = _symreg(*words, "-o", str(out), "--preset", "fast", "--initial", "centre", "--json")
     assert done.returncode == 0, done.stderr
     return out, [json.loads(line) for line in done.stdout.splitlines()], words
 
@@ -168,11 +168,11 @@ def test_a_job_is_repeated_from_its_metrics(run, tmp_path):
 def test_help_teaches_without_torch(words):
     code = (
         f"import sys\nfrom SymRegistrationLib.commands.cli import main\ntry:\n    main({words!r})\n"
-        "finally:\n    assert not {'torch', 'SimpleITK', 'numpy'} & set(sys.modules)"
+        "finally:\n    assert not {'torch', 'SimpleITK', 'numpy'} & set(sys.modules)\n"
+        "    assert len(sys.modules) < 250, len(sys.modules)"
     )
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and time.perf_counter() - started < 1.0, done.stderr
+    assert done.returncode == 0, done.stderr
     assert "usage: symreg" in done.stdout and ("example" in done.stdout)
 
 
@@ -377,7 +377,8 @@ def test_too_little_memory_is_said_in_words(monkeypatch, capsys):
 
 
 def _started(scans, out, until):
-    """A run in its own process, and the moment its stage ``until`` begins."""
+    """A run in its own process, and the moment its stage ``until`` begins; the optimisation would take long."""
+    settings = ["--preset", "thorough", "--spacing", "2"] if until == "optimise" else ["--preset", "fast"]
     process = subprocess.Popen(
         [
             sys.executable,
@@ -388,10 +389,9 @@ def _started(scans, out, until):
             str(scans / "moving.nii.gz"),
             "-o",
             str(out),
-            "--preset",
-            "thorough",
-            "--spacing",
-            "2",
+            *settings,
+            "--initial",
+            "centre",
             "--json",
         ],
         cwd=ROOT,
@@ -410,7 +410,7 @@ def _started(scans, out, until):
 def test_a_stopped_run_says_so_and_leaves_nothing(scans, tmp_path, number, code):
     process = _started(scans, tmp_path / "out", "optimise")
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == code
     assert err == "symreg: error: stopped; nothing half-written is left behind.\n"
     assert json.loads(out.splitlines()[-1])["exit_code"] == code
@@ -423,7 +423,7 @@ def test_a_killed_run_leaves_no_result_and_the_next_run_sweeps(scans, tmp_path, 
     process = _started(scans, out, stage)
     time.sleep(0.05 if stage == "write" else 0)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     left = [p.name for p in out.iterdir()] if out.exists() else []
     assert all(name.startswith(".") for name in left) or "metrics.json" in left
     assert (
@@ -436,6 +436,8 @@ def test_a_killed_run_leaves_no_result_and_the_next_run_sweeps(scans, tmp_path, 
                 str(out),
                 "--preset",
                 "fast",
+                "--initial",
+                "centre",
                 "-q",
                 "--no-report",
             ]

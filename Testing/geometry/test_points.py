@@ -60,7 +60,8 @@ def test_every_spelling_gives_the_same_lps_points(tmp_path, text):
     [
         "label,l,p,s,defined,selected\ntip,1.5,-2.25,3,1,1\nnowhere,7,7,7,0,1\nb,-40,50.5,-60.125,1,1\n",
         "# Markups fiducial file version = 5.8\n# CoordinateSystem = LPS\n"
-        "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID\n1,1.5,-2.25,3,0,0,0,1,1,1,0,tip,,,2,0\n"
+        "# columns = "
+        "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID\n1,1.5,-2.25,3,0,0,0,1,1,1,0,tip,,,2,0\n"
         "2,7,7,7,0,0,0,1,1,1,0,nowhere,,,3,0\n3,-40,50.5,-60.125,0,0,0,1,1,1,0,b,,,2,0\n",
     ],
 )

@@ -33,7 +33,8 @@ def images():
 
 
 def test_published_parameter_counts():
-    """METHODS 4.11: U-Net 23.27 M = encoder 14.83 + decoder 8.44; six C x C projections on five levels: 2.10 M."""
+    """Counted from the layers' shapes: U-Net 23.27 M = encoder 14.83 + decoder 8.44; six C x C projections on five
+    levels: 2.10 M."""
     network = networks.create("ad-regnet", "published", attn_levels=("window",) * 3 + ("full",) * 2)
     unet = network.backbone
     assert parameter_count(unet) / 1e6 == pytest.approx(23.27, abs=0.01)
@@ -104,7 +105,7 @@ def test_only_full_attention_sees_the_far_end():
 
 
 def test_uniform_regional_weights_change_nothing():
-    """METHODS 7.11; and the weights have mean 1 over regions whatever they are."""
+    """And the weights have mean 1 over regions whatever they are."""
     torch.manual_seed(SEED)
     block = ad_regnet.RegionalAttention(32, 4)
     x = torch.randn(2, 32, 8, 12, 16)
@@ -131,7 +132,7 @@ def test_region_edges_follow_the_level():
 
 
 def test_fusion_at_its_ends():
-    """METHODS 7.12: W = 0 leaves the upsampled coarse field, W = 1 the level's own (blend) or their composition."""
+    """W = 0 leaves the upsampled coarse field, W = 1 the level's own (blend) or their composition."""
     network = awake()
     stage = network.stages[1]
     coarse, own = known_pair((16, 16, 16), 2.0, 3.0)[2], known_pair((16, 16, 16), 1.0, 3.0, seed=4)[2]
@@ -260,7 +261,7 @@ def test_landmark_term_pulls_back():
 
 
 def test_overfits_a_known_warp():
-    """METHODS 7.14: 4 voxels at most, 1.9 in the mean."""
+    """A known warp is learned: 4 voxels at most, 1.9 in the mean."""
     torch.manual_seed(SEED)
     pair = overfitted(networks.create("ad-regnet", "small"), known_pair(), steps=25, rate=1e-3, gain=0.1)
     assert pair.residual < 0.1

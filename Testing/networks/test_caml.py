@@ -59,7 +59,7 @@ def dense(q, k, v, heads, window, bias=None):
     "shape, window, biased", [((4, 6, 8), 2, True), ((5, 3, 7), 2, True), ((9, 4, 6), 4, False), ((1, 1, 2), 2, True)]
 )
 def test_windowed_attention_is_dense_attention_with_a_block_mask(shape, window, biased):
-    """METHODS 7.10, also where the windows do not fit the volume: no weight falls on tokens outside."""
+    """Also where the windows do not fit the volume: no weight falls on tokens outside."""
     torch.manual_seed(SEED)
     q, k, v = torch.randn(2, *shape, 8), torch.randn(2, *shape, 8), torch.randn(2, *shape, 14)
     bias = torch.randn(2, window**3, 27 * window**3) if biased else None
@@ -131,8 +131,8 @@ def test_up_blocks_is_the_same_map_on_the_finer_lattice():
 
 
 def test_published_parameter_counts():
-    """METHODS 5.2, 5.5: XMorpher 15.09 M counts one joining layer at 1/32 that its code never calls (2 * 384^2 + 384);
-    RBSC adds 2 * 27 C^2 at 1/4 to 1/16 = 2.61 M; the cascade's hand-over as much again."""
+    """Counted from the layers' shapes: XMorpher's 15.09 M hold one joining layer at 1/32 that its code never calls
+    (2 * 384^2 + 384); RBSC adds 2 * 27 C^2 at 1/4 to 1/16 = 2.61 M; the cascade's hand-over as much again."""
     plain = {"caml_span": 0, "rbsc": False, "carsc": 1, "bias": False}
     base = parameter_count(networks.create("caml", "published", **plain))
     assert (base + 2 * 384**2 + 384) / 1e6 == pytest.approx(15.09, abs=0.01)
@@ -175,7 +175,7 @@ def test_two_finer_layers_are_pooled_to_size(images):
 
 
 def test_silent_second_pass_is_a_single_pass(images):
-    """METHODS 7.13."""
+    """With an empty second pass the cascade is its first pass."""
     one, two = awake(carsc=1, inverse="swapped"), awake(carsc=2, share=False, inverse="swapped")
     two.passes[0].load_state_dict(one.passes[0].state_dict())
     with torch.no_grad():
@@ -234,7 +234,7 @@ def test_inverse_modes(images):
 
 
 def test_batch_of_two_is_two_runs(images):
-    """METHODS 7.10, on what the network itself predicts."""
+    """On what the network itself predicts."""
     network, (moving, fixed) = awake(inverse="swapped"), images
     both = run(network, torch.cat([moving, fixed]), torch.cat([fixed, moving])).pair.fixed_to_moving
     one = torch.cat(
@@ -269,7 +269,7 @@ def test_objective_of_a_silent_network_is_that_of_the_images(images):
 
 
 def test_overfits_a_known_warp():
-    """METHODS 7.14: 4 voxels at most, 1.9 in the mean; one block per stage, both passes."""
+    """A known warp is learned: 4 voxels at most, 1.9 in the mean; one block per stage, both passes."""
     torch.manual_seed(SEED)
     pair = overfitted(
         networks.create("caml", "small", depths=(1, 1, 1, 1)),

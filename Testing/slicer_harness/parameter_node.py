@@ -1,14 +1,20 @@
-"""``slicer.parameterNodeWrapper`` for the types the module uses, as strict as the original.
+"""``slicer.parameterNodeWrapper`` for the imitation: the types the module uses, with the checks and the names of the
+original.
 
-Numbers, texts and booleans live as parameters of the real vtkMRMLScriptedModuleNode, nodes as its node references. Widgets are
-found by their ``SlicerParameterName`` property. A type or a widget that is not known fails, as there.
+Numbers, texts and booleans are parameters of the real vtkMRMLScriptedModuleNode; a node is a node reference and an
+empty parameter of its name; a Union has one such place per member, ``name.0``, ``name.1`` and so on. Values are kept in
+memory and read anew when the node changes. Widgets are found by their ``SlicerParameterName``; ``disconnectGui`` leaves
+the observer of ``connectGui`` on the node, as Slicer does up to 5.10. A type, a value or a widget that does not fit
+fails, as there.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import typing
+import weakref
 
+import slicer
 from PySide6 import QtWidgets
 from vtk import vtkCommand
 
@@ -34,52 +40,153 @@ class Choice:
             raise ValueError(f"{value} is none of {self.choices}")
 
 
-_TO_TEXT = {bool: str, int: str, float: repr, str: str}
-_FROM_TEXT = {bool: lambda text: text == "True", int: int, float: float, str: str}
+# ------------------------------------------------------------------------------------------------ how values are stored
+
+
+class _Plain:
+    """bool, int, float or str."""
+
+    kinds = {bool: (bool, lambda text: text == "True"), int: (int, int), float: ((int, float), float), str: (str, str)}
+
+    def __init__(self, kind):
+        self.accepted, self.fromText = self.kinds[kind]
+        self.default = kind()
+
+    def check(self, value):
+        if value is None:
+            raise ValueError("the value must not be None")
+        if not isinstance(value, self.accepted):
+            raise TypeError(f"the value must be {self.accepted}, not {value!r}")
+
+    def isIn(self, node, name):
+        return bool(node.HasParameter(name))
+
+    def write(self, node, name, value):
+        self.check(value)
+        node.SetParameter(name, str(value))
+
+    def read(self, node, name):
+        return self.fromText(node.GetParameter(name))
+
+    def remove(self, node, name):
+        node.UnsetParameter(name)
+
+
+class _Node(_Plain):
+    def __init__(self, kind):
+        self.kind, self.default = kind, None
+
+    def check(self, value):
+        if value is not None and not isinstance(value, self.kind):
+            raise TypeError(f"the value must be a {self.kind.__name__}, not {type(value).__name__}")
+
+    def write(self, node, name, value):
+        self.check(value)
+        node.SetParameter(name, "")
+        node.SetNodeReferenceID(name, value.GetID() if value is not None else None)
+
+    def read(self, node, name):
+        return node.GetNodeReference(name)
+
+    def remove(self, node, name):
+        node.UnsetParameter(name)
+        node.RemoveNodeReferenceIDs(name)
+
+
+class _Nothing(_Plain):
+    """None, as a member of a Union."""
+
+    def __init__(self):
+        self.default = None
+
+    def check(self, value):
+        if value is not None:
+            raise ValueError("the value must be None")
+
+    def write(self, node, name, value):
+        node.SetParameter(name, "None")
+
+    def read(self, node, name):
+        return None
+
+
+class _Union:
+    """Kept in the place of the first member that takes the value. Without None as a member, None has no place."""
+
+    def __init__(self, kinds):
+        self.members = [(kind, _store(kind)) for kind in kinds]
+        self.default = self.members[0][1].default
+
+    def _of(self, value):
+        for index, (kind, store) in enumerate(self.members):
+            if (value is None and kind is type(None)) or (value is not None and isinstance(value, kind)):
+                return index, store
+        raise TypeError(f"{value!r} of {type(value).__name__} cannot be written: no member of the Union takes it")
+
+    def check(self, value):
+        _index, store = self._of(value)
+        store.check(value)
+
+    def isIn(self, node, name):
+        return any(store.isIn(node, f"{name}.{k}") for k, (_kind, store) in enumerate(self.members))
+
+    def write(self, node, name, value):
+        index, store = self._of(value)
+        self.remove(node, name)
+        store.write(node, f"{name}.{index}", value)
+
+    def read(self, node, name):
+        return next(
+            store.read(node, f"{name}.{k}")
+            for k, (_kind, store) in enumerate(self.members)
+            if store.isIn(node, f"{name}.{k}")
+        )
+
+    def remove(self, node, name):
+        for k, (_kind, store) in enumerate(self.members):
+            store.remove(node, f"{name}.{k}")
+
+
+def _store(kind):
+    if typing.get_origin(kind) is typing.Union:
+        return _Union(typing.get_args(kind))
+    if kind is type(None):
+        return _Nothing()
+    if kind in _Plain.kinds:
+        return _Plain(kind)
+    if isinstance(kind, type) and issubclass(kind, slicer.vtkMRMLNode):
+        return _Node(kind)
+    raise Exception(f"Unable to create serializer for type: {kind}")
+
+
+# ------------------------------------------------------------------------------------------------ parameters
 
 
 class _Parameter:
-    def __init__(self, name, hint, default):
-        annotated = typing.get_origin(hint) is typing.Annotated
-        self.name = name
-        self.kind = typing.get_args(hint)[0] if annotated else hint
-        self.validators = list(typing.get_args(hint)[1:]) if annotated else []
-        self.isNode = self.kind not in _TO_TEXT
-        self.nodeKinds = typing.get_args(self.kind) or (self.kind,) if self.isNode else ()
-        if not all(isinstance(kind, type) and kind.__name__.startswith("vtkMRML") for kind in self.nodeKinds):
-            raise TypeError(f"no serializer for {self.kind}")
-        self.default = None if self.isNode else default
+    """Name, type, validators, default of one parameter."""
 
-    def read(self, node):
-        if self.isNode:
-            return node.GetNodeReference(self.name)
-        return _FROM_TEXT[self.kind](node.GetParameter(self.name))
+    def __init__(self, name, hint, default):
+        self.name, self.unalteredType = name, hint
+        kind, *self.validators = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
+        self.kind, self.store = kind, _store(kind)
+        self.default = self.store.default if default is None else default
 
     def write(self, node, value):
-        if self.isNode:
-            if value is not None and not isinstance(value, self.nodeKinds):
-                raise TypeError(f"{self.name} must be a {self.kind}, not {type(value).__name__}")
-            node.SetNodeReferenceID(self.name, value.GetID() if value is not None else None)
-            return
-        if type(value) is not self.kind:
-            raise TypeError(f"{self.name} must be {self.kind.__name__}, not {value!r}")
+        self.store.check(value)
         for validator in self.validators:
             validator.validate(value)
-        node.SetParameter(self.name, _TO_TEXT[self.kind](value))
+        self.store.write(node, self.name, value)
 
     def connector(self, widget):
         """(read, write, changed signal) of a widget that can hold this parameter."""
-        if type(widget) is qMRMLNodeComboBox and self.isNode:
-            widget.nodeTypes = [kind.__name__ for kind in self.nodeKinds]  # whatever the .ui file says
+        bounds = next((v for v in self.validators if isinstance(v, WithinRange)), None)
+        kinds = typing.get_args(self.kind) or (self.kind,)
+        if type(widget) is qMRMLNodeComboBox and isinstance(self.store, (_Node, _Union)):
+            widget.nodeTypes = [kind.__name__ for kind in kinds if kind is not type(None)]  # whatever the .ui file says
             return widget.currentNode, widget.setCurrentNode, widget.currentNodeChanged
         if type(widget) is QtWidgets.QCheckBox and self.kind is bool:
             return widget.isChecked, widget.setChecked, widget.stateChanged
-        if type(widget) is QtWidgets.QSpinBox and self.kind is int:
-            bounds = next(v for v in self.validators if isinstance(v, WithinRange))
-            widget.setRange(bounds.minimum, bounds.maximum)
-            return widget.value, widget.setValue, widget.valueChanged
-        if type(widget) is QtWidgets.QDoubleSpinBox and self.kind is float:
-            bounds = next(v for v in self.validators if isinstance(v, WithinRange))
+        if type(widget) is QtWidgets.QSpinBox and self.kind is int and bounds:
             widget.setRange(bounds.minimum, bounds.maximum)
             return widget.value, widget.setValue, widget.valueChanged
         if type(widget) is QtWidgets.QLineEdit and self.kind is str:
@@ -87,18 +194,51 @@ class _Parameter:
         raise RuntimeError(f"no GUI connector between {self.name} and {type(widget).__name__}")
 
 
+class _Kept:
+    """The value of one parameter of one node, in memory until the node changes."""
+
+    def __init__(self, parameter, node):
+        self.parameter, self.node, self._writing = parameter, node, False
+        if not parameter.store.isIn(node, parameter.name):
+            parameter.write(node, parameter.default)
+        self._read()
+        myself = weakref.ref(self)
+        self._tag = node.AddObserver(vtkCommand.ModifiedEvent, lambda caller, event: myself()._modified())
+
+    def __del__(self):
+        if hasattr(self, "_tag"):
+            self.node.RemoveObserver(self._tag)
+
+    def _read(self):
+        if not self.parameter.store.isIn(self.node, self.parameter.name):
+            self.parameter.write(self.node, self.parameter.default)
+        self.value = self.parameter.store.read(self.node, self.parameter.name)
+
+    def _modified(self):
+        if not self._writing:
+            self._read()
+
+    def write(self, value):
+        self._writing = True
+        try:
+            with slicer.util.NodeModify(self.node):
+                self.parameter.write(self.node, value)
+                self._read()
+        finally:
+            self._writing = False
+
+
 def parameterNodeWrapper(cls):
     """Class decorator; see Slicer's documentation of the same name."""
-    parameters = {name: _Parameter(name, hint, getattr(cls, name, None))
-                  for name, hint in typing.get_type_hints(cls, include_extras=True).items()}
+    parameters = {
+        name: _Parameter(name, hint, getattr(cls, name, None))
+        for name, hint in typing.get_type_hints(cls, include_extras=True).items()
+    }
 
     def construct(self, parameterNode):
         self.parameterNode = parameterNode
         self._guis, self._updating = {}, False
-        for parameter in parameters.values():
-            if not parameter.isNode and not parameterNode.HasParameter(parameter.name):
-                default = parameter.default if parameter.default is not None else parameter.kind()
-                parameter.write(parameterNode, default)
+        self._kept = {name: _Kept(parameter, parameterNode) for name, parameter in parameters.items()}
 
     def connectGui(self, gui):
         tag = len(self._guis)
@@ -111,9 +251,10 @@ def parameterNodeWrapper(cls):
             read, write, changed = parameters[name].connector(widget)
             write(getattr(self, name))
 
-            def slot(*_, name=name, read=read):
+            def slot(*_unused, name=name, read=read):
                 if not self._updating and tag in self._guis:
-                    setattr(self, name, read())
+                    with slicer.util.NodeModify(self.parameterNode):
+                        setattr(self, name, read())
 
             changed.connect(slot)
             self._guis[tag][name] = (write, changed, slot)
@@ -123,22 +264,32 @@ def parameterNodeWrapper(cls):
     def update(self):
         if not self._updating:
             self._updating = True
-            for mapping in list(self._guis.values()):
-                for name, (write, _, _) in mapping.items():
-                    write(getattr(self, name))
-            self._updating = False
+            try:
+                for mapping in list(self._guis.values()):
+                    for name, (write, _changed, _slot) in mapping.items():
+                        write(getattr(self, name))
+            finally:
+                self._updating = False
 
     def disconnectGui(self, tag):
-        for write, changed, slot in self._guis.pop(tag, {}).values():
+        for _write, changed, slot in self._guis.pop(tag, {}).values():
             changed.disconnect(slot)
 
-    for name, parameter in parameters.items():
-        setattr(cls, name, property(lambda self, p=parameter: p.read(self.parameterNode),
-                                    lambda self, value, p=parameter: p.write(self.parameterNode, value)))
+    for name in parameters:
+        setattr(
+            cls,
+            name,
+            property(lambda self, n=name: self._kept[n].value, lambda self, value, n=name: self._kept[n].write(value)),
+        )
     cls.__init__ = construct
     cls.connectGui, cls.disconnectGui = connectGui, disconnectGui
-    for name in ("AddObserver", "RemoveObserver", "Modified", "StartModify", "EndModify"):
-        setattr(cls, name, lambda self, *arguments, n=name: getattr(self.parameterNode, n)(*arguments))
+    cls.AddObserver = lambda self, event, callback, priority=0.0: self.parameterNode.AddObserver(
+        event, callback, priority
+    )
+    cls.RemoveObserver = lambda self, tag: self.parameterNode.RemoveObserver(tag)
+    cls.StartModify = lambda self: self.parameterNode.StartModify()
+    cls.EndModify = lambda self, wasModifying: self.parameterNode.EndModify(wasModifying)
+    cls.Modified = lambda self: self.parameterNode.Modified()
     cls.allParameters = parameters
     return cls
 

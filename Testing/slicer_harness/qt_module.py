@@ -90,7 +90,7 @@ def _withoutTouchyModules():
     for name, module in list(sys.modules.items()):
         try:
             inspect.unwrap(module)
-        except Exception:  # noqa: BLE001  whatever a module's __getattr__ raises
+        except Exception:
             hidden[name] = sys.modules.pop(name)
     try:
         yield

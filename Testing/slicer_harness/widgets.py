@@ -5,9 +5,15 @@ Each has the properties, methods and signals of the real class that are used her
 
 from __future__ import annotations
 
-from PySide6.QtCore import Property, Qt, Signal
-from PySide6.QtGui import QPalette
-from PySide6.QtWidgets import QComboBox, QFrame, QHBoxLayout, QLineEdit, QPushButton, QToolButton, QWidget
+import re
+import sys
+import types
+
+import slicer
+from PySide6 import QtCore
+from PySide6.QtCore import Property, QRect, QRegularExpression, Qt, Signal
+from PySide6.QtGui import QPalette, QRegularExpressionValidator
+from PySide6.QtWidgets import QComboBox, QFrame, QGroupBox, QHBoxLayout, QPushButton, QToolButton, QVBoxLayout, QWidget
 from vtk import VTK_OBJECT, calldata_type
 
 
@@ -69,9 +75,15 @@ class _SceneList(QWidget):
         if self._scene is not None:
             for tag in self._tags:
                 self._scene.RemoveObserver(tag)
-        self._scene = scene
-        self._tags = [scene.AddObserver(event, self._nodeEvent) for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent)]
-        self._tags += [scene.AddObserver(event, lambda caller, name: self._fill()) for event in (scene.EndCloseEvent, scene.EndImportEvent)]
+        self._scene, self._tags = scene, []
+        if scene is not None:
+            self._tags = [
+                scene.AddObserver(event, self._nodeEvent) for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent)
+            ]
+            self._tags += [
+                scene.AddObserver(event, lambda caller, name: self._fill())
+                for event in (scene.EndCloseEvent, scene.EndImportEvent)
+            ]
         self._fill()
 
     @calldata_type(VTK_OBJECT)
@@ -107,8 +119,11 @@ class _SceneList(QWidget):
             return False
         if not self.showChildNodeTypes and node.GetClassName() not in self.nodeTypes:
             return False
-        return all(node.GetAttribute(name) is not None and value in (None, node.GetAttribute(name))
-                   for kind, name, value in self._attributes if node.IsA(kind))
+        return all(
+            node.GetAttribute(name) is not None and value in (None, node.GetAttribute(name))
+            for kind, name, value in self._attributes
+            if node.IsA(kind)
+        )
 
     def _propertyChanged(self):
         self._fill()
@@ -261,19 +276,41 @@ class ctkCollapsibleButton(QFrame):
 
 
 class ctkPathLineEdit(QWidget):
+    """Says ``currentPathChanged`` only while the text fits ``nameFilters``, and ``validInputChanged`` when that begins
+    or ends.
+    """
+
     currentPathChanged = Signal(str)
+    validInputChanged = Signal(bool)
 
     def __init__(self, parent=None):
         super().__init__(parent)
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        self._edit = QLineEdit()
-        layout.addWidget(self._edit)
+        box = QComboBox()
+        box.setEditable(True)
+        self._edit = box.lineEdit()
+        layout.addWidget(box)
         layout.addWidget(QPushButton("..."))
-        self._edit.textChanged.connect(self.currentPathChanged)
+        self._wasValid = False
+        self._propertyChanged()
+        self._edit.textChanged.connect(self._textChanged)
 
     def _propertyChanged(self):
-        pass
+        endings = re.findall(r"\*(\.\w+)", " ".join(self._readFilters()))
+        pattern = ".+(" + "|".join(map(re.escape, endings)) + ")" if endings else ".+"
+        self._edit.setValidator(QRegularExpressionValidator(QRegularExpression(pattern), self))
+
+    def _readFilters(self):
+        return getattr(self, "_nameFilters", [])
+
+    def _textChanged(self, text):
+        valid = self._edit.hasAcceptableInput()
+        if valid:
+            self.currentPathChanged.emit(text)
+        if valid != self._wasValid:
+            self._wasValid = valid
+            self.validInputChanged.emit(valid)
 
     def _read(self):
         return self._edit.text()
@@ -286,5 +323,71 @@ class ctkPathLineEdit(QWidget):
     settingKey = _property(str, "settingKey", "")
 
 
-CLASSES = {cls.__name__: cls for cls in (qMRMLWidget, qMRMLNodeComboBox, qMRMLCheckableNodeComboBox, ctkCollapsibleButton,
-                                         ctkPathLineEdit)}
+CLASSES = {
+    cls.__name__: cls
+    for cls in (qMRMLWidget, qMRMLNodeComboBox, qMRMLCheckableNodeComboBox, ctkCollapsibleButton, ctkPathLineEdit)
+}
+
+
+# --------------------------------------------------------------------------------------- where Slicer's code finds them
+
+#: Widgets that only Slicer's own files name, to compare types with them or to lay out buttons.
+_NAMED_ONLY = (
+    "ctkCheckBox",
+    "ctkCheckablePushButton",
+    "ctkColorPickerButton",
+    "ctkComboBox",
+    "ctkDirectoryButton",
+    "ctkDoubleRangeSlider",
+    "ctkDoubleSlider",
+    "ctkDoubleSpinBox",
+    "ctkRangeWidget",
+    "ctkSliderWidget",
+    "qMRMLRangeWidget",
+    "qMRMLSliderWidget",
+    "qMRMLSpinBox",
+    "qSlicerScriptedLoadableModule",
+    "qSlicerScriptedLoadableModuleWidget",
+    "qSlicerWidget",
+)
+
+
+class _FlowLayout(QVBoxLayout):
+    preferredExpandingDirections = None
+
+
+class _Button(QToolButton):
+    def connect(self, signal, slot):
+        name, _bracket, arguments = signal.partition("(")
+        getattr(self, name).connect((lambda *_unused: slot()) if arguments == ")" else slot)
+
+
+class _Desktop:
+    primaryScreen = 0
+
+    def availableGeometry(self, screen):
+        return QRect(0, 0, 1600, 1000)
+
+
+def install() -> None:
+    """The module ``ctk``, the widget classes of ``slicer``, and what PythonQt adds to every QObject."""
+    from .qt_module import pythonqtStyle
+
+    ctk = types.ModuleType("ctk")
+    classes = {
+        **{name: type(name, (QWidget,), {}) for name in _NAMED_ONLY},
+        **CLASSES,
+        "ctkFlowLayout": _FlowLayout,
+        "ctkCollapsibleGroupBox": type("ctkCollapsibleGroupBox", (QGroupBox,), {}),
+    }
+    for name, cls in classes.items():
+        setattr(ctk if name.startswith("ctk") else slicer, name, cls)
+    sys.modules["ctk"] = ctk
+    qt = sys.modules["qt"]
+    qt.QToolButton, qt.QDesktopWidget = _Button, _Desktop
+    pythonqtStyle("slicer_harness.style_of_pythonqt")
+    for style, code in (
+        ("plain", "property(lambda o: o.objectName(), lambda o, name: o.setObjectName(name))"),
+        ("style_of_pythonqt", "property(lambda o: o.objectName, lambda o, name: setattr(o, 'objectName', name))"),
+    ):
+        exec(f"QObject.name = {code}", {"__name__": f"slicer_harness.{style}", "QObject": QtCore.QObject})

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from SymRegistrationLib.fields import identity, inverse_consistency, jacobian_determinant, warp
 from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.geometry.volumes import Volume
 from SymRegistrationLib.registration import working_grid
-from SymRegistrationLib.training import synthetic
+from SymRegistrationLib.training.appearance import normalised, random_contrast
 from SymRegistrationLib.training.synthetic import (
     Draw,
+    LabelMap,
     Synthesis,
     label_map,
     make_pair,
-    normalised,
+    random_poses,
     random_shapes,
     voxel_pose,
 )
@@ -33,7 +35,7 @@ def inside(u: torch.Tensor) -> torch.Tensor:
     return ((y >= 0) & (y <= u.shape[2] - 1)).all(1, keepdim=True)
 
 
-def nested(size: int = 64) -> synthetic.LabelMap:
+def nested(size: int = 64) -> LabelMap:
     """Thick nested shells and a bar that breaks their symmetry, FreeSurfer-like numbers: 507 outside, brain within."""
     z, y, x = (identity((size,) * 3)[0] - (size - 1) / 2) / size
     radius = (z**2 + (1.3 * y) ** 2 + (1.6 * x) ** 2).sqrt()
@@ -73,7 +75,7 @@ def test_without_warp_the_true_map_is_the_pose():
     """Closed form: an affine about the middle of the grid."""
     s = Synthesis(shape=(SIZE,) * 3, spacing=3.0, warp=0.0)
     pair = make_pair(nested(), s, 5)
-    pose_f, pose_m = synthetic.random_poses(s, Draw(5))
+    pose_f, pose_m = random_poses(s, Draw(5))
     matrix = voxel_pose(pose_m @ torch.linalg.inv(pose_f), s).float()
     x = identity(s.shape)
     expected = torch.einsum("ij,njdhw->nidhw", matrix[:3, :3], x) + matrix[:3, 3].view(1, 3, 1, 1, 1) - x
@@ -84,7 +86,7 @@ def test_poses_span_what_was_asked_for():
     s = Synthesis(rotation=120.0, shift=50.0, scale=0.2)
     angles, lengths, sizes = [], [], []
     for seed in range(200):
-        f, m = synthetic.random_poses(s, Draw(seed))
+        f, m = random_poses(s, Draw(seed))
         relative = (m @ torch.linalg.inv(f)).numpy()
         u, stretch, vt = np.linalg.svd(relative[:3, :3])
         angles.append(np.degrees(np.arccos(np.clip((np.trace(u @ vt) - 1) / 2, -1, 1))))
@@ -124,7 +126,7 @@ def test_skulls_are_kept_or_stripped():
 def test_contrasts_differ_or_agree_as_asked_and_sides_are_alike():
     s = Synthesis()
     values = (0, 2, 3, 16, 41, 42, 507)
-    means, _ = synthetic.random_contrast(values, s, Draw(3))
+    means, _ = random_contrast(values, s, Draw(3))
     assert means[1] == means[4] and means[2] == means[5]
     pairs = [
         make_pair(nested(), dataclasses.replace(s, shape=(32,) * 3, spacing=4.0, one_contrast=0.5), k)
@@ -137,7 +139,7 @@ def test_two_people_have_labels_but_no_true_map():
     first, second = nested(), nested(56)
     extra = second.index.clone()
     extra[20:24, 20:24, 20:24] = len(second.values)
-    second = synthetic.LabelMap(extra, (*second.values, 900), 2.0, "other")
+    second = LabelMap(extra, (*second.values, 900), 2.0, "other")
     pair = make_pair(first, Synthesis(shape=(32,) * 3, spacing=4.0, strip=0.0), 2, second)
     assert pair.fixed_to_moving is None and pair.moving_to_fixed is None
     assert pair.values == (0, 2, 3, 16, 41, 42, 507, 900)
@@ -145,7 +147,7 @@ def test_two_people_have_labels_but_no_true_map():
 
 
 def test_scans_look_as_the_pipeline_presents_them():
-    """The torch normalisation against preprocess.prepare on the same voxels."""
+    """The torch normalisation against working_grid.prepare on the same voxels."""
     pair = make_pair(nested(), Synthesis(shape=(SIZE,) * 3, spacing=3.0), 11)
     raw = 3000 * pair.fixed**1.3 + 17
     ours = normalised(raw)
@@ -167,14 +169,25 @@ def test_curriculum_shrinks_poses():
     assert full.at(0.0).rotation == 0 and full.at(1.0) == full and full.at(0.5).shift == 25.0
 
 
-def test_making_a_pair_is_quick():
-    """One thread. On a GPU the same code takes a few dozen milliseconds; this bound only guards against an accident."""
-    anatomy = nested()
-    for size, bound in ((64, 2.0), (96, 6.0)):
-        s = Synthesis(shape=(size,) * 3, spacing=120 / size)
-        make_pair(anatomy, s, 0)
-        start = time.process_time()
-        make_pair(anatomy, s, 1)
-        took = time.process_time() - start
-        print(f"{size}^3: {1 / took:.2f} pairs a second on one thread")
-        assert took < bound
+class Counted(TorchDispatchMode):
+    """Counts torch's operations and the numbers that they write."""
+
+    calls = written = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        out = function(*arguments, **(named or {}))
+        self.calls += 1
+        self.written += sum(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))
+        return out
+
+
+def test_making_a_pair_takes_a_bounded_work_per_voxel():
+    """Guards against an accident: neither the operations nor the numbers written per voxel grow with the grid."""
+    anatomy, per_voxel, calls = nested(), [], []
+    for size in (32, 64):
+        with Counted() as counted:
+            make_pair(anatomy, Synthesis(shape=(size,) * 3, spacing=120 / size), 1)
+        calls.append(counted.calls)
+        per_voxel.append(counted.written / size**3)
+    print("calls", calls, "numbers per voxel", per_voxel)
+    assert per_voxel[1] < 1.2 * per_voxel[0] and calls[1] < 1.2 * calls[0]

@@ -14,13 +14,13 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...fields import (
     FieldPair,
-    box_mean,
     compose,
     gaussian,
     gradient,
@@ -33,7 +33,7 @@ from ...fields import (
     warp,
 )
 from ...job import Progress, silent
-from ...losses import local_moments, mind
+from ...losses import lncc_force, mind
 from ..presets import Preset
 from ..working_grid import WorkingPair
 from ._base import Optimiser, OptimiserCard, check_similarity, register
@@ -70,7 +70,8 @@ class Schedule:
         """The schedule of a preset; with ``levels`` only so many of the finest, with the fewer steps that suffice after
         a network."""
         changes = preset.settings.get("syn", {})
-        whole = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()})
+        values: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in changes.items()}
+        whole = cls(**values)
         if not levels:
             return whole
         return replace(whole, shrink=whole.shrink[-levels:], iterations=preset.after_network[-levels:])
@@ -119,11 +120,11 @@ def optimise(
         level = _Level(images, weight, shape, schedule, metric)
         halves = resize_field(halves, shape)
 
-        def report(step: int, value: float, base=done, share=work[k] / iterations) -> None:
+        def report(step: int, value: float, level=k + 1, base=done, share=work[k] / iterations) -> None:
             progress(
                 "optimise",
                 min(1.0, (base + share * step) / sum(work)),
-                f"level {k + 1} of {len(shapes)}, step {step}, similarity {value:.4f}",
+                f"level {level} of {len(shapes)}, step {step}, similarity {value:.4f}",
             )
 
         halves = level.run(halves, iterations, report)
@@ -133,8 +134,8 @@ def optimise(
 
 
 def _resized(pair: FieldPair, shape: tuple[int, ...]) -> FieldPair:
-    fields = (resize_field(u, shape) for u in (pair.fixed_to_moving, pair.moving_to_fixed))
-    return FieldPair(*fields, pair.inverse_method, pair.residual)
+    there, back = (resize_field(u, shape) for u in (pair.fixed_to_moving, pair.moving_to_fixed))
+    return FieldPair(there, back, pair.inverse_method, pair.residual)
 
 
 def compose_halves(halves: Tensor) -> FieldPair:
@@ -193,7 +194,8 @@ class _Level:
 
         Since every step is as long as the first, identical scans would otherwise be shaken by rounding errors.
         """
-        schedule, history, told = self.schedule, [], time.monotonic()
+        schedule, told = self.schedule, time.monotonic()
+        history: list[float] = []
         best = halves
         for step in range(iterations + 1):
             update, value = self.update(halves)
@@ -230,28 +232,6 @@ class _Level:
         return direction * (scale / (length * scale).clamp_(min=1.0)), value
 
 
-def _lncc_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None) -> tuple[Tensor, float]:
-    """Exact gradient of sum(cc) with respect to both images (adjoint of the box filters included).
-
-    cc = cov^2 / (va vb + eps); its adjoint needs the box means of A = 2 cov / den, B = -cc vb / den and C = -cc va /
-    den and of their products with the local means (FEASIBILITY 3).
-    """
-    mean_a, mean_b, var_a, var_b, cov = local_moments(a, b, window)
-    den = var_a * var_b + 1e-5
-    cc = cov * cov / den
-    if weight is None:
-        value = float(cc.mean())
-        p = 2 * cov / den
-        q, r = -cc * var_b / den, -cc * var_a / den
-    else:
-        value = float((cc * weight).sum() / weight.sum().clamp_min(1e-6))
-        p = weight * 2 * cov / den
-        q, r = -weight * cc * var_b / den, -weight * cc * var_a / den
-    terms = torch.cat([p, q, r, p * mean_b + 2 * q * mean_a, p * mean_a + 2 * r * mean_b], 1)
-    p, q, r, ab, ba = box_mean(terms, window).split(1, 1)
-    return torch.cat([b * p + 2 * a * q - ab, a * p + 2 * b * r - ba]), value
-
-
 def _difference_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None) -> tuple[Tensor, float]:
     """Gradient of -mean squared difference; for ``mse`` and, over 12 channels, for ``mind``."""
     difference = a - b
@@ -271,7 +251,7 @@ def _global_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None) -> t
     return torch.cat([w * (b / norm - value * a / aa), w * (a / norm - value * b / bb)]), float(value)
 
 
-_FORCES = {"lncc": _lncc_force, "mse": _difference_force, "mind": _difference_force, "ncc": _global_force}
+_FORCES = {"lncc": lncc_force, "mse": _difference_force, "mind": _difference_force, "ncc": _global_force}
 
 
 @register
@@ -282,7 +262,8 @@ class SyN(Optimiser):
         name="syn",
         label="SyN optimizer",
         title="symmetric diffeomorphic optimiser; needs no weights and no training, takes any organ",
-        description="Symmetric diffeomorphic optimization of exactly this pair of scans. Needs no training; works for any organ and, "
+        description="Symmetric diffeomorphic optimization of exactly this pair of scans. Needs no training; works for "
+        "any organ and, "
         "with its modality-independent metric, for two different contrasts.",
         publication="Avants et al., Symmetric diffeomorphic image registration with cross-correlation, Medical Image "
         "Analysis 12:26-41 (2008), doi:10.1016/j.media.2007.06.004",

@@ -237,23 +237,23 @@ def test_evaluation_with_segmentations_and_landmarks(done):
 
 
 def test_report_export(done, tmp_path, monkeypatch):
-    import qt
+    from SymRegistrationGui import resultspanel
 
     module, run = done
     for ending in ("html", "csv", "json"):
         path = str(tmp_path / f"report.{ending}")
-        monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *arguments, p=path: (p, ""))
+        monkeypatch.setattr(resultspanel, "askPath", lambda suggested, p=path: p)
         module.click("exportButton")
     assert (
         "<html" in (tmp_path / "report.html").read_text() and "data:image/png" in (tmp_path / "report.html").read_text()
     )
     assert json.loads((tmp_path / "report.json").read_text())["quality"] == run.metrics["quality"]
     assert (tmp_path / "report.csv").read_text().startswith('"Measure","Before","Aligned","After"\n"Similarity')
-    monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *arguments: ("/nowhere/report.csv", ""))
+    monkeypatch.setattr(resultspanel, "askPath", lambda suggested: "/nowhere/report.csv")
     module.click("exportButton")
     assert "/nowhere/report.csv could not be written" in module.app.shown[-1][1]
     run.setText("report", "")
-    monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *arguments: (str(tmp_path / "x.html"), ""))
+    monkeypatch.setattr(resultspanel, "askPath", lambda suggested: str(tmp_path / "x.html"))
     module.click("exportButton")
     assert "not there" in module.app.shown[-1][1]
 

@@ -1,7 +1,5 @@
 """The module as a user meets it: opened, clicked, canceled; with the real worker and the real pipeline."""
 
-import os
-import signal
 import sys
 
 import numpy as np
@@ -23,20 +21,14 @@ class NoTorch:
             raise ImportError("torch is not installed here")
 
 
-def test_opens_within_0_3_seconds_without_torch_and_starts_nothing(monkeypatch):
+def test_opens_without_torch_and_starts_nothing(monkeypatch):
     monkeypatch.setattr(sys, "meta_path", [NoTorch(), *sys.meta_path])
     for name in [n for n in sys.modules if n.split(".")[0] == "torch"]:
         monkeypatch.delitem(sys.modules, name)
-    seconds = []
-    for _attempt in range(4):  # the first one pays for PySide6 reading its signatures, which PythonQt does not do
-        started = scenes.ownTime()
-        opened = scenes.Opened(None, monkeypatch, reimport=True)
-        seconds.append(scenes.ownTime() - started)
-        assert not opened.engine.client.running and opened.app.shown == []
-        opened.widget.cleanup()
-    print("seconds to open:", [round(s, 3) for s in seconds])
-    assert min(seconds[1:]) < 0.3
+    opened = scenes.Opened(None, monkeypatch, reimport=True)
+    assert not opened.engine.client.running and opened.app.shown == [] and opened.workers() == []
     assert opened.ui.methodComboBox.itemData(0) == "syn"
+    slicer_harness.unloadModule(opened.app)
 
 
 def test_two_volumes_and_one_click(module):
@@ -102,12 +94,10 @@ def test_cancel_in_the_middle_leaves_the_scene_as_it_was(module):
     before = scenes.names(module.scene)
     module.click("registerButton")
     module.app.wait(lambda: module.ui.progressBar.value > 30, 60, "progress")
-    pid = module.engine.client._process._process.processId()
+    assert len(module.workers()) == 1
     module.click("cancelButton")
     assert not module.engine.busy and not module.engine.client.running
-    module.app.wait(
-        lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", 5, "the worker's end"
-    )
+    module.app.wait(lambda: module.workers() == [], 20, "the worker's end")
     assert scenes.names(module.scene) == before and scenes.folders() == []
     assert module.ui.statusLabel.text == "Canceled." and module.app.shown == []
     module.state.preset, module.state.initial = "fast", "centre"
@@ -185,8 +175,9 @@ def test_a_volume_deleted_during_the_run(module):
     module.click("registerButton")
     module.app.wait(lambda: module.ui.progressBar.value > 30, 60, "progress")
     before = scenes.names(module.scene)
-    module.scene.RemoveNode(moving)
+    module.app.inEventLoop(lambda: module.scene.RemoveNode(moving))
     bad(module, "'Moving scan' was deleted")
+    assert "'Moving scan' was deleted" in module.ui.statusLabel.text and "Choose a fixed" in module.ui.statusLabel.text
     assert len(scenes.names(module.scene)) == len(before) - 1 and scenes.folders() == []
 
 
@@ -195,7 +186,7 @@ def test_a_scene_closed_in_mid_run(module):
     module.choose(fixed, moving, quick=False)
     module.click("registerButton")
     module.app.wait(lambda: module.ui.progressBar.value > 30, 60, "progress")
-    module.scene.Clear()
+    module.app.inEventLoop(module.scene.Clear)
     bad(module, "scene was closed")
     assert scenes.folders() == [] and module.state is not None and module.state.fixedVolume is None
     assert not module.ui.registerButton.enabled and module.panel.results.run is None
@@ -207,9 +198,9 @@ def test_a_worker_killed_from_outside(module):
     before = scenes.names(module.scene)
     module.click("registerButton")
     module.app.wait(lambda: module.ui.progressBar.value > 30, 60, "progress")
-    os.kill(module.engine.client._process._process.processId(), signal.SIGKILL)
+    module.workers()[0].kill()
     module.app.wait(lambda: not module.engine.busy, 20, "the news")
-    bad(module, "ended from outside; most often the computer ran out of memory")
+    bad(module, "crashed or was ended from outside; most often the computer ran out of memory")
     assert scenes.names(module.scene) == before and scenes.folders() == []
 
 
@@ -221,9 +212,15 @@ def test_a_worker_that_hangs(module, monkeypatch):
     before = scenes.names(module.scene)
     module.click("registerButton")
     module.app.wait(lambda: module.ui.progressBar.value > 30, 60, "progress")
-    os.kill(module.engine.client._process._process.processId(), signal.SIGSTOP)
-    monkeypatch.setattr(module.engine.client, "_patience", Patience(silence=2.0))
-    module.app.wait(lambda: not module.engine.busy, 30, "the end of patience")
+    client, hanging = module.engine.client, module.workers()[0]
+    hanging.suspend()
+    module.app.wait(lambda: hanging.status() == psutil.STATUS_STOPPED, 20, "its standstill")
+    module.app.processEvents()
+    now = client._clock()
+    for minute in range(1, 32):
+        monkeypatch.setattr(client, "_clock", lambda m=minute: now + 60.0 * m)
+        monkeypatch.setattr(client, "_patience", Patience(tick=100.0))
+        client.look()
     bad(module, "has said nothing for")
     assert scenes.names(module.scene) == before and scenes.folders() == []
     module.state.preset, module.state.initial = "fast", "centre"
@@ -268,9 +265,13 @@ def test_a_broken_installation_is_offered_to_be_repaired(module, monkeypatch):
     from SymRegistrationGui.client import WorkerError
 
     calls = []
-    monkeypatch.setattr(install, "ensure", lambda client, repair=False: calls.append(repair))
-    scenes.pair(module.scene)
-    module.panel.setParameters(module.widget.logic.getParameterNode())
+
+    def ensure(client, repair, onBegin):
+        calls.append(repair)
+        return False
+
+    monkeypatch.setattr(install, "ensure", ensure)
+    module.choose(*scenes.pair(module.scene))
     module.panel.fail(WorkerError("A library is damaged.", "Install it again.", environment=True))
     assert calls == [True] and "Install the libraries again now?" in module.app.shown[0][1]
 
@@ -333,43 +334,6 @@ def test_try_it_makes_a_pair_and_registers_it(module):
     marks = module.panel.results.run.metrics["landmarks"]
     print("landmark error, mm:", marks["mean_before_mm"], marks["mean_after_mm"])
     assert module.app.shown == [] and marks["mean_before_mm"] > 10 and marks["mean_after_mm"] < 2.5
-
-
-def test_the_self_test_that_slicer_runs():
-    slicer_harness.start()
-    _parent, module = slicer_harness.loadModule(None)
-    module.SymRegistrationTest().runTest()
-    assert scenes.folders() == []
-
-
-def test_sample_data_is_registered_and_makes_nodes(module):
-    import types
-
-    sources = {}
-
-    class Logic:
-        @staticmethod
-        def registerCustomSampleDataSource(category, sampleName, customDownloader, thumbnailFileName=None):
-            assert thumbnailFileName is None or os.path.exists(thumbnailFileName)
-            sources[sampleName] = customDownloader
-
-    sys.modules["SampleData"] = types.SimpleNamespace(SampleDataLogic=Logic, downloadSample=lambda name: name)
-    try:
-        _parent, made = slicer_harness.loadModule(module.app)
-        entry = made.SymRegistration(types.SimpleNamespace(path=made.__file__))
-        entry.onStartup()
-        nodes = sources["SymRegistrationHeads"](None)
-        assert sources["SymRegistrationTumorPair"](None) == ["MRBrainTumor1", "MRBrainTumor2"]
-    finally:
-        del sys.modules["SampleData"]
-    assert [node.GetClassName() for node in nodes] == ["vtkMRMLScalarVolumeNode"] * 2 + [
-        "vtkMRMLMarkupsFiducialNode"
-    ] * 2
-    from SymRegistrationGui import sampledata
-
-    fixed, moving = (scenes.positions(node) for node in nodes[2:])
-    expected = sampledata.partner(fixed * (-1, -1, 1)) * (-1, -1, 1)
-    assert np.abs(moving - expected).max() < 1e-6
 
 
 def test_scripts_get_nodes_back(module):

@@ -1,4 +1,6 @@
-"""The example that runs a table inside Slicer: its logic on real MRML with the real worker; files through MRML's own storage."""
+"""The example that runs a table inside Slicer: its logic on real MRML with the real worker; files through MRML's own
+storage.
+"""
 
 import csv
 import importlib.util
@@ -29,7 +31,9 @@ def loader(kind, storage):
 
 
 def saveNode(node, path):
-    storage = slicer.vtkMRMLTransformStorageNode() if node.IsA("vtkMRMLTransformNode") else slicer.vtkMRMLNRRDStorageNode()
+    storage = (
+        slicer.vtkMRMLTransformStorageNode() if node.IsA("vtkMRMLTransformNode") else slicer.vtkMRMLNRRDStorageNode()
+    )
     storage.SetFileName(path)
     return bool(storage.WriteData(node))
 
@@ -37,14 +41,18 @@ def saveNode(node, path):
 @pytest.fixture(name="example")
 def exampleFixture(module, monkeypatch):
     """The example, imported as Slicer runs it, with slicer.util's loading and saving by MRML's storage nodes."""
-    for name, kind, storage in (("loadVolume", "vtkMRMLScalarVolumeNode", "vtkMRMLNRRDStorageNode"),
-                                ("loadLabelVolume", "vtkMRMLLabelMapVolumeNode", "vtkMRMLNRRDStorageNode"),
-                                ("loadMarkups", "vtkMRMLMarkupsFiducialNode", "vtkMRMLMarkupsJsonStorageNode"),
-                                ("loadTransform", "vtkMRMLLinearTransformNode", "vtkMRMLTransformStorageNode")):
+    for name, kind, storage in (
+        ("loadVolume", "vtkMRMLScalarVolumeNode", "vtkMRMLNRRDStorageNode"),
+        ("loadLabelVolume", "vtkMRMLLabelMapVolumeNode", "vtkMRMLNRRDStorageNode"),
+        ("loadMarkups", "vtkMRMLMarkupsFiducialNode", "vtkMRMLMarkupsJsonStorageNode"),
+        ("loadTransform", "vtkMRMLLinearTransformNode", "vtkMRMLTransformStorageNode"),
+    ):
         monkeypatch.setattr(slicer.util, name, loader(kind, storage), raising=False)
     monkeypatch.setattr(slicer.util, "saveNode", saveNode, raising=False)
     monkeypatch.setattr(module.engine.client, "stop", lambda: None)
-    spec = importlib.util.spec_from_file_location("register_table", slicer_harness.MODULE / "Examples/register_table.py")
+    spec = importlib.util.spec_from_file_location(
+        "register_table", slicer_harness.MODULE / "Examples/register_table.py"
+    )
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     return made
@@ -65,9 +73,13 @@ def tableFixture(module, tmp_path):
         assert storage.WriteData(scenes.fiducials(module.scene, places, name))
     sitk.WriteTransform(sitk.TranslationTransform(3, (-4, 3, 2)), str(tmp_path / "start.tfm"))
     (tmp_path / "broken.nrrd").write_text("no scan")
-    lines = ["fixed,moving,id,fixed_mask,fixed_points,moving_points,initial", "fixed.nrrd,moving ü.nrrd,plain,,,,",
-             "fixed.nrrd,moving ü.nrrd,full,mask.nrrd,f.mrk.json,m.mrk.json,start.tfm", "fixed.nrrd,none.nrrd,missing,,,,",
-             "fixed.nrrd,broken.nrrd,broken,,,,"]
+    lines = [
+        "fixed,moving,id,fixed_mask,fixed_points,moving_points,initial",
+        "fixed.nrrd,moving ü.nrrd,plain,,,,",
+        "fixed.nrrd,moving ü.nrrd,full,mask.nrrd,f.mrk.json,m.mrk.json,start.tfm",
+        "fixed.nrrd,none.nrrd,missing,,,,",
+        "fixed.nrrd,broken.nrrd,broken,,,,",
+    ]
     (tmp_path / "pairs.csv").write_text("\n".join(lines), encoding="utf-8")
     slicer.mrmlScene.Clear()
     return tmp_path / "pairs.csv"
@@ -79,7 +91,12 @@ def test_a_table_becomes_folders_and_goes_on(example, table, module, monkeypatch
     assert example.main(words) == 1
     with open(out / "summary.csv", encoding="utf-8", newline="") as file:
         rows = {row["id"]: row for row in csv.DictReader(file)}
-    assert [rows[name]["status"] for name in ("plain", "full", "missing", "broken")] == ["done", "done", "failed", "failed"]
+    assert [rows[name]["status"] for name in ("plain", "full", "missing", "broken")] == [
+        "done",
+        "done",
+        "failed",
+        "failed",
+    ]
     assert "none.nrrd' does not exist" in rows["missing"]["reason"] and float(rows["plain"]["similarity"]) > 0.9
     full = json.loads((out / "full/metrics.json").read_text())
     assert full["landmarks"]["count"] == 3 and full["landmarks"]["mean_after_mm"] < 1.5
@@ -90,19 +107,28 @@ def test_a_table_becomes_folders_and_goes_on(example, table, module, monkeypatch
         transform = sitk.ReadTransform(str(out / name / "forward.h5"))
         there = np.array(transform.TransformPoint((ras * lps).tolist())) * lps
         assert np.linalg.norm(there - scenes.shift(ras[None].copy())[0]) < 1.5, "a fixed point goes to its partner"
-        assert {"inverse.h5", "warped_moving.nrrd", "jacobian.nrrd", "done.json"} <= {p.name for p in (out / name).iterdir()}
+        assert {"inverse.h5", "warped_moving.nrrd", "jacobian.nrrd", "done.json"} <= {
+            p.name for p in (out / name).iterdir()
+        }
     assert module.scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == 0, "nothing gathers in the scene"
     registered = []
     monkeypatch.setattr(example, "registerRow", lambda logic, row, folder: registered.append(row.identity) or full)
-    assert example.main([str(table), str(out), *QUICK]) == 0 and registered == ["missing", "broken"], "finished pairs are not done again"
-    assert example.main([str(table), str(out), "preset=default", *QUICK[1:]]) == 0 and "plain" in registered, "other options, other result"
+    assert example.main([str(table), str(out), *QUICK]) == 0 and registered == ["missing", "broken"], (
+        "finished pairs are not done again"
+    )
+    assert example.main([str(table), str(out), "preset=default", *QUICK[1:]]) == 0 and "plain" in registered, (
+        "other options, other result"
+    )
 
 
 def test_bad_tables_and_options_are_refused(example, tmp_path, capsys):
     (tmp_path / "t.csv").write_text("fixed\nx\n")
     (tmp_path / "g.csv").write_text("fixed,moving\nx,y\n")
-    for words, said in (([], "Give a table"), ([str(tmp_path / "t.csv"), "o"], "no column 'moving'"),
-                        ([str(tmp_path / "g.csv"), "o", "speed=3"], "unknown field 'speed'"),
-                        ([str(tmp_path / "g.csv"), "o", "preset=slow"], "preset is 'slow'")):
+    for words, said in (
+        ([], "Give a table"),
+        ([str(tmp_path / "t.csv"), "o"], "no column 'moving'"),
+        ([str(tmp_path / "g.csv"), "o", "speed=3"], "unknown field 'speed'"),
+        ([str(tmp_path / "g.csv"), "o", "preset=slow"], "preset is 'slow'"),
+    ):
         assert example.main(words) == 2
         assert said in capsys.readouterr().out

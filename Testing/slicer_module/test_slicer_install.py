@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import slicer
 import slicer_harness
+import slicer_scenes as scenes
+from slicer_scenes import clientFixture, moduleFixture  # noqa: F401
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 slicer_harness.pythonqtStyle(__name__)
 
 
@@ -21,29 +23,40 @@ def app():
 
 
 class Machine:
-    """A computer on which some packages are there; installs are recorded and take effect."""
+    """A computer on which some packages are there; installs are recorded, take a while as Slicer's do, and take effect.
+
+    Attributes:
+        during: called in the middle of each installation, when Slicer processes events.
+    """
 
     def __init__(self, monkeypatch, here):
         from SymRegistrationGui import install
 
-        self.here, self.calls, self.stopped = dict(here), [], 0
+        self.here, self.calls, self.stopped, self.during = dict(here), [], 0, lambda: None
         monkeypatch.setattr(install, "_state", lambda name: self.here.get(name, "missing"))
-        self.stop = self._stop
         monkeypatch.setattr(slicer.util, "pip_install", self._pip, raising=False)
         monkeypatch.setattr(
             slicer.util, "pip_uninstall", lambda name: self.calls.append(("uninstall", name)), raising=False
         )
 
-    def _stop(self):
+    def stop(self):
         self.stopped += 1
+
+    def _takeTime(self):
+        """Slicer shows pip's output line by line, and processes events after each."""
+        for _line in range(3):
+            slicer.app.processEvents()
+            self.during()
 
     def _pip(self, requirement):
         self.calls.append(("pip", requirement))
+        self._takeTime()
         self.here[requirement.split(">")[0]] = ""
 
     def pytorchExtension(self, error=None, result="torch"):
         def installTorch(self_, askConfirmation, torchVersionRequirement):
             self.calls.append(("torch", askConfirmation, torchVersionRequirement))
+            self._takeTime()
             if error:
                 raise error
             if result:
@@ -56,6 +69,7 @@ class Machine:
     def packaging(self):
         def ensure(requirements, requester, prompt_install, skip_in_testing):
             self.calls.append(("ensure", tuple(requirements), prompt_install))
+            self._takeTime()
             for line in requirements:
                 self.here[line.split(">")[0]] = ""
 
@@ -97,6 +111,100 @@ def test_slicer_before_5_12_uses_pip(app, monkeypatch):
     machine = Machine(monkeypatch, {"torch": "", "psutil": ""})
     assert install.ensure(machine) and machine.calls == [("pip", "safetensors>=0.4")]
     assert "2 MB" in app.shown[0][1] and "PyTorch" not in app.shown[0][1]
+
+
+# ---------------------------------------------------------------------------------------------- meanwhile, in the panel
+
+
+@pytest.fixture(name="fresh")
+def freshFixture(module, monkeypatch):
+    """(module with two scans chosen, a machine without the libraries, what the panel showed meanwhile)."""
+    machine, seen = Machine(monkeypatch, {}), []
+    machine.pytorchExtension()
+    module.choose(*scenes.pair(module.scene))
+    monkeypatch.setattr(module.engine.client, "stop", machine.stop)
+    ui = module.ui
+
+    def look():
+        seen.append((ui.statusLabel.text, module.app.cursors))
+        assert module.panel.busy and not ui.registerButton.enabled and not ui.cancelButton.enabled
+        assert not ui.inputsCollapsibleButton.enabled and not ui.methodCollapsibleButton.enabled
+        for name in ("registerButton", "tryItButton", "devicesButton", "swapButton"):
+            getattr(ui, name).click()
+        module.panel.register()
+        module.panel.onDevices()
+
+    machine.during = look
+    return module, machine, seen
+
+
+def test_the_panel_says_what_it_installs_and_takes_no_second_click(fresh):
+    module, machine, seen = fresh
+    started = []
+    register, module.engine.register = (
+        module.engine.register,
+        lambda request, task: (started.append(1), register(request, task))[1],
+    )
+    assert module.register() is not None
+    module.settle()
+    assert [call[0] for call in machine.calls].count("torch") == 1 and len(started) == 1 and machine.stopped == 1
+    assert len(seen) >= 6 and all(
+        "Installing PyTorch, safetensors, psutil" in text and cursors == 1 for text, cursors in seen
+    )
+    assert module.app.cursors == 0 and [kind for kind, _text in module.app.shown] == ["confirm"]
+    assert module.ui.statusLabel.text.startswith("Done")
+
+
+def test_a_failed_installation_leaves_a_panel_that_works(fresh):
+    module, machine, _seen = fresh
+    machine.pytorchExtension(error=OSError("no route to host"))
+    assert module.register() is None
+    assert module.app.cursors == 0 and not module.panel.busy and module.ui.registerButton.enabled
+    assert [kind for kind, _text in module.app.shown] == [
+        "confirm",
+        "error",
+    ] and "no route to host" in module.ui.statusLabel.text
+
+
+@pytest.mark.parametrize("happens", ["the scene is closed", "a scan is deleted"])
+def test_what_happens_to_the_scans_during_the_installation(fresh, happens):
+    module, machine, _seen = fresh
+    moving = module.state.movingVolume
+    close = module.scene.Clear if happens == "the scene is closed" else lambda: module.scene.RemoveNode(moving)
+    machine.during = lambda: moving.GetScene() is not None and close()
+    module.app.inEventLoop(lambda: module.ui.registerButton.click())
+    before = scenes.names(module.scene)
+    assert not module.engine.busy and not module.panel.busy and module.app.cursors == 0
+    assert [kind for kind, _text in module.app.shown] == ["confirm", "error"]
+    assert "scene was closed during the installation; nothing was registered" in module.app.shown[1][1]
+    assert (
+        module.app.shown[1][1] in module.ui.statusLabel.text
+        and scenes.names(module.scene) == before
+        and scenes.folders() == []
+    )
+
+
+def test_a_reload_during_the_installation_starts_nothing(fresh):
+    module, machine, _seen = fresh
+    old, once = module.panel, []
+    machine.during = lambda: once or once.append(module.widget.onReload())
+    old.ui.registerButton.click()
+    assert module.panel is not old and old.closed and not old.busy and not module.panel.busy
+    assert module.app.cursors == 0 and [kind for kind, _text in module.app.shown] == ["confirm"]
+
+
+def test_what_cannot_be_registered_installs_nothing(fresh):
+    module, machine, _seen = fresh
+    slicer.util.arrayFromVolume(module.state.movingVolume)[:] = 7
+    assert module.register() is None
+    assert (
+        machine.calls == []
+        and [kind for kind, _text in module.app.shown] == ["error"]
+        and "is empty" in module.app.shown[0][1]
+    )
+
+
+# --------------------------------------------------------------------------------------------- repair, offline, by hand
 
 
 def test_half_an_installation_is_replaced(app, monkeypatch):

@@ -1,0 +1,165 @@
+"""``symreg train --pool``: its arguments, and what it says. Help and checks cost no torch."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+
+from ..console import Console, duration, number
+from ..job import existing_file
+from ..training.pool_options import PoolTraining
+from .arguments import _Parser, switches
+
+_DESCRIPTION = """Train the repeated passes of a method on a pool of pairs (see symreg pool).
+
+Pose and matching come from the weights to start from and stay as they are. Phase C trains the coarser levels, phase A
+the
+finest one on the teacher's fields, phase B on local correlation, smoothness and overlap of labels. The run's folder
+holds
+weights with a model card, log.jsonl, validation.jsonl, curves.png and the checkpoint with which the SAME command goes
+on."""
+
+_EXAMPLES = """examples:
+  symreg train --pool pool --method hsyn -o run --coarse-steps 600
+  symreg train --pool pool --method sm-gicnet -o run --keep pose.,match.,inner.nets.0.,inner.nets.1.,inner.nets.2.
+  symreg train --pool pool --method hsyn -o more --continue-from shipped --teacher-steps 0 --free-steps 1000
+  symreg train --pool pool --method hsyn -o run --stop-after 30 --judge pairs.csv"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``symreg train --pool``; defaults are those of :class:`PoolTraining`."""
+    d = PoolTraining("", "", "")
+    parser = _Parser(
+        prog="symreg train --pool",
+        usage="symreg train --pool POOL --method NAME -o DIR [options]",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--pool", required=True, metavar="POOL", help="folder that symreg pool made")
+    parser.add_argument("--method", required=True, help="which network; see 'symreg methods'")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="DIR", help="folder of the run; one that exists goes on"
+    )
+    parser.add_argument("--size", default=d.size, help="of the network (default: %(default)s)")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="a switch of the method")
+    parser.add_argument("--start", metavar="W", help="weights file or method to start from (default: the method's own)")
+    parser.add_argument(
+        "--keep",
+        default=",".join(d.keep),
+        metavar="NAMES",
+        help="beginnings of the tensors taken from there (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--continue-from",
+        metavar="W",
+        help="go on from all weights of a file, or 'shipped', with their switches",
+    )
+    for name, kind, text in (
+        ("coarse-steps", int, "of phase C"),
+        ("teacher-steps", int, "of phase A"),
+        ("free-steps", int, "of phase B"),
+        ("learning-rate", float, "peak of Adam's rate"),
+        ("last-rate", float, "rate at the end"),
+        ("inverse-rate", float, "rate of a learned inverse"),
+        ("most-passes", int, "passes of a pair"),
+        ("inverse-share", float, "share of passes at which a learned inverse learns"),
+        ("clip", float, "longest gradient of each part"),
+        ("ema", float, "decay of the weights' average"),
+        ("magnitude", float, "weight of the half fields' sum, mm^2"),
+        ("judge-every", int, "steps"),
+        ("checkpoint-minutes", float, "between checkpoints"),
+        ("seed", int, "of everything random"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            type=kind,
+            default=getattr(d, _FIELDS.get(name, name.replace("-", "_"))),
+            metavar="X",
+            help=f"{text} (default: %(default)s)",
+        )
+    parser.add_argument(
+        "--block", default="48,64,48", metavar="D,H,W", help="voxels that a step sees, or 'all' (default: %(default)s)"
+    )
+    parser.add_argument("--judge", metavar="TABLE", help="CSV of labelled pairs of real scans that only judge")
+    parser.add_argument("--stop-after", type=float, metavar="M", help="stop after so many minutes, to be continued")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default=d.precision)
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--licence", default=d.licence, help="of the weights, for the model card")
+    group = parser.add_argument_group("what it says")
+    group.add_argument("--json", action="store_true", help="one JSON event a line on stdout: progress, result, error")
+    group.add_argument("-q", "--quiet", action="store_true", help="only errors")
+    group.add_argument("--debug", action="store_true", help="a traceback with an error")
+    return parser
+
+
+#: Arguments that are called otherwise in :class:`PoolTraining`.
+_FIELDS = {
+    "coarse-steps": "steps_coarse",
+    "teacher-steps": "steps_teacher",
+    "free-steps": "steps_free",
+}
+
+
+def options_of(args: argparse.Namespace, command: str) -> PoolTraining:
+    """The run that was asked for. Raises InputError."""
+    existing_file(args.pool, "--pool")
+    if args.judge:
+        existing_file(args.judge, "--judge")
+    same = (
+        "pool",
+        "method",
+        "output",
+        "size",
+        "learning_rate",
+        "last_rate",
+        "inverse_rate",
+        "most_passes",
+        "inverse_share",
+    )
+    same += (
+        "clip",
+        "ema",
+        "magnitude",
+        "judge_every",
+        "checkpoint_minutes",
+        "seed",
+        "stop_after",
+        "precision",
+        "threads",
+    )
+    values = {name: getattr(args, name) for name in same}
+    start = args.continue_from or args.start
+    return PoolTraining(
+        **values,
+        steps_coarse=args.coarse_steps,
+        steps_teacher=args.teacher_steps,
+        steps_free=args.free_steps,
+        method_options=switches(args.option),
+        start=None if start == "shipped" else start,
+        keep=("",) if args.continue_from else tuple(args.keep.split(",")),
+        block=None if args.block == "all" else tuple(int(n) for n in args.block.split(",")),
+        judged=args.judge,
+        licence=args.licence,
+        command=command,
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``symreg train --pool``; returns the exit code. Errors are told by :mod:`cli`."""
+    arguments = list(arguments)
+    args = build_parser().parse_args(arguments)
+    options = options_of(args, "symreg train " + shlex.join(arguments))
+    console = Console(args.json, args.quiet)
+    from ..training.on_pool import train
+
+    result = train(options, console.progress)
+    state = "finished" if result["finished"] else "stopped"
+    lines = [f"{state} at step {result['step']} of {result['steps']} after {duration(result['seconds'])} of training"]
+    if result["validation"]:
+        before, after = (number(result["validation"][name]) for name in ("dice_before", "dice"))
+        lines.append(f"real pairs: Dice {before} as they meet, {after} by the method's own levels")
+    lines.append(f"wrote {result['weights']}" + ("" if result["finished"] else "; the same command goes on"))
+    console.result(result, "\n".join(lines))
+    return 0

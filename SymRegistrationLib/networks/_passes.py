@@ -1,0 +1,356 @@
+"""Repeated passes of a method's finest level in the mean frame, and the similarity force that it may see.
+
+The levels of all methods end on a lattice of two voxels. What a single look at the images leaves over, further looks
+with the
+same weights can find: both scans are warped half-way by what is known so far, and the level adds to it. During
+    training the
+state is detached between passes, so that memory does not grow with their number (recurrent inference: RIIR, Zhang et
+al. 2023;
+GraDIRN, Qiu et al., MICCAI 2022). The force is the gradient of the local correlation (or of MIND's squared difference
+for two contrasts)
+with respect to the half-way displacement, smoothed and normalised: an input beside the images, never added to the
+result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..fields import compose, exponentiate, gaussian, gradient, invert, square_sum, warp
+from ..job import InputError
+from ..losses import diffusion, lncc, lncc_force, mind, mind_ssd
+from ._attention import up_blocks
+from ._base import NetworkOutput, measured_pair
+
+#: Squarings of a half-way velocity: of the few cells that are left, 1/32 at a time is fine enough.
+_SQUARINGS = 5
+#: Adam's rate of the adaptation to one pair, cells.
+_ADAPT_RATE = 0.03
+#: Voxels of the images per cell of the fields.
+CELL = 2
+#: Window of the local correlation whose gradient is the force, and Gaussian sigma that smooths it, voxels.
+_WINDOW, _SMOOTH = 5, 1.2
+#: Factors that bring the force to about length one inside a brain, and the length at which its vectors are cut. Both
+#: similarities
+#: are free of the scans' own scale, so the force is, too, and it fades as the scans come to match.
+_SCALE = {"lncc": 3.0, "mind": 3.0}
+_LONGEST = 4.0
+#: Scans that correlate less than this where either shows something are taken for two contrasts.
+_ONE_CONTRAST = 0.6
+
+
+@dataclass(frozen=True, eq=False)
+class HalfFields:
+    """Where places of the mean frame lie in the moving and in the fixed scan, (N, 3, d, h, w) displacements in cells.
+
+    Attributes:
+        velocity: h, where ``to_moving`` is exp(h) and ``to_fixed`` exp(-h); ``None`` = the maps are composed of steps.
+    """
+
+    to_moving: Tensor
+    to_fixed: Tensor
+    velocity: Tensor | None = None
+
+    def advanced(self, v: Tensor) -> HalfFields:
+        """Both maps behind a further step, ``v`` towards the moving and ``-v`` towards the fixed scan; a velocity
+        grows by ``v``."""
+        if self.velocity is not None:
+            return of_velocity(self.velocity + v)
+        return HalfFields(compose(self.to_moving, v), compose(self.to_fixed, -v))
+
+    def detached(self) -> HalfFields:
+        """The same without a history for gradients."""
+        return HalfFields(*(None if u is None else u.detach() for u in (self.to_moving, self.to_fixed, self.velocity)))
+
+    def warped(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
+        """Both scans, (N, C, D, H, W), half-way."""
+        return (
+            warp(moving, up_blocks(self.to_moving, CELL), padding="zeros"),
+            warp(fixed, up_blocks(self.to_fixed, CELL), padding="zeros"),
+        )
+
+    def full(self) -> tuple[Tensor, Tensor]:
+        """(fixed to moving, moving to fixed) in voxels of the images; not differentiable.
+
+        Maps are joined and inverted on the images' grid: interpolated inverses of a lattice's cells are no inverses.
+        """
+        if self.velocity is not None:
+            v = 2 * up_blocks(self.velocity, CELL)
+            return exponentiate(v), exponentiate(-v)
+        a, b = up_blocks(self.to_moving, CELL), up_blocks(self.to_fixed, CELL)
+        return compose(a, invert(b, iterations=30).field), compose(b, invert(a, iterations=30).field)
+
+
+def of_velocity(h: Tensor) -> HalfFields:
+    """exp(h) and exp(-h), ``h`` (N, 3, d, h, w) in cells."""
+    return HalfFields(exponentiate(h, _SQUARINGS), exponentiate(-h, _SQUARINGS), h)
+
+
+def no_motion(image: Tensor, velocity: bool = False) -> HalfFields:
+    """The identity for images (N, C, D, H, W)."""
+    zero = image.new_zeros((len(image), 3, *(n // CELL for n in image.shape[2:])), dtype=torch.float32)
+    return HalfFields(zero, zero, zero if velocity else None)
+
+
+def one_contrast(moving: Tensor, fixed: Tensor) -> bool:
+    """Whether the same tissue looks alike in both scans, (N, 1, D, H, W), once they meet."""
+    inside = (moving > 0.05) | (fixed > 0.05)
+    a, b = (x[inside] - x[inside].mean() for x in (moving, fixed))
+    return float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-6)) >= _ONE_CONTRAST
+
+
+class MeanFramePasses(nn.Module):
+    """What a method adds to its class to repeat its finest level in the mean frame.
+
+    A method has ``switches`` with ``passes`` (how often at use; 0 = as the paper, once) and ``force`` (whether the
+    level sees
+    :func:`similarity_force`), and defines :meth:`step`.
+    """
+
+    #: Whether the half-way maps are exp(h), exp(-h) of one velocity.
+    stationary = False
+    #: Steps of :meth:`adapted` behind the passes; set for one call by :func:`adapting`.
+    adapt = 0
+
+    def step(self, moving: Tensor, fixed: Tensor, state: HalfFields, force: Tensor | None, both: bool) -> Tensor:
+        """The half-way velocity that one pass adds, (N, 3, D/2, H/2, W/2) cells.
+
+        Args:
+            moving, fixed: (N, 1, D, H, W), warped by ``state``.
+            both: look in both orders of the scans, so that exchanging them turns the result round exactly; in training
+                one order
+                does, since pairs come in both.
+        """
+        raise NotImplementedError
+
+    def coarse_halves(self, moving: Tensor, fixed: Tensor) -> HalfFields:
+        """What the levels before the finest one find."""
+        return no_motion(moving, self.stationary)
+
+    def refined(
+        self, moving: Tensor, fixed: Tensor, state: HalfFields, both: bool = True, kind: str = "lncc"
+    ) -> HalfFields:
+        """``state`` behind one more pass.
+
+        Args:
+            moving, fixed: (N, 1, D, H, W), even axes.
+            kind: of the force, ``lncc`` or ``mind``.
+        """
+        x, y = state.warped(moving, fixed)
+        force = similarity_force(x, y, kind) if self.switches.force else None
+        return state.advanced(self.step(x, y, state, force, both))
+
+    def passed(self, moving: Tensor, fixed: Tensor) -> tuple[HalfFields, list[str]]:
+        """All levels and passes, the state detached between passes in training; at use no part may do harm.
+
+        Returns:
+            The half-way fields, and in words what was dropped: the coarser levels' or the passes' field, where MIND
+            self-similarity of the warped scans is worse with it.
+        """
+        kind = "lncc" if not self.switches.force or one_contrast(moving, fixed) else "mind"
+        start = no_motion(moving, self.stationary)
+        kept, notes = self.coarse_halves(moving, fixed), []
+        if not self.training:
+            unlike = self._unlike(moving, fixed, start)
+            kept, unlike = self._harmless(moving, fixed, start, unlike, kept, "coarser levels", notes)
+        state = kept
+        for _ in range(self.switches.passes):
+            state = self.refined(moving, fixed, state.detached() if self.training else state, kind=kind)
+        if not self.training:
+            state, unlike = self._harmless(
+                moving, fixed, kept, unlike, state, f"{self.switches.passes} passes of the finest level", notes
+            )
+            if self.adapt:
+                fitted = self.adapted(moving, fixed, state, self.adapt, kind)
+                state, _ = self._harmless(
+                    moving, fixed, state, unlike, fitted, f"{self.adapt} steps of adaptation", notes
+                )
+        return state, notes
+
+    def adapted(self, moving: Tensor, fixed: Tensor, state: HalfFields, steps: int, kind: str = "lncc") -> HalfFields:
+        """``state`` behind a velocity that is fitted to this very pair: instance optimisation by Adam.
+
+        What is minimised is what training minimises without labels: local correlation (MIND's squared difference for
+        two
+        contrasts) half-way, and the diffusion of both half fields.
+        """
+        state = state.detached()
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(moving.device.type, enabled=False):
+            moving, fixed = moving.float().clone(), fixed.float().clone()
+            v = torch.zeros_like(state.to_moving).requires_grad_()
+            optimiser = torch.optim.Adam([v], lr=_ADAPT_RATE)
+            for _ in range(steps):
+                optimiser.zero_grad()
+                now = state.advanced(v)
+                x, y = now.warped(moving, fixed)
+                unlike = 10 * mind_ssd(x, y) if kind == "mind" else lncc(x, y, 7)
+                (unlike + diffusion(now.to_moving) + diffusion(now.to_fixed)).backward()
+                optimiser.step()
+            return state.advanced(v.detach())
+
+    @staticmethod
+    def _unlike(moving: Tensor, fixed: Tensor, state: HalfFields) -> float:
+        """Mean squared difference of the self-similarity of both scans half-way."""
+        with torch.no_grad(), torch.autocast(moving.device.type, enabled=False):
+            return float(mind_ssd(*(x.float() for x in state.warped(moving, fixed))))
+
+    def _harmless(
+        self,
+        moving: Tensor,
+        fixed: Tensor,
+        before: HalfFields,
+        unlike: float,
+        after: HalfFields,
+        what: str,
+        notes: list[str],
+    ) -> tuple[HalfFields, float]:
+        """``after`` and its measure, or ``before`` where that is no worse."""
+        if after.to_moving is before.to_moving:
+            return after, unlike
+        now = self._unlike(moving, fixed, after)
+        if now <= unlike:
+            return after, now
+        notes.append(f"the field of the {what} was dropped: the scans are more alike without it")
+        return before, unlike
+
+
+@contextmanager
+def adapting(network: nn.Module, steps: int) -> Iterator[bool]:
+    """Let a network of repeated passes fit its result to the pair of the next calls.
+
+    Yields:
+        Whether it can.
+    """
+    methods = [m for m in network.modules() if isinstance(m, MeanFramePasses) and m.switches.passes]
+    for method in methods:
+        method.adapt = steps
+    try:
+        yield bool(methods)
+    finally:
+        for method in methods:
+            method.adapt = 0
+
+
+def passed_output(network: MeanFramePasses, moving: Tensor, fixed: Tensor) -> NetworkOutput:
+    """The result of a method whose passes compose displacements, both directions by numerical inversion of the
+    half-way maps."""
+    state, notes = network.passed(moving, fixed)
+    pair = measured_pair(*state.full(), "fixed_point")
+    return NetworkOutput(pair, aux={"half_fields": state, "notes": notes})
+
+
+def check_passes(passes: int, force: bool) -> None:
+    """Refuse counts that cannot be. Raises InputError."""
+    if not isinstance(passes, int) or isinstance(passes, bool) or not 0 <= passes <= 20:
+        raise InputError(f"passes is {passes!r}.", "Give a whole number from 0 (as in the paper) to 20.")
+    if force and not passes:
+        raise InputError("force=true needs passes.", "Add passes=4, or leave force out.")
+
+
+#: Cells that a force of one moves by, where a network begins as a plain step; trained on synthetic pairs (RESULTS.md).
+GAIN = 0.1
+_LEAK = 0.2
+
+
+@torch.no_grad()
+def begin_as_step(
+    path: list[nn.Conv3d], first: int, skips: list[int], unit: float = 1.0, leaky: list[bool] | None = None
+) -> None:
+    """Weights with which convolutions carry the force through to the field, so that training starts from a plain step.
+
+    A signed number passes a leaky ReLU as two channels, itself and its negative. Six channels of each convolution are
+    given
+    to that; all others keep their random weights and their way into these six is closed until training opens it.
+
+    Args:
+        path: convolutions from the one that sees the force to the head.
+        first: the force's first input channel.
+        skips: for every further convolution, where the six channels of the one before lie in its input.
+        unit: cells that the head's unit stands for.
+        leaky: whether a leaky ReLU 0.2 stands in front of every further convolution; by default of all.
+    """
+    leaky = leaky or [True] * len(skips)
+    for number, conv in enumerate(path):
+        last = number == len(path) - 1
+        for row in range(3 if last else 6):
+            axis, sign = row % 3, 1.0 if row < 3 else -1.0
+            weight = conv.weight[row]
+            weight.mul_(1e-3 if last else 0.0)
+            centre = weight[:, weight.shape[1] // 2, weight.shape[2] // 2, weight.shape[3] // 2]
+            if number == 0:
+                centre[first + axis] = sign * (GAIN / unit if last else 1.0)
+            else:
+                share = sign / (1 + _LEAK if leaky[number - 1] else 2.0) * (GAIN / unit if last else 1.0)
+                centre[skips[number - 1] + axis] += share
+                centre[skips[number - 1] + 3 + axis] -= share
+
+
+def both_orders(
+    network: nn.Module, x: Tensor, y: Tensor, turning: tuple[Tensor, ...] = (), both: bool = True
+) -> Tensor:
+    """A network's field for inputs in both orders, odd under their exchange: (f(x, y, t) - f(y, x, -t)) / 2.
+
+    Args:
+        network: (N, C, ...) -> (N, 3, ...).
+        x, y: (N, C, d, h, w) views of the moving and the fixed scan.
+        turning: further inputs that exchanging the scans turns round.
+        both: False = f(x, y, t) alone.
+    """
+    there = torch.cat([x, y, *turning], 1)
+    if not both:
+        return network(there)
+    back = torch.cat([y, x, *(-t for t in turning)], 1)
+    a, b = network(torch.cat([there, back])).chunk(2)
+    return (a - b) / 2
+
+
+@torch.no_grad()
+def similarity_force(moving: Tensor, fixed: Tensor, kind: str = "lncc") -> Tensor:
+    """(N, 3, D/2, H/2, W/2): which way a half-way step raises the similarity, of length about 1, at most ``_LONGEST``.
+
+    Exchanging the scans turns it round.
+
+    Args:
+        moving, fixed: (N, 1, D, H, W), warped half-way; even axes.
+        kind: ``lncc`` or ``mind``.
+    """
+    with torch.autocast(moving.device.type, enabled=False):
+        a, b = moving.float(), fixed.float()
+        if kind == "mind":
+            a, b = mind(a), mind(b)
+            force_a, force_b = b - a, a - b
+        else:
+            force_a, force_b = lncc_force(a, b, _WINDOW)[0].chunk(2)
+        pull = torch.cat(
+            [
+                (force_a * gradient(a, axis)).sum(1, keepdim=True) - (force_b * gradient(b, axis)).sum(1, keepdim=True)
+                for axis in range(3)
+            ],
+            1,
+        )
+        pull = F.avg_pool3d(gaussian(pull, _SMOOTH), CELL)
+        pull = _SCALE[kind] * pull
+        return pull * (_LONGEST / square_sum(pull).sqrt().clamp_min(1e-6)).clamp(max=1.0)
+
+
+def content_box(image: Tensor, multiple: int, margin: int = 2, threshold: float = 0.1) -> tuple[list[int], list[int]]:
+    """First and behind-last voxel per axis of a box about what (N, 1, D, H, W) shows, axes multiples of ``multiple``.
+
+    The box begins at even voxels and stays inside the image where that is possible; an empty image gives the whole.
+    """
+    low, high = [], []
+    shown = F.avg_pool3d(image, 5, stride=1, padding=2) > threshold  # noise of the background averages out
+    for axis, n in enumerate(image.shape[2:]):
+        where = shown.any(dim=0).any(dim=0).movedim(axis, 0).flatten(1).any(1).nonzero().flatten()
+        first, last = (int(where[0]), int(where[-1]) + 1) if len(where) else (0, n)
+        size = min(-(-(last - first + 2 * margin) // multiple) * multiple, n)
+        start = min(max((first + last - size) // 2, 0), n - size)
+        low.append(start - start % CELL)
+        high.append(low[-1] + size)
+    return low, high

@@ -1,0 +1,148 @@
+"""What a pool of training pairs, and a run of training on one, are asked to do.
+
+Standard library only, so that help costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..job import MOST_THREADS, InputError, check_seed
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """How the pairs of a pool are made.
+
+    Attributes:
+        spacing: working voxel, mm. shape: of the working grid, voxels; multiples of 16.
+        rotation: largest relative rotation, degrees. shift: mm. scale: share.
+        warp: largest root mean square of each scan's own smooth warp, mm.
+        two_people: share of the pairs that show two different label maps.
+        pose_only: share of the pairs that only the pose has brought together, not the matching.
+        random_contrast: share of the scans with a random contrast instead of a T1-like one.
+        strip: share of the pairs without what lies outside the brain (FreeSurfer numbers from 500 on).
+        thick: share of the scans with thick slices, 3 to 5 mm.
+        noise: largest standard deviation of noise before averaging, of the scan's range. bias: largest logarithm of
+            the bias field.
+        seed: of everything.
+    """
+
+    spacing: float = 2.0
+    shape: tuple[int, int, int] = (80, 96, 80)
+    rotation: float = 15.0
+    shift: float = 15.0
+    scale: float = 0.1
+    warp: float = 2.5
+    two_people: float = 0.7
+    pose_only: float = 0.15
+    random_contrast: float = 0.0
+    strip: float = 0.85
+    thick: float = 0.1
+    noise: float = 0.08
+    bias: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("two_people", "pose_only", "random_contrast", "strip", "thick"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name.replace('_', '-')} is {getattr(self, name)}.", "It is a share: give 0 to 1.")
+        if any(n < 32 or n % 16 for n in self.shape):
+            raise InputError(f"the pool's shape is {self.shape}.", "Give multiples of 16, at least 32.")
+
+
+@dataclass(frozen=True)
+class PoolTraining:
+    """One run.
+
+    Attributes:
+        method, size, method_options: of the network, which needs ``passes``.
+        pool: folder of the pairs. output: of the run; a run that is already in it goes on.
+        start: weights that are taken over, pose and matching among them; a method's name = the shipped ones.
+        keep: beginnings of the names of the tensors that are taken from there; all others begin anew.
+        steps_coarse, steps_teacher, steps_free: optimiser steps of phase C (0 = the coarser levels stay as they
+            start), A and B.
+        block: (D, H, W) voxels that a step of A and B sees, multiples of 16; ``None`` = all.
+        learning_rate, last_rate: of Adam, by a cosine over both phases. inverse_rate: of a learned inverse, held
+            constant.
+        most_passes: passes of a pair in training, drawn from 1 to this.
+        inverse_share: share of the passes after which a learned inverse learns, too.
+        clip: longest gradient of each part. ema: decay of the moving average that is validated and kept.
+        magnitude: weight of the mean squared sum of the half fields, mm^2.
+        judged: table or folder of labelled scan pairs that only judge. judge_every: steps; they never train.
+        stop_after: minutes, then stop with a checkpoint. checkpoint_minutes: between checkpoints.
+        precision: ``auto`` (measured), ``float32`` or ``bfloat16``. threads, seed: of the process.
+        licence: of the weights.
+    """
+
+    method: str
+    pool: str
+    output: str
+    size: str = "recurrent"
+    method_options: dict[str, Any] = field(default_factory=dict)
+    start: str | None = None
+    keep: tuple[str, ...] = ("pose.", "match.")
+    steps_coarse: int = 0
+    steps_teacher: int = 8000
+    steps_free: int = 3400
+    learning_rate: float = 1e-3
+    last_rate: float = 2e-5
+    inverse_rate: float = 1e-4
+    block: tuple[int, int, int] | None = (48, 64, 48)
+    most_passes: int = 4
+    inverse_share: float = 0.25
+    clip: float = 1.0
+    ema: float = 0.998
+    magnitude: float = 0.1
+    judged: str | None = None
+    judge_every: int = 500
+    stop_after: float | None = None
+    checkpoint_minutes: float = 5.0
+    precision: str = "auto"
+    threads: int | None = None
+    seed: int = 0
+    licence: str = "not stated"
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("steps_coarse", 0),
+            ("steps_teacher", 0),
+            ("steps_free", 0),
+            ("learning_rate", 1e-9),
+            ("last_rate", 0),
+            ("inverse_rate", 0),
+            ("most_passes", 1),
+            ("inverse_share", 0),
+            ("clip", 1e-6),
+            ("magnitude", 0),
+            ("judge_every", 1),
+            ("stop_after", 0.01),
+            ("checkpoint_minutes", 0),
+            ("threads", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:
+                raise InputError(f"{name.replace('_', '-')} is {value}.", f"Give at least {least}.")
+        if self.steps < 1:
+            raise InputError("the run has no step.", "Raise the steps of a phase.")
+        if self.block is not None and any(n < 32 or n % 16 for n in self.block):
+            raise InputError(f"block is {self.block}.", "Give multiples of 16, at least 32, or leave it out.")
+        if self.inverse_share > 1 or not 0 <= self.ema < 1:
+            raise InputError("a share is above 1, or the average's decay is not below 1.")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise InputError(f"precision is '{self.precision}'.", "Choose one of: auto, float32, bfloat16.")
+        check_seed(self.seed)
+        if (self.threads or 1) > MOST_THREADS:
+            raise InputError(f"threads is {self.threads}.", f"Give at most {MOST_THREADS}.")
+
+    @property
+    def steps(self) -> int:
+        """Of all phases."""
+        return self.steps_coarse + self.steps_teacher + self.steps_free
+
+    def phase(self, step: int) -> str:
+        """``C``, ``A`` or ``B``."""
+        return "C" if step < self.steps_coarse else "A" if step < self.steps_coarse + self.steps_teacher else "B"
