@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
+
 from ..fields import FieldPair, gaussian, resize, resize_field, warp
 from ..job import InputError, Options, Progress, silent
 from ..losses import ncc
@@ -112,6 +114,15 @@ class Solver:
             lambda stage, f, text: progress(stage, share + (1 - share) * f, text),
         )
 
+    def fall_back(self, state: str) -> FieldPair:
+        """Give up the method's result: no deformation, at the alignment (``aligned``) or as the headers lie
+        (``as scanned``). :attr:`space` and :attr:`pose` follow."""
+        if state == "as scanned":
+            self.pose = Alignment(np.eye(4), np.eye(4), "none")
+            self.space = self._space(self.pose, float(self.space.grid.spacing[0]))
+        nothing = self.space.fixed.new_zeros((1, 3, *self.space.grid.shape))
+        return FieldPair(nothing, nothing.clone(), "symmetric", 0.0)
+
     def _volume(self, pose: Alignment, whole: bool = False) -> float:
         halves = pose.mid_to_fixed, pose.mid_to_moving
         return working_grid.working_grid(*self.scans, *halves, self.finest * 2, whole=whole).volume
@@ -197,7 +208,7 @@ def predict_perturbed(space: WorkingPair, options: Options, change: Perturbation
     return FieldPair(there, back, pair.inverse_method, pair.residual, pair.details)
 
 
-def _similarity(asked: str, scans: Sequence[Scan], pose: Alignment, notes: list[str]) -> str:
+def _similarity(asked: str, scans: tuple[Scan, Scan], pose: Alignment, notes: list[str]) -> str:
     """The optimiser's similarity; ``auto`` decides by whether the aligned scans show one contrast."""
     if asked == "mi":
         return "mind"  # mutual information steers the alignment; its local counterpart in the optimiser is MIND
