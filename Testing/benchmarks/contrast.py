@@ -1,9 +1,10 @@
 """Poses between contrasts: the initial alignment on pairs whose truth is known, beside SimpleITK and ANTs.
 
-    python Testing/benchmarks/contrast.py --data DEVELOPMENT_DATA [--tries 40] [--only p19,kirby] [--peers sitk,ants]
-    python Testing/benchmarks/contrast.py --data DEVELOPMENT_DATA --run p19 [--preset default]
+    python Testing/benchmarks/contrast.py --data DEVELOPMENT_DATA [--tries 40] [--only p19,kirby] [--tools symreg,sitk,ants]
+    python Testing/benchmarks/contrast.py --data DEVELOPMENT_DATA --warps 6 [--preset default]
 
-The first form scores ``align`` alone, the second the whole registration. Truths: for p19 the published affine chain
+The first form scores ``align`` alone; ``--warps`` the whole registration of kirby113, one contrast warped by a known
+smooth field of 3 to 6 mm, found from itself and from another contrast. Truths: for p19 the published affine chain
 between the two visits and from FLAIR to T1W; for kirby113, whose contrasts were co-registered by others, a random pose
 of up to 90 degrees and 50 mm that is written into the moving header. An error is the mean distance in mm between found
 and true place over the brightest quarter of the fixed voxels. Seconds are of ``align`` alone, wall clock, two threads.
@@ -20,9 +21,14 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 
+from SymRegistrationLib import pipeline
+from SymRegistrationLib.fields import gaussian, resize
 from SymRegistrationLib.geometry.grid import Grid, transform_points
+from SymRegistrationLib.geometry.transforms import DenseTransform, resample_through
 from SymRegistrationLib.geometry.volumes import Volume, read_volume, to_itk
+from SymRegistrationLib.job import Options
 from SymRegistrationLib.registration import alignment, working_grid
 from SymRegistrationLib.registration.alignment import read_linear
 
@@ -83,6 +89,40 @@ def kirby_pairs(folder: Path, tries: int, seed: int) -> Iterator[tuple[str, Volu
         fixed, moving = pairs[k % len(pairs)]
         pose = random_pose(random, scans[moving].grid.centre, DEGREES, SHIFT)
         yield f"kirby113 {fixed} <- {moving}, try {k}", scans[fixed], carried(scans[moving], pose), pose
+
+
+def warped(volume: Volume, longest: float, seed: int) -> tuple[Volume, DenseTransform]:
+    """``volume`` seen through a known smooth warp whose longest vector is ``longest`` mm, and that warp: point of the
+    warped scan -> point of the scan."""
+    shape = volume.grid.shape
+    noise = torch.randn((1, 3, *(max(4, n // 4) for n in shape)), generator=torch.Generator().manual_seed(seed))
+    u = resize(gaussian(noise, 5.0), shape)[0].permute(1, 2, 3, 0)
+    u = (u * (longest / u.norm(dim=-1).max())).numpy()
+    through = DenseTransform(volume.grid, np.ascontiguousarray(u))
+    return Volume(resample_through(volume, through, volume.grid), volume.grid, f"warped {volume.name}"), through
+
+
+def score_warps(folder: Path, count: int, preset: str, seed: int) -> None:
+    """Print the mean error of whole registrations with known warps, one contrast beside two."""
+    scans = {name: read_volume(folder / f"kirby113_{name}.nii.gz") for name in CONTRASTS}
+    for k, (fixed, moving) in enumerate(itertools.islice(itertools.cycle(itertools.permutations(CONTRASTS, 2)), count)):
+        longest = (3.0, 4.5, 6.0)[k % 3]
+        seen, truth = warped(scans[fixed], longest, seed + k)
+        points = bright_points(seen)
+        true = truth.map_points(points)
+        print(f"{fixed} warped by up to {longest} mm: mean {np.linalg.norm(true - points, axis=1).mean():.2f} mm")
+        for other in (fixed, moving):
+            done = pipeline.register(seen, scans[other], Options(preset=preset))
+            after, aligned = (
+                float(np.linalg.norm(found - true, axis=1).mean())
+                for found in (done.forward.map_points(points), transform_points(done.transforms.matrix, points))
+            )
+            told = done.metrics
+            print(
+                f"    <- {other:5} {after:.2f} mm, aligned {aligned:.2f}; {told['metric']}, {told['alignment']['kind']}, "
+                f"{told['evidence']['delivered']}, {told['verdict']['level']}, {told['seconds']['total']:.0f} s",
+                flush=True,
+            )
 
 
 def by_symreg(fixed: Volume, moving: Volume, kind: str) -> tuple[np.ndarray, str]:
@@ -152,7 +192,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="p19,kirby")
     parser.add_argument("--tools", default="symreg", help=f"of {', '.join(TOOLS)} (default: %(default)s)")
     parser.add_argument("--kind", default="affine", help="of align (default: %(default)s)")
+    parser.add_argument("--warps", type=int, default=0, help="known warps of kirby113 instead of poses")
+    parser.add_argument("--preset", default="default", help="with --warps (default: %(default)s)")
     args = parser.parse_args(arguments)
+    if args.warps:
+        score_warps(args.data / "brain_contrast", args.warps, args.preset, args.seed)
+        return 0
     folder, errors = args.data / "brain_contrast", {}
     pairs = itertools.chain(
         p19_pairs(folder) if "p19" in args.only else (),
