@@ -84,7 +84,7 @@ def content(folder: Path) -> dict:
     for path in folder.iterdir():
         if path.name.endswith(".h5"):
             field = sitk.DisplacementFieldTransform(read_transform(path)).GetDisplacementField()
-            found[path.name] = sitk.GetArrayFromImage(field)
+            found[path.name] = field
         elif path.name.endswith(".nii.gz"):
             found[path.name] = read_volume(path).array
         elif path.name == "metrics.json":
