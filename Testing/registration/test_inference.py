@@ -144,7 +144,7 @@ def test_missing_weights_and_wrong_networks_are_refused(tmp_path, monkeypatch):
     assert "--method syn needs none" in str(caught.value)
     with pytest.raises(InputError, match="sm-gicnet was given for hsyn"):
         inference.run_network(a, a, "hsyn", CPU, lively("sm-gicnet"))
-    with pytest.raises(InputError, match="no method 'nosuch'"):
+    with pytest.raises(InputError, match="no network 'nosuch'"):
         inference.run_network(a, a, "nosuch", CPU)
 
 
