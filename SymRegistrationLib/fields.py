@@ -197,8 +197,8 @@ def invert(u: Tensor, start: Tensor | None = None, tolerance: float = 0.01, iter
     """Numerical inverse of a displacement field by damped fixed-point steps (mathematics.md, 2.3); not differentiable.
 
     The plain step ``w <- -u(x + w)`` diverges where ``|grad u| >= 1`` although the map is invertible; a step of 0.7 of
-    it converges for strongly strained maps too, and is shortened further where the residual grows all the same. Voxels do not
-    depend on each other, so after a few steps of the whole field only those go on that have not converged.
+    it converges for strongly strained maps too, and is shortened further where the residual grows all the same. Voxels
+    do not depend on each other, so after a few steps of the whole field only those go on that have not converged.
 
     Args:
         u: (N, 3, D, H, W) voxels.
@@ -236,7 +236,8 @@ def _converge(u: Tensor, w: Tensor, where: Tensor, tolerance: float, iterations:
         w: (3, n) first guesses at the flat voxel indices ``where`` (n,).
 
     Returns:
-        (3, n) the values with the smallest residual seen, the largest of these residuals in voxels, and the steps taken.
+        (3, n) the values with the smallest residual seen, the largest of these residuals in voxels, and the steps
+        taken.
     """
     place = torch.stack(torch.unravel_index(where, u.shape[2:])).to(u)
     best, step, used = w, torch.full_like(w[0], 0.7), 0
@@ -336,8 +337,8 @@ def jacobian_determinant(u: Tensor, matrix: Tensor | None = None) -> Tensor:
 def corner_determinants(u: Tensor) -> Tensor:
     """The smallest of the eight determinants det(I + grad u) at the corners of every cell; (N, 1, D-1, H-1, W-1).
 
-    Each corner takes the differences along the three edges that meet there: the derivatives of the linearly interpolated map
-    itself. Central differences, as in :func:`jacobian_determinant`, can miss a fold of one voxel.
+    Each corner takes the differences along the three edges that meet there: the derivatives of the linearly
+    interpolated map itself. Central differences, as in :func:`jacobian_determinant`, can miss a fold of one voxel.
 
     Args:
         u: (N, 3, D, H, W) voxels, every axis at least 2 long.
@@ -359,10 +360,11 @@ def corner_determinants(u: Tensor) -> Tensor:
 
 
 def folded_cells(u: Tensor, least: float = 0.0) -> tuple[Tensor, Tensor]:
-    """The cells with a corner determinant of at most ``least``, see :func:`corner_determinants`, for an eighth of its work.
+    """The cells with a corner determinant of at most ``least``, see :func:`corner_determinants`, for an eighth of its
+    work.
 
-    A matrix I + G whose entries of G are all below b has a determinant of at least (1 - 3 b)^3 (its diagonal dominates), so
-    most cells need no determinant.
+    A matrix I + G whose entries of G are all below b has a determinant of at least (1 - 3 b)^3 (its diagonal
+    dominates), so most cells need no determinant.
 
     Args:
         u: (N, 3, D, H, W) voxels, every axis at least 2 long.
@@ -434,7 +436,8 @@ def _filter(image: Tensor, kind: str, widths: Sequence[float]) -> Tensor:
 
 
 def _banded(band: Tensor, rows: Tensor, reach: int) -> Tensor:
-    """(d, d) band matrix times (m, d, k), without multiplying by most of its zeros: 2.7 times faster at d = 87, reach 2 (CPU)."""
+    """(d, d) band matrix times (m, d, k), without multiplying by most of its zeros: 2.7 times faster at d = 87, reach
+    2 (CPU)."""
     d = len(band)
     blocks = max(1, round(d / 24))
     if blocks == 1 or rows.requires_grad or reach > 12 or rows.device.type != "cpu":

@@ -50,16 +50,14 @@ def lncc_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None = None) 
     """Exact gradient of sum(cc) with respect to both images (adjoint of the box filters included), and the mean of cc.
 
     cc = cov^2 / (va vb + eps); its adjoint needs the box means of A = 2 cov / den, B = -cc vb / den and C = -cc va /
-    den
-    and of their products with the local means (mathematics.md, 3.2).
+    den and of their products with the local means (mathematics.md, 3.2).
 
     Args:
         a, b: (N, 1, D, H, W). window: odd, voxels. weight: (N, 1, D, H, W), or ``None`` = everywhere.
 
     Returns:
         (2 N, 1, D, H, W): derivatives with respect to ``a`` and, behind them, to ``b``, not differentiable itself; and
-        the
-        mean of cc, a scalar on their device.
+        the mean of cc, a scalar on their device.
     """
     mean_a, mean_b, var_a, var_b, cov = local_moments(a, b, window)
     den = var_a * var_b + 1e-5

@@ -60,8 +60,8 @@ class Result:
         transforms: forward and inverse in mm, initial alignment included.
         warped_moving: (D, H, W) on the fixed grid.
         warped_fixed: (D, H, W) on the moving grid.
-        map_grid: the fixed scan's axes and field of view, as fine as the fixed scan or as the working grid, whichever is
-            coarser: finer maps would only repeat the same information.
+        map_grid: the fixed scan's axes and field of view, as fine as the fixed scan or as the working grid, whichever
+            is coarser: finer maps would only repeat the same information.
         jacobian: (D, H, W) on ``map_grid``, determinant of the forward map.
         ice_mm: (D, H, W) on ``map_grid``, inverse consistency error in mm.
         uncertainty: (D, H, W) on the fixed grid, mm, or None: the radius that holds 68 % of the errors when it is

@@ -22,8 +22,8 @@ def write_transform(path: str | os.PathLike, transform: Transform, matrix: np.nd
 
     Args:
         transform: a compact one can only be written as ``.h5``; as a grid it would lose its affines.
-        matrix: (4, 4) LPS mm; with a dense transform, ``.h5`` holds a composite: first a grid, then this affine, with the
-            same sum.
+        matrix: (4, 4) LPS mm; with a dense transform, ``.h5`` holds a composite: first a grid, then this affine, with
+            the same sum.
 
     Raises:
         OSError: the disk is full, or the folder closed.

@@ -3,11 +3,12 @@
 A transform maps points of its output space to points of its input space (ITK's resampling direction; Slicer's
 *FromParent*). Vectors are LPS mm.
 
-* **Compact** (:class:`CompactTransform`), what a registration delivers: affine, displacement lattice about as fine as the
-  working voxel, affine. The lattice ends in zero, so that beyond it everything continues affinely, in every program: ITK
-  takes zero for displacement outside of a grid, Slicer the value at its border.
-* **Dense** (:class:`DenseTransform`), on request and in files of earlier releases: one displacement per voxel of a scan,
-  alignment included.
+* **Compact** (:class:`CompactTransform`), what a registration delivers: affine, displacement lattice about as fine as
+  the
+  working voxel, affine. The lattice ends in zero, so that beyond it everything continues affinely, in every program:
+  ITK takes zero for displacement outside of a grid, Slicer the value at its border.
+* **Dense** (:class:`DenseTransform`), on request and in files of earlier releases: one displacement per voxel of a
+  scan, alignment included.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class DenseTransform:
             ]  # the same voxels: nothing to interpolate
         return sample(field[None], affine_grid(grid.shape, matrix, field[None]))[0]
 
-    def resampled(self, grid: Grid) -> "DenseTransform":
+    def resampled(self, grid: Grid) -> DenseTransform:
         """The same map stored on another grid, so that many uses there interpolate once."""
         return DenseTransform(grid, np.ascontiguousarray(self.on(grid).permute(1, 2, 3, 0).numpy()))
 
@@ -88,7 +89,8 @@ class DenseTransform:
 
 @dataclass(frozen=True, eq=False)
 class CompactTransform:
-    """``p -> after (q + d(q))`` with ``q = before p``: a lattice between two affines; beyond the lattice ``after before p``.
+    """``p -> after (q + d(q))`` with ``q = before p``: a lattice between two affines; beyond the lattice ``after
+    before p``.
 
     Attributes:
         grid: of the lattice, in the space between the two affines (half-way between the scans), LPS mm.
@@ -147,7 +149,8 @@ class CompactTransform:
         """The cells of the lattice that fold at one of their eight corners.
 
         Returns:
-            (n, 3) their first voxels and (n,) the smallest Jacobian determinant at their corners, without the two affines.
+            (n, 3) their first voxels and (n,) the smallest Jacobian determinant at their corners, without the two
+            affines.
         """
         steps = np.linalg.inv(self.grid.matrix[:3, :3]).astype(np.float32)
         voxels = torch.from_numpy(np.moveaxis(self.displacement @ steps.T, -1, 0))
@@ -194,7 +197,7 @@ class TransformPair:
 
 def resample_through(
     volume: Volume,
-    transform: "Transform | np.ndarray",
+    transform: Transform | np.ndarray,
     grid: Grid,
     mode: str = "bilinear",
     outside: float | None = None,
@@ -242,17 +245,16 @@ def _filled(array: np.ndarray, outside: float) -> tuple[slice, slice, slice] | N
         if not len(where):
             return None
         found.append(slice(max(0, int(where[0]) - 1), min(array.shape[axis], int(where[-1]) + 2)))
-    return tuple(found)
+    return found[0], found[1], found[2]
 
 
-def _reached(
-    transform: "Transform | np.ndarray", grid: Grid, source: Grid, every: int = 4
-) -> tuple[slice, slice, slice]:
-    """The box of ``grid`` that holds every voxel which the transform takes into ``source``; looks at every fourth voxel."""
-    shape = tuple(-(-(n - 1) // every) + 1 for n in grid.shape)
+def _reached(transform: Transform | np.ndarray, grid: Grid, source: Grid, every: int = 4) -> tuple[slice, slice, slice]:
+    """The box of ``grid`` that holds every voxel which the transform takes into ``source``; looks at every fourth
+    voxel."""
+    depth, height, width = shape = tuple(-(-(n - 1) // every) + 1 for n in grid.shape)
     matrix = grid.matrix.copy()
     matrix[:3, :3] *= every
-    at = point_coordinates(transform, Grid(shape, matrix), source)[0]
+    at = point_coordinates(transform, Grid((depth, height, width), matrix), source)[0]
     room = 1 + 2 / np.maximum(np.asarray(source.shape[::-1]) - 1, 1)
     for axis in range(3):  # between two of the points looked at, nothing is further from both than they are apart
         if shape[axis] > 1:
@@ -263,7 +265,7 @@ def _reached(
         where = inside.amax(tuple(k for k in range(3) if k != axis)).nonzero()[:, 0]
         first, last = (int(where[0]) - 1, int(where[-1]) + 1) if len(where) else (0, 0)
         box.append(slice(max(0, every * first), min(n, every * last + 1)))
-    return tuple(box)
+    return box[0], box[1], box[2]
 
 
 def slabs(grid: Grid):
@@ -274,7 +276,7 @@ def slabs(grid: Grid):
         yield start, stop, grid.cropped((start, 0, 0), (stop, *grid.shape[1:]))
 
 
-def point_coordinates(transform: "Transform | np.ndarray", grid: Grid, source: Grid) -> Tensor:
+def point_coordinates(transform: Transform | np.ndarray, grid: Grid, source: Grid) -> Tensor:
     """(1, D, H, W, 3) grid_sample coordinates in ``source`` of the mapped voxel points of ``grid``."""
     like = torch.empty(1, 1, *source.shape)
     if isinstance(transform, np.ndarray):

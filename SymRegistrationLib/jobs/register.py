@@ -116,7 +116,7 @@ def read_extras(job: Job, fixed, moving) -> Extras:
 
 
 def write_result(
-    folder: Path, job: Job, result: Result, meanwhile: "Callable[[dict[str, str]], None] | None" = None
+    folder: Path, job: Job, result: Result, meanwhile: Callable[[dict[str, str]], None] | None = None
 ) -> dict[str, str]:
     """Write transforms, images and maps, several files at a time; returns what lies where.
 
@@ -183,14 +183,16 @@ def check_dense(job: Job, *scans: Grid) -> None:
     room = job.options.memory_gb * 1e9 if job.options.memory_gb else free
     if need > room:
         raise InputError(
-            f"a dense transform on {need / DENSE_BYTES:.3g} voxels needs about {need / 1e9:.3g} GB; {room / 1e9:.3g} GB "
+            f"a dense transform on {need / DENSE_BYTES:.3g} voxels needs about {need / 1e9:.3g} GB; {room / 1e9:.3g} "
+            f"GB "
             "may be used.",
             "Leave --dense out and write .h5: affine and lattice fit, and say the same.",
         )
 
 
 def rounded(array: np.ndarray, bits: int = 10) -> np.ndarray:
-    """float32 with the last ``bits`` of 23 bits cleared (relative error ``2**(bits - 24)``), never across zero: it packs better."""
+    """float32 with the last ``bits`` of 23 bits cleared (relative error ``2**(bits - 24)``), never across zero: it
+    packs better."""
     whole = array.astype(np.float32).view(np.uint32)
     half, mask = np.uint32(1 << (bits - 1)), np.uint32((0xFFFFFFFF << bits) & 0xFFFFFFFF)
     return ((whole + half) & mask).view(np.float32)

@@ -63,8 +63,8 @@ def target_registration_error(
 def jacobian_map(transform: Transform, grid: Grid | None = None) -> np.ndarray:
     """(D, H, W) determinant of the physical map on ``grid`` (default: the transform's own); <= 0 is folding.
 
-    Central differences between the voxels of ``grid``; where a cell of a compact transform's lattice folds at one of its
-    eight corners, the determinant there.
+    Central differences between the voxels of ``grid``; where a cell of a compact transform's lattice folds at one of
+    its eight corners, the determinant there.
     """
     grid = grid or transform.grid
     jacobian = jacobian_on(transform, grid)

@@ -15,8 +15,8 @@ class Output:
     Attributes:
         name: of its file (before the ending), of its node's role in Slicer, and in the worker's ``outputs``.
         kind: ``transform``, ``image`` (grey values of a scan) or ``map`` (numbers with a colour scale).
-        grid: ``fixed`` or ``moving``: the scan on whose grid it lies, a transform starts there; ``maps``: the fixed scan's
-            axes and field of view, no finer than the working grid.
+        grid: ``fixed`` or ``moving``: the scan on whose grid it lies, a transform starts there; ``maps``: the fixed
+            scan's axes and field of view, no finer than the working grid.
         field: of :class:`~SymRegistrationLib.pipeline.Result`; what is None there is not delivered.
         title: short, for menus, legends and headings.
         meaning: one sentence for people.

@@ -25,17 +25,18 @@ from ..geometry.transforms import CompactTransform, TransformPair
 from .alignment import split_midway
 from .working_grid import WorkingPair, fit_affine, to_working_grid
 
-#: A field that ends in ``n`` voxels at a face of its grid fades to zero over so many times ``n`` voxels beyond it, but at
-#: least over ``LEAST_FADE`` and at most over ``MOST_FADE``: a smooth step is 1.5 times steeper than a straight one, so that
-#: the fading squeezes space to a half at most.
+#: A field that ends in ``n`` voxels at a face of its grid fades to zero over so many times ``n`` voxels beyond it, but
+#: at
+#: least over ``LEAST_FADE`` and at most over ``MOST_FADE``: a smooth step is 1.5 times steeper than a straight one, so
+#: that the fading squeezes space to a half at most.
 FADE, LEAST_FADE, MOST_FADE = 3.0, 3, 40
 #: Cells whose smallest corner determinant is below count as folded.
 LEAST_CORNER = 0.01
-#: Fields that end in more voxels than this at a face hold a pose that no affine carries yet (a network that began from the
-#: headers): their affine part is taken out first.
+#: Fields that end in more voxels than this at a face hold a pose that no affine carries yet (a network that began from
+#: the headers): their affine part is taken out first.
 LARGE_END = 12.0
-#: Steps of the scan over which dense transforms on request reach beyond it, mm, but not further than this part of its longest
-#: side: 6 mm around a scan of 2 mm would be a thousand times its volume.
+#: Steps of the scan over which dense transforms on request reach beyond it, mm, but not further than this part of its
+#: longest side: 6 mm around a scan of 2 mm would be a thousand times its volume.
 MARGIN_MM, MARGIN_SHARE = 6.0, 1 / 8
 #: Bytes per voxel of a dense transform while it is made and written.
 DENSE_BYTES = 48
@@ -44,8 +45,8 @@ DENSE_BYTES = 48
 def to_physical(pair: FieldPair, space: WorkingPair) -> TransformPair:
     """Carry a field pair from the working grid to the scans, without interpolating it.
 
-    The field stays on the working grid, half-way between the scans, and the two halves of the alignment go before and after
-    it. Beyond the working grid it fades to zero, both directions inverse to each other there too.
+    The field stays on the working grid, half-way between the scans, and the two halves of the alignment go before and
+    after it. Beyond the working grid it fades to zero, both directions inverse to each other there too.
     """
     matrix = space.mid_to_moving @ np.linalg.inv(space.mid_to_fixed)
     if max(_ends(pair)) > LARGE_END:
@@ -89,7 +90,8 @@ def faded(pair: FieldPair) -> tuple[Tensor, list[int]]:
 
 
 def _consistent_beyond(fields: Tensor, weight: Tensor) -> Tensor:
-    """The faded fields made inverse to each other again where they fade; on half as many voxels an axis, they are smooth there."""
+    """The faded fields made inverse to each other again where they fade; on half as many voxels an axis, they are
+    smooth there."""
     coarse = [max(2, n // 2) for n in fields.shape[2:]]
     where = resize(((weight > 0) & (weight < 1)).to(fields), coarse)
     before = resize_field(fields, coarse)
@@ -135,7 +137,8 @@ def _unfolded(fields: Tensor, rounds: int = 8) -> Tensor:
 
 
 def _smoothed_at(fields: Tensor, weight: Tensor) -> Tensor:
-    """(2, 3, D, H, W) blended with its Gaussian mean (1 voxel) where ``weight`` (2, D, H, W) > 0, both directions kept inverse."""
+    """(2, 3, D, H, W) blended with its Gaussian mean (1 voxel) where ``weight`` (2, D, H, W) > 0, both directions kept
+    inverse."""
     reach = torch.arange(-2, 3, device=fields.device)
     kernel = torch.cartesian_prod(reach, reach, reach)
     mass = torch.exp(-0.5 * kernel.square().sum(1).to(fields))
@@ -169,7 +172,8 @@ def _smooth_step(width: int, like: Tensor) -> Tensor:
 
 
 def _on_binary_steps(vectors: Tensor, spacing: float) -> Tensor:
-    """Vectors in mm rounded to whole multiples of about 1/8000 voxel, so that their last bits, which mean nothing, pack."""
+    """Vectors in mm rounded to whole multiples of about 1/8000 voxel, so that their last bits, which mean nothing,
+    pack."""
     step = 2.0 ** math.floor(math.log2(spacing / 4096))
     return vectors.div(step).round_().mul_(step)
 
@@ -201,8 +205,8 @@ def dense_grid(scan: Grid, spacing: float) -> Grid:
 
     Args:
         spacing: of the lattice it is made from, mm; the grid is as fine as the scan or as 0.6 of this, whichever is
-            coarser: finer only repeats the same information (measured on brains: inverse consistency 0.061 mm at 1, 0.045 at
-            2/3, 0.041 at 1/2 of the working voxel).
+            coarser: finer only repeats the same information (measured on brains: inverse consistency 0.061 mm at 1,
+            0.045 at 2/3, 0.041 at 1/2 of the working voxel).
     """
     spacing = 0.6 * spacing
     grown = scan.padded(min(MARGIN_MM, MARGIN_SHARE * float((np.asarray(scan.shape) * scan.spacing).max())))

@@ -18,7 +18,8 @@ from .working_grid import Scan, WorkingPair
 ONE_CONTRAST = 0.6
 #: Bytes per voxel of a network's working grid for the two images and their weights; the network plans its own lattice.
 FEEDING_BYTES = 40
-#: Room around the content of both scans, as a share of its longest side: where a network works, and where the optimiser does.
+#: Room around the content of both scans, as a share of its longest side: where a network works, and where the
+#: optimiser does.
 #: Without forces out there the optimiser's field only has to fade, which it does beyond the grid as well: 0.015 has the
 #: overlap of 0.06 with 0.6 of its voxels (four development brains).
 ROOM, MARGIN = 0.06, 0.015

@@ -70,7 +70,8 @@ def prepare(volume: Volume, mask: np.ndarray | None = None, device: torch.device
         raise InputError(f"'{volume.name}' has almost no content to align.", "Check the image and its mask.")
     cut, array, grid = _is_cut(content), volume.array, volume.grid
     if mask is None and not cut:
-        # Air around the content is what every lookup beyond the image gives: a scan in a large box costs no more than its content.
+        # Air around the content is what every lookup beyond the image gives: a scan in a large box costs no more than
+        # its content.
         array, grid = _without_air(array, grid, low)
     image = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(device)[None, None]
     image = ((image - low) / (high - low)).clamp_(0, 1)

@@ -1,7 +1,7 @@
 """The pictures of ``report.html``: slices of the scans in their stages, and coloured maps over the fixed scan.
 
-A result is anything that offers ``fixed``, ``moving`` (Volume), ``warped_moving``, ``uncertainty`` ((D, H, W) on the fixed
-grid, the last may be None), ``jacobian``, ``ice_mm`` ((D, H, W) on ``map_grid``) and ``forward``.
+A result is anything that offers ``fixed``, ``moving`` (Volume), ``warped_moving``, ``uncertainty`` ((D, H, W) on the
+fixed grid, the last may be None), ``jacobian``, ``ice_mm`` ((D, H, W) on ``map_grid``) and ``forward``.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ def draw_maps(page: Page, result, matrix: np.ndarray) -> dict[str, float]:
 
 
 def _cuts(page: Page, result, values: np.ndarray) -> list[np.ndarray]:
-    """(h, w) per plane: a map on the fixed grid, or on the coarser ``map_grid``, as the planes of the fixed scan show it."""
+    """(h, w) per plane: a map on the fixed grid, or on the coarser ``map_grid``, as the planes of the fixed scan show
+    it."""
     if values.shape == result.fixed.grid.shape:
         return [plane.cut(values) for plane in page.planes]
     volume = Volume(values, result.map_grid)

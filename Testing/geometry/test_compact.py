@@ -74,7 +74,9 @@ def test_beyond_the_lattice_it_is_affine_without_a_step(compact):
     far = compact.grid.points([(-20, 5, 5), (50, 60, 70), (18, 20, -0.01), (18, 20, 43.01)])
     far = transform_points(np.linalg.inv(compact.before), far)
     np.testing.assert_allclose(compact.map_points(far), transform_points(compact.matrix, far), atol=1e-9)
-    line = transform_points(np.linalg.inv(compact.before), compact.grid.points([(18, 20, 42 + k / 10) for k in range(30)]))
+    line = transform_points(
+        np.linalg.inv(compact.before), compact.grid.points([(18, 20, 42 + k / 10) for k in range(30)])
+    )
     steps = np.diff(compact.map_points(line), axis=0)
     assert np.abs(np.diff(steps, axis=0)).max() < 0.01
 
@@ -113,7 +115,9 @@ def test_images_maps_and_composition_agree_with_the_dense_form(compact):
         one, other = (transforms.resample_through(image, t, grid, mode, outside=0.0) for t in (compact, dense))
         assert np.mean(np.abs(one - other) > 1e-2) < 1e-3
     np.testing.assert_allclose(transforms.jacobian_on(compact, grid), transforms.jacobian_on(dense, grid), atol=1e-3)
-    back = CompactTransform(compact.grid, -compact.displacement, np.linalg.inv(compact.after), np.linalg.inv(compact.before))
+    back = CompactTransform(
+        compact.grid, -compact.displacement, np.linalg.inv(compact.after), np.linalg.inv(compact.before)
+    )
     ice = transforms.inverse_consistency_on(compact, back, grid)
     at = grid.points(np.moveaxis(np.indices(grid.shape), 0, -1)).reshape(-1, 3)
     truth = np.linalg.norm(back.map_points(compact.map_points(at)) - at, axis=1).reshape(grid.shape)

@@ -49,8 +49,8 @@ class Schedule:
         window: of the local correlation, voxels (odd).
         smooth_update: Gaussian sigma on every update ("fluid"), voxels of the level.
         smooth_total: Gaussian sigma on the half-way fields per step ("elastic"), voxels.
-        smooth_every: that smoothing is done after every so many steps, then with the sigma of all of them together: half the
-            work of every step, and more overlap at the same strain (RESULTS.md).
+        smooth_every: that smoothing is done after every so many steps, then with the sigma of all of them together:
+            half the work of every step, and more overlap at the same strain (RESULTS.md).
         least_determinant: half-way fields are eased where their Jacobian determinant falls below.
         tolerance: a level ends when its similarity gained less than this share of its first value in ``patience``
             steps.
