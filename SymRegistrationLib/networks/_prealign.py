@@ -189,6 +189,11 @@ class _Frame:
 @torch.no_grad()
 def eased(u: Tensor) -> Tensor:
     """A whole map, voxels, smoothed where the parts that it was joined of squeeze space together to nearly nothing."""
+    with torch.autocast(u.device.type, enabled=False):
+        return _eased(u)
+
+
+def _eased(u: Tensor) -> Tensor:
     for _ in range(_ROUNDS):
         squeezed = (jacobian_determinant(u) < _LEAST_DETERMINANT).to(u)
         if not bool(squeezed.any()):

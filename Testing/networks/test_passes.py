@@ -294,3 +294,26 @@ def test_adaptation_ends_with_the_call_and_needs_passes(images):
         inference.run_network(*images, "hsyn", options, networks.create("hsyn", "small"))
     with pytest.raises(InputError, match="adapt is"):
         Options(adapt=-1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_changes_little_where_fields_are_eased_too(name, monkeypatch):
+    """All of what comes behind the network stays in full precision; every voxel is eased here."""
+    monkeypatch.setattr(_passes, "_LEAST_DETERMINANT", 2.0)
+    torch.manual_seed(SEED)
+    network = networks.create(name, "recurrent", prealign=True).eval()
+    moving, fixed = phantom((48, 48, 48), 1), phantom((48, 48, 48), 2)
+    with torch.no_grad():
+        whole = network(moving, fixed).pair.fixed_to_moving
+        with torch.autocast("cpu", torch.bfloat16):
+            half = network(moving, fixed).pair.fixed_to_moving
+    assert half.dtype is torch.float32 and (whole - half).abs().mean() < 0.05
+
+
+def test_filters_stay_in_full_precision_under_autocast():
+    """On a volume long enough for the banded product, and on a short one."""
+    for shape in ((96, 32, 32), (16, 16, 16)):
+        image = torch.rand(1, 2, *shape)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = gaussian(image, 1.5)
+        assert half.dtype is torch.float32 and torch.equal(half, gaussian(image, 1.5))
