@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 #: Time and detail, fastest first; what they mean lies beside the optimisers, as data.
-PRESETS = tuple(
-    json.loads((Path(__file__).parent / "registration" / "presets.json").read_text(encoding="utf-8"))["presets"]
-)
+_PRESETS = json.loads((Path(__file__).parent / "registration" / "presets.json").read_text(encoding="utf-8"))
+PRESETS = tuple(_PRESETS["presets"])
+#: What is registered, by name: the options that suit it (beneath ``options``), a title and the reason; data, too.
+ANATOMIES: dict[str, dict[str, Any]] = _PRESETS["anatomies"]
 INITIALS = ("none", "centre", "rigid", "affine")
 METRICS = ("auto", "lncc", "mse", "ncc", "mind", "mi")
 #: Fields of a job that name files to read.

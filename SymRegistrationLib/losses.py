@@ -148,27 +148,28 @@ def mutual_information(a: Tensor, b: Tensor, bins: int = 32, mask: Tensor | None
     Differentiable in both images. Cost is one scatter of four corners a voxel, so it suits coarse levels.
     """
     a, b = _full_precision(a, b)
-    weight = torch.ones_like(a) if mask is None else mask.to(a).expand_as(a)
-    total = a.new_zeros(())
-    for x, y, w in zip(a.flatten(1), b.flatten(1), weight.flatten(1)):
-        joint = _joint_histogram(x, y, w, bins)
-        joint = joint / joint.sum().clamp_min(1e-12)
-        marginal = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
-        total = total - (joint * ((joint + 1e-12) / (marginal + 1e-12)).log()).sum()
-    return total / a.shape[0]
+    weight = None if mask is None else mask.to(a).expand_as(a).flatten(1)
+    joint = joint_histograms(a.flatten(1), b.flatten(1), weight, bins)
+    marginal = joint.sum(2, keepdim=True) * joint.sum(1, keepdim=True)
+    return -(joint * ((joint + 1e-12) / (marginal + 1e-12)).log()).sum((1, 2)).mean()
 
 
-def _joint_histogram(x: Tensor, y: Tensor, w: Tensor, bins: int) -> Tensor:
-    """(bins, bins): each sample spread linearly over its 2 x 2 nearest bins."""
-    xs, ys = (v.clamp(0, 1) * (bins - 1) for v in (x, y))
+def joint_histograms(a: Tensor, b: Tensor, weight: Tensor | None = None, bins: int = 32) -> Tensor:
+    """(K, bins, bins) joint distributions of K pairs of samples (K, n) in [0, 1]; each sample is spread linearly over
+    its 2 x 2 nearest bins, so that it is differentiable."""
+    xs, ys = (v.clamp(0, 1) * (bins - 1) for v in (a, b))
     x0, y0 = (v.detach().floor().clamp(max=bins - 2) for v in (xs, ys))
     fx, fy = xs - x0, ys - y0
-    index = (x0 * bins + y0).long()
-    joint = x.new_zeros(bins * bins)
-    for dx, wx in ((0, 1 - fx), (1, fx)):
-        for dy, wy in ((0, 1 - fy), (1, fy)):
-            joint = joint.index_add(0, index + dx * bins + dy, w * wx * wy)
-    return joint.view(bins, bins)
+    base = torch.arange(len(a), device=a.device)[:, None] * bins * bins + (x0 * bins + y0).long()
+    joint = a.new_zeros(len(a) * bins * bins)
+    gx = 1 - fx if weight is None else (1 - fx) * weight
+    fx = fx if weight is None else fx * weight
+    for dx, wx in ((0, gx), (1, fx)):
+        right = wx * fy
+        joint = joint.index_add(0, (base + dx * bins).flatten(), (wx - right).flatten())
+        joint = joint.index_add(0, (base + dx * bins + 1).flatten(), right.flatten())
+    joint = joint.view(-1, bins, bins)
+    return joint / joint.sum((1, 2), keepdim=True).clamp_min(1e-12)
 
 
 def diffusion(u: Tensor) -> Tensor:

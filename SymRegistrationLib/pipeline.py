@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from .geometry.resampling import linear, nearest
 from .geometry.transforms import Transform, TransformPair
 from .geometry.volumes import Volume, foreground
 from .job import INITIALS, InputError, Options, Progress, silent
+from .quality import checks
 from .quality import metrics as quality
-from .quality.schema import Landmarks, Measured, Similarity
+from .quality.schema import Evidence, Landmarks, Measured, Similarity
 from .quality.volume_change import folding_regions
-from .registration import alignment, devices, methods, working_grid
+from .registration import alignment, devices, evidence, methods, working_grid
 from .registration.physical import map_grid, to_physical
 from .registration.solver import Solver
 
@@ -185,6 +186,9 @@ def _register(
         uncertain = estimate_uncertainty(solver, pair, fixed, clock.inner)
         pair = uncertain.pair
     clock.enter("output", "transforms and maps")
+    weighed = evidence.weigh(scans, solver.space, pair)
+    if weighed.best != evidence.STATES[-1]:
+        pair, uncertain = solver.fall_back(weighed.best), None
     carried = _carried(fixed, moving, pair, solver)
     metrics = _measured(fixed, extras, pair, solver, carried, uncertain.map if uncertain else None)
     maps = _further_maps(fixed, pair, solver, uncertain.map if uncertain else None) if options.maps else {}
@@ -200,7 +204,9 @@ def _register(
         "seed": options.seed,
         "peak_memory_gb": round(devices.peak_memory_gb(), 3),
         "seconds": clock.told(),
+        "evidence": _told(weighed),
     }
+    metrics["verdict"] = checks.conclusion(metrics)
     return Result(
         fixed,
         moving,
@@ -292,6 +298,7 @@ def _measured(
             "unsure": pose.unsure,
             "similarity": _number(pose.similarity),
             "measure": pose.measure,
+            "likeness": _number(pose.likeness),
             "matrix": pose.matrix.tolist(),
         },
         "quality": sound,
@@ -368,6 +375,13 @@ def _landmarks(
         "after_mm": after.tolist(),
         "radius_mm": uncertain.radii(points[0], grid) if uncertain else None,
     }
+
+
+def _told(weighed: evidence.Evidence) -> Evidence:
+    """The evidence for metrics.json."""
+    values = {name: round(v, 4) if isinstance(v, float) else v for name, v in asdict(weighed).items()}
+    values["delivered"] = values.pop("best")
+    return cast(Evidence, values)
 
 
 def _number(value: float) -> float | None:

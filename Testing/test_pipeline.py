@@ -292,3 +292,13 @@ def test_unusable_output_folders_are_refused_before_any_work(files, tmp_path, mo
         register.check_output("Q:/out")
     monkeypatch.undo()
     assert os.path.exists(tmp_path / "file")
+
+
+def test_scans_that_do_not_belong_together_are_not_called_registered(head):
+    """Noise in the shape of a head: its silhouette can be laid onto the head, its inside cannot."""
+    print("seed", SEED)
+    noise = np.random.default_rng(SEED).normal(300, 100, head.array.shape) * (head.array > 30)
+    done = pipeline.register(head, Volume(noise.astype(np.float32), head.grid, "noise"), FAST)
+    verdict = done.metrics["verdict"]
+    assert verdict["level"] == "FAIL" and not verdict["registered"]
+    assert "NOT REGISTERED" in " ".join(verdict["reasons"])

@@ -24,7 +24,7 @@ from ..job import InputError
 from .check import Checker, cores
 from .page import page
 from .pair import Digests, PairRequest, recorded
-from .summary import PairState, counts, csv_text, judge, numbers_of
+from .summary import PairState, counts, csv_text, finish, judge
 from .table import Row
 from .workers import Event, Pool, Slot, WorkerLost, WorkerProcess, WorkersBroken
 
@@ -150,8 +150,8 @@ class _Run:
             if metrics is None:
                 changed += (Path(state.row.job.output) / "metrics.json").exists()
                 continue
-            state.status, state.kept, state.attempts = "done", True, 1
-            state.numbers = numbers_of(metrics)
+            state.kept, state.attempts = True, 1
+            finish(state, metrics)
             state.seconds = (metrics.get("seconds") or {}).get("total")
         kept = sum(state.kept for state in self._states)
         if kept:
@@ -240,7 +240,7 @@ class _Run:
             event.attempts,
         )
         if event.kind == "done":
-            state.numbers = numbers_of(event.metrics)
+            finish(state, event.metrics)
         self._say(state)
         self._last = state.row.identity
         self._show(state, f"{event.kind} in {duration(event.seconds)}", always=True)

@@ -113,6 +113,15 @@ def numbers_of(metrics: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def finish(state: PairState, metrics: dict[str, Any]) -> None:
+    """Take over a finished run: ``done``, or ``failed`` when it says that the scans were not registered."""
+    judged = metrics.get("verdict") or {}
+    state.numbers = numbers_of(metrics)
+    state.status = "done" if judged.get("registered", True) else "failed"
+    if state.status == "failed":
+        state.reason = " ".join(judged["reasons"]) + " The folder holds the best state there was."
+
+
 def judge(states: Sequence[PairState]) -> None:
     """Give every finished pair its score and say why it stands out.
 

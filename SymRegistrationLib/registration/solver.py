@@ -6,16 +6,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
+
 from ..fields import FieldPair, gaussian, resize, resize_field, warp
 from ..job import InputError, Options, Progress, silent
 from ..losses import ncc
 from . import devices, methods, optimisers, working_grid
-from .alignment import Alignment, split_midway
+from .alignment import Alignment, shows_one_contrast, split_midway
 from .presets import presets
 from .working_grid import Scan, WorkingPair
 
-#: Aligned pairs that correlate less than this over the volume are taken for two different contrasts.
-ONE_CONTRAST = 0.6
 #: Bytes per voxel of a network's working grid for the two images and their weights; the network plans its own lattice.
 FEEDING_BYTES = 40
 #: Room around the content of both scans, as a share of its longest side: where a network works, and where the
@@ -119,6 +119,15 @@ class Solver:
             lambda stage, f, text: progress(stage, share + (1 - share) * f, text),
         )
 
+    def fall_back(self, state: str) -> FieldPair:
+        """Give up the method's result: no deformation, at the alignment (``aligned``) or as the headers lie
+        (``as scanned``). :attr:`space` and :attr:`pose` follow."""
+        if state == "as scanned":
+            self.pose = Alignment(np.eye(4), np.eye(4), "none")
+            self.space = self._space(self.pose, float(self.space.grid.spacing[0]))
+        nothing = self.space.fixed.new_zeros((1, 3, *self.space.grid.shape))
+        return FieldPair(nothing, nothing.clone(), "symmetric", 0.0)
+
     def _volume(self, pose: Alignment, whole: bool = False) -> float:
         halves = pose.mid_to_fixed, pose.mid_to_moving
         margin = ROOM if whole else MARGIN
@@ -136,7 +145,7 @@ class Solver:
         self.space = self._space(
             pose, self.options.spacing or max(self.finest, (self._volume(pose) / budget) ** (1 / 3)), margin=MARGIN
         )
-        self.similarity = _similarity(self.options.metric, pose, self.notes)
+        self.similarity = _similarity(self.options.metric, self.scans, pose, self.notes)
 
     def _found(self, pair: FieldPair) -> Alignment:
         """The affine part of what a network found from the headers, and how alike it makes the scans."""
@@ -208,13 +217,13 @@ def predict_perturbed(space: WorkingPair, options: Options, change: Perturbation
     return FieldPair(there, back, pair.inverse_method, pair.residual, pair.details)
 
 
-def _similarity(asked: str, pose: Alignment, notes: list[str]) -> str:
-    """The optimiser's similarity; ``auto`` decides by how well the aligned scans correlate as they are."""
+def _similarity(asked: str, scans: tuple[Scan, Scan], pose: Alignment, notes: list[str]) -> str:
+    """The optimiser's similarity; ``auto`` decides by whether the aligned scans show one contrast."""
     if asked == "mi":
         return "mind"  # mutual information steers the alignment; its local counterpart in the optimiser is MIND
     if asked != "auto":
         return asked
-    if pose.measure == "mi" or (pose.kind in ("rigid", "affine") and pose.similarity < ONE_CONTRAST):
-        notes.append("the scans look like different contrasts; the modality-independent metric 'mind' was used")
-        return "mind"
-    return "lncc"
+    if shows_one_contrast(*scans, pose):
+        return "lncc"
+    notes.append("the scans look like different contrasts; the modality-independent metric 'mind' was used")
+    return "mind"

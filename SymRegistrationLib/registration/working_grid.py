@@ -182,8 +182,8 @@ def working_grid(
     for scan, to in ((fixed, mid_to_fixed), (moving, mid_to_moving)):
         back = np.linalg.inv(to)
         mapped.append(transform_points(back, scan.inside))
-        axes = axes + canonical_axes(_rotation(back[:3, :3]) @ scan.grid.axes)
-    axes = _rotation(axes) if not whole and np.linalg.svd(axes)[1].min() > 0.3 else np.eye(3)[:, ::-1]
+        axes = axes + canonical_axes(nearest_rotation(back[:3, :3]) @ scan.grid.axes)
+    axes = nearest_rotation(axes) if not whole and np.linalg.svd(axes)[1].min() > 0.3 else np.eye(3)[:, ::-1]
     boxes = [np.percentile(points @ axes, [0.5, 99.5], axis=0) for points in mapped]
     inner, outer = (np.minimum, np.maximum) if whole else (np.maximum, np.minimum)
     low, high = inner(boxes[0][0], boxes[1][0]), outer(boxes[0][1], boxes[1][1])
@@ -198,7 +198,7 @@ def working_grid(
     return Grid.centred(shape, spacing, axes @ ((low + high) / 2), axes)
 
 
-def _rotation(matrix: np.ndarray) -> np.ndarray:
+def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
     """The orthogonal part of a matrix (polar decomposition)."""
     u, _, vt = np.linalg.svd(matrix)
     return u @ vt

@@ -117,6 +117,10 @@ def summary(metrics: Mapping[str, Any], output: str) -> str:
             f"uncertainty                {number(told['mean_mm'], 2)} mm mean, {number(told['p95_mm'], 2)} mm 95 % "
             f"({what})"
         )
+    judged = metrics.get("verdict")
+    if judged:
+        lines.append(f"verdict                    {judged['level']}")
+        lines += [f"  {reason}" for reason in judged["reasons"]]
     if metrics["alignment"].get("unsure"):
         lines.append("the initial alignment is UNSURE: look at the report before you use this")
     report = Path(output) / "report.html"

@@ -114,3 +114,48 @@ def test_bad_starts_are_refused(head, tmp_path):
         solve(head, head, str(tmp_path / "field.h5"))
     with pytest.raises(InputError, match="at least 3"):
         alignment.from_landmarks(np.zeros((2, 3)), np.zeros((2, 3)), affine=False)
+
+
+def other_contrast(volume: Volume) -> Volume:
+    """The same anatomy with another order of brightness: bright tissue dark, dark tissue brightest, air dark."""
+    top = np.percentile(volume.array, 99.5)
+    share = np.clip(volume.array / top, 0, 1)
+    array = np.where(share > 0.08, 0.25 + 0.75 * np.abs(share - 0.75) ** 0.7, 0)
+    return Volume((array * 800).astype(np.float32), volume.grid, "other contrast")
+
+
+@pytest.mark.parametrize("degrees, shift", [(0, (0, 0, 0)), (85, (30, -20, 25))])
+def test_two_contrasts_are_seen_and_one_patient_stays_rigid(head, degrees, shift):
+    true = movement(head.grid.centre, turn((1, -1, 0.5), degrees), shift)
+    found = solve(head, moved(other_contrast(head), true))
+    assert (found.measure, found.kind) == ("mi", "rigid")
+    assert error(found.matrix, true, head) < 1.0
+    assert found.likeness < alignment.ONE_CONTRAST
+
+
+def test_two_contrasts_of_different_size_are_stretched(head):
+    true = movement(head.grid.centre, turn((1, 0, 0.5), 20), (10, 0, 5), 1.1)
+    found = solve(head, moved(other_contrast(head), true))
+    assert found.kind == "affine" and error(found.matrix, true, head) < 1.5
+
+
+@pytest.mark.parametrize("kind", ["none", "centre"])
+def test_contrast_is_seen_at_starts_that_compare_nothing(head, kind):
+    near = movement(head.grid.centre, turn((1, 0, 0), 6), (4, 0, 0))
+    for other, one in ((head, True), (other_contrast(head), False)):
+        scans = working_grid.prepare(head), working_grid.prepare(moved(other, near))
+        assert alignment.shows_one_contrast(*scans, alignment.align(*scans, kind)) is one
+
+
+def test_landmarks_guide_every_start_or_are_refused(head, tmp_path):
+    true = movement(head.grid.centre, turn((1, 0, 1), 70), (5, 50, 0))
+    points = np.random.default_rng(4).normal(head.grid.centre, 40, (6, 3))
+    pairs = points, transform_points(true, points)
+    for kind in ("none", "centre"):
+        found = solve(head, moved(head, true), kind, landmarks=pairs)
+        np.testing.assert_allclose(found.matrix, true, atol=1e-4)
+    guided = solve(head, moved(other_contrast(head), true), "affine", landmarks=pairs)
+    assert guided.measure == "mi" and error(guided.matrix, true, head) < 1.0
+    sitk.WriteTransform(sitk.AffineTransform(3), str(tmp_path / "start.tfm"))
+    with pytest.raises(InputError, match="both landmarks and the file"):
+        solve(head, head, str(tmp_path / "start.tfm"), landmarks=pairs)

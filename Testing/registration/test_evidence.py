@@ -1,0 +1,79 @@
+"""A result is delivered only when it is better than where it started, and the numbers say whether scans belong
+together."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import moved, movement, turn
+
+from SymRegistrationLib.fields import FieldPair, gaussian
+from SymRegistrationLib.geometry.volumes import Volume
+from SymRegistrationLib.quality import checks
+from SymRegistrationLib.registration import alignment, evidence, working_grid
+
+SEED = 11
+
+
+def inverted(volume: Volume) -> Volume:
+    array = np.where(volume.array > 20, volume.array.max() - volume.array, 0)
+    return Volume(array.astype(np.float32), volume.grid, "inverted")
+
+
+def weigh(fixed, moving, pose, warp=0.0):
+    """Evidence at a known pose (fixed -> moving), with a random warp of up to ``warp`` voxels of 5 mm."""
+    scans = working_grid.prepare(fixed), working_grid.prepare(moving)
+    halves = alignment.split_midway(pose, scans[0].centroid, "file")
+    space = working_grid.working_pair(*scans, halves.mid_to_fixed, halves.mid_to_moving, 5.0)
+    noise = torch.randn((1, 3, *space.grid.shape), generator=torch.Generator().manual_seed(SEED))
+    u = gaussian(noise, 3.0)
+    u = u * (warp / u.abs().max())
+    return evidence.weigh(scans, space, FieldPair(u, -u, "symmetric", 0.0))
+
+
+@pytest.mark.parametrize("contrast", [lambda v: v, inverted])
+def test_a_right_pose_is_evident_in_any_contrast(head, contrast):
+    true = movement(head.grid.centre, turn((1, 1, 0), 30), (20, 0, 10))
+    found = weigh(head, moved(contrast(head), true), true)
+    assert found.best == "registered" and found.gain_aligned > 5
+    assert found.structure > checks.STRUCTURE_LOOK and found.covered > 0.9
+
+
+@pytest.mark.parametrize("degrees, shift", [(40, (0, 0, 0)), (0, (15, 0, 0)), (180, (0, 0, 20))])
+def test_a_wrong_pose_has_no_structure(head, degrees, shift):
+    wrong = movement(head.grid.centre, turn((1, 0.4, 0), degrees), shift)
+    assert weigh(head, inverted(head), wrong).structure < checks.STRUCTURE_LOOK
+
+
+def test_a_pose_worse_than_the_headers_is_not_delivered(head):
+    wrong = movement(head.grid.centre, turn((1, 0.4, 0), 40), (0, 20, 0))
+    assert weigh(head, inverted(head), wrong).best == "as scanned"
+
+
+def test_a_warp_worse_than_the_alignment_is_not_delivered(head):
+    print("seed", SEED)
+    found = weigh(head, inverted(head), np.eye(4), warp=4.0)
+    assert found.best == "aligned" and found.after < found.aligned
+
+
+def metrics(**evident):
+    told = {"before": 0.1, "aligned": 0.2, "after": 0.3, "gain_aligned": 9.0, "gain_after": 5.0, "gain": 10.0}
+    return {"evidence": {**told, "structure": 9.0, "covered": 0.95, "delivered": "registered", **evident}}
+
+
+@pytest.mark.parametrize(
+    "evident, level, registered",
+    [
+        ({}, "PASS", True),
+        ({"structure": None}, "PASS", True),
+        ({"structure": 3.0}, "WARN", True),
+        ({"structure": 0.4}, "FAIL", False),
+        ({"covered": 0.6}, "WARN", True),
+        ({"covered": 0.3}, "FAIL", False),
+        ({"delivered": "aligned"}, "FAIL", False),
+        ({"delivered": "as scanned"}, "FAIL", False),
+    ],
+)
+def test_the_verdict_follows_from_the_evidence(evident, level, registered):
+    judged = checks.conclusion(metrics(**evident))
+    assert (judged["level"], judged["registered"]) == (level, registered)
+    assert bool(judged["reasons"]) == (level != "PASS")
