@@ -1,4 +1,5 @@
-"""Where a displacement field folds, corner by corner: stricter than central differences, which miss folds of one voxel."""
+"""Where a displacement field folds, corner by corner: stricter than central differences, which miss folds of one
+voxel."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from torch import Tensor
 def corner_determinants(u: Tensor) -> Tensor:
     """The smallest of the eight determinants det(I + grad u) at the corners of every cell; (N, 1, D-1, H-1, W-1).
 
-    Each corner takes the differences along the three edges that meet there: the derivatives of the linearly interpolated map
+    Each corner takes the differences along the three edges that meet there: the derivatives of the linearly
+    interpolated map
     itself. Central differences, as in :func:`jacobian_determinant`, can miss a fold of one voxel.
 
     Args:
@@ -33,9 +35,11 @@ def corner_determinants(u: Tensor) -> Tensor:
 
 
 def folded_cells(u: Tensor, least: float = 0.0) -> tuple[Tensor, Tensor]:
-    """The cells with a corner determinant of at most ``least``, see :func:`corner_determinants`, for an eighth of its work.
+    """The cells with a corner determinant of at most ``least``, see :func:`corner_determinants`, for an eighth of
+    its work.
 
-    A matrix I + G whose entries of G are all below b has a determinant of at least (1 - 3 b)^3 (its diagonal dominates), so
+    A matrix I + G whose entries of G are all below b has a determinant of at least (1 - 3 b)^3 (its diagonal
+    dominates), so
     most cells need no determinant.
 
     Args:

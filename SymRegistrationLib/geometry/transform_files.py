@@ -135,7 +135,9 @@ def read_transform(path: str | os.PathLike) -> sitk.Transform:
             )
         transform: sitk.Transform = sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
         if image.HasMetaDataKey("before") and image.HasMetaDataKey("after"):  # what the worker hands to Slicer
-            before, after = (np.array(image.GetMetaData(key).split(), float).reshape(4, 4) for key in ("before", "after"))
+            before, after = (
+                np.array(image.GetMetaData(key).split(), float).reshape(4, 4) for key in ("before", "after")
+            )
             transform = sitk.CompositeTransform([itk_affine(after), transform, itk_affine(before)])
     else:
         try:

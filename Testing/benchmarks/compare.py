@@ -12,7 +12,8 @@ of the optimiser, NAME-refined3 three, NAME-fine three on the grid of the preset
 ``--pad N`` first puts every image into an N^3 box of air, as many scanners and FreeSurfer deliver them.
 Peers need ``pip install .[bench]``; ``--peers-python`` names another Python that has them.
 
-Every tool gets the same number of threads (``--threads``). Beside each time stands the machine's load (processes that wanted
+Every tool gets the same number of threads (``--threads``). Beside each time stands the machine's load (processes
+that wanted
 to run, mean of the minute before the start); above 1 the seconds say little and the ratio of CPU seconds more.
 
 Seconds: for symreg the whole process, from start to exit, everything written; for the peers only reading, registering
@@ -240,8 +241,10 @@ def folded_corners(forward: transforms.Transform, grid: Grid) -> int:
     return count
 
 
-#: Public networks with their authors' weights, measured once elsewhere (native-grid Dice of 29 aseg labels, three pairs of other
-#: people, one run each, started from this project's affine; share of brain voxels folded): not to be compared pair by pair.
+#: Public networks with their authors' weights, measured once elsewhere (native-grid Dice of 29 aseg labels, three
+#: pairs of other
+#: people, one run each, started from this project's affine; share of brain voxels folded): not to be compared pair
+#: by pair.
 QUOTED = """
 | public network (quoted) | Dice, two FreeSurfer pairs | folded % |
 |---|---|---|
@@ -258,7 +261,8 @@ QUOTED = """
 def markdown(rows: list[dict], results: dict, tools: list[str]) -> str:
     """Tables per pair, and ratios to the first tool."""
     lines = [
-        "| pair | tool | Dice or TRE mm (outside) | folded (corners) | SDlogJ | ICE mean / 95 % / max mm | seconds (CPU) | load | GB | MB on disk |",
+        "| pair | tool | Dice or TRE mm (outside) | folded (corners) | SDlogJ | ICE mean / 95 % / max mm "
+        "| seconds (CPU) | load | GB | MB on disk |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
