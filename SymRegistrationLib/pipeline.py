@@ -290,6 +290,7 @@ def _measured(
             "similarity": _number(pose.similarity),
             "measure": pose.measure,
             "likeness": _number(pose.likeness),
+            "mirrored_gain": _number(pose.mirrored_gain),
             "matrix": pose.matrix.tolist(),
         },
         "quality": sound,

@@ -172,14 +172,7 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
     options = Options()
     how = parser.add_argument_group("how to register")
     how.add_argument("--method", default=options.method, help="see 'symreg methods' (default: %(default)s)")
-    how.add_argument(
-        "--preset",
-        choices=(*PRESETS, *ANATOMIES),
-        default=options.preset,
-        metavar="NAME",
-        help=f"what is registered: {', '.join(ANATOMIES)}; or how much time it may take, as --effort does",
-    )
-    how.add_argument("--effort", choices=PRESETS, help=f"how much time it may take (default: {options.preset})")
+    _preset_options(how)
     how.add_argument(
         "--initial",
         default=options.initial,
@@ -235,6 +228,17 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
     )
     machine.add_argument("--seed", type=int, default=options.seed, help="of everything random (default: %(default)s)")
     return out
+
+
+def _preset_options(group: Any) -> None:
+    group.add_argument(
+        "--preset",
+        choices=(*PRESETS, *ANATOMIES),
+        default=Options.preset,
+        metavar="NAME",
+        help=f"what is registered: {', '.join(ANATOMIES)}; or how much time it may take, as --effort does",
+    )
+    group.add_argument("--effort", choices=PRESETS, help=f"how much time it may take (default: {Options.preset})")
 
 
 def add_verbosity_options(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """Poses between contrasts: the initial alignment on pairs whose truth is known, beside SimpleITK and ANTs.
 
-    python Testing/benchmarks/contrast.py --data DEVELOPMENT_DATA [--tries 40] [--only p19,kirby] [--tools symreg,sitk,ants]
+    python Testing/benchmarks/contrast.py --data DEVELOPMENT_DATA [--tries 40] [--tools symreg,sitk]
     python Testing/benchmarks/contrast.py --data DEVELOPMENT_DATA --warps 6 [--preset default]
 
 The first form scores ``align`` alone; ``--warps`` the whole registration of kirby113, one contrast warped by a known
@@ -119,7 +119,8 @@ def score_warps(folder: Path, count: int, preset: str, seed: int) -> None:
             )
             told = done.metrics
             print(
-                f"    <- {other:5} {after:.2f} mm, aligned {aligned:.2f}; {told['metric']}, {told['alignment']['kind']}, "
+                f"    <- {other:5} {after:.2f} mm, aligned {aligned:.2f}; {told['metric']}, "
+                f"{told['alignment']['kind']}, "
                 f"{told['evidence']['delivered']}, {told['verdict']['level']}, {told['seconds']['total']:.0f} s",
                 flush=True,
             )
