@@ -9,6 +9,7 @@ float32 and float64, and are differentiable unless they say otherwise.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -196,7 +197,8 @@ def invert(u: Tensor, start: Tensor | None = None, tolerance: float = 0.01, iter
     """Numerical inverse of a displacement field by damped fixed-point steps (mathematics.md, 2.3); not differentiable.
 
     The plain step ``w <- -u(x + w)`` diverges where ``|grad u| >= 1`` although the map is invertible; a step of 0.7 of
-    it converges for strongly strained maps too, and is shortened further when the residual grows all the same.
+    it converges for strongly strained maps too, and is shortened further where the residual grows all the same. Voxels
+    do not depend on each other, so after a few steps of the whole field only those go on that have not converged.
 
     Args:
         u: (N, 3, D, H, W) voxels.
@@ -209,22 +211,59 @@ def invert(u: Tensor, start: Tensor | None = None, tolerance: float = 0.01, iter
     """
     _check_field(u)
     w = -u if start is None else start
-    best, least, step, worse = w, float("inf"), 0.7, 0
-    used = 0
-    for used in range(iterations + 1):
-        residual = w + warp(u, w)
-        worst = float(square_sum(residual).max()) ** 0.5
-        if worst < least:
-            best, least, worse = w, worst, 0
+    used = min(3, iterations)
+    for _ in range(used):
+        w = w - 0.7 * (w + warp(u, w))
+    w = w.clone(memory_format=torch.contiguous_format) if not used else w
+    residual = w + warp(u, w)
+    worst = 0.0
+    for n in range(len(u)):
+        far = square_sum(residual[n : n + 1]).flatten().gt(tolerance**2).nonzero()[:, 0]
+        if len(far):
+            values, least, steps = _converge(u[n : n + 1], w[n].flatten(1)[:, far], far, tolerance, iterations - used)
+            w[n].view(3, -1)[:, far] = values
+            worst, used = max(worst, least), max(used, min(3, iterations) + steps)
         else:
-            worse += 1
-        if least < tolerance or used == iterations:
+            worst = max(worst, float(square_sum(residual[n : n + 1]).max()) ** 0.5)
+    return Inversion(w, worst, used)
+
+
+def _converge(u: Tensor, w: Tensor, where: Tensor, tolerance: float, iterations: int) -> tuple[Tensor, float, int]:
+    """Fixed-point steps of single voxels, each with its own step length.
+
+    Args:
+        u: (1, 3, D, H, W).
+        w: (3, n) first guesses at the flat voxel indices ``where`` (n,).
+
+    Returns:
+        (3, n) the values with the smallest residual seen, the largest of these residuals in voxels, and the steps
+        taken.
+    """
+    place = torch.stack(torch.unravel_index(where, u.shape[2:])).to(u)
+    best, step, used = w, torch.full_like(w[0], 0.7), 0
+    residual = w + sample_at(u, (place + w).T[None])[0].T
+    least = residual.square().sum(0)
+    worse = torch.zeros_like(least)
+    for used in range(1, iterations + 1):
+        active = (least > tolerance**2).nonzero()[:, 0]
+        if not len(active):
+            used -= 1
             break
-        if worse == 4:  # a voxel circles around its solution
-            w, step, worse = best, step * 0.6, 0
-            residual = w + warp(u, w)
-        w = w - step * residual
-    return Inversion(best, least, used)
+        moved = w[:, active] - step[active] * residual[:, active]
+        left = moved + sample_at(u, (place[:, active] + moved).T[None])[0].T
+        size = left.square().sum(0)
+        better = size < least[active]
+        best = best.index_copy(1, active, torch.where(better, moved, best[:, active]))
+        least = least.index_copy(0, active, torch.where(better, size, least[active]))
+        count = torch.where(better, torch.zeros_like(size), worse[active] + 1)
+        circling = count >= 4  # around its solution: back to the best place, with a shorter step
+        step = step.index_copy(0, active, torch.where(circling, 0.6 * step[active], step[active]))
+        worse = worse.index_copy(0, active, torch.where(circling, torch.zeros_like(count), count))
+        if bool(circling.any()):
+            moved = torch.where(circling, best[:, active], moved)
+            left = moved + sample_at(u, (place[:, active] + moved).T[None])[0].T
+        w, residual = w.index_copy(1, active, moved), residual.index_copy(1, active, left)
+    return best, float(least.max()) ** 0.5, used
 
 
 def inverse_consistency(forward: Tensor, inverse: Tensor) -> Tensor:
@@ -295,6 +334,68 @@ def jacobian_determinant(u: Tensor, matrix: Tensor | None = None) -> Tensor:
     return (a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))[:, None]
 
 
+def corner_determinants(u: Tensor) -> Tensor:
+    """The smallest of the eight determinants det(I + grad u) at the corners of every cell; (N, 1, D-1, H-1, W-1).
+
+    Each corner takes the differences along the three edges that meet there: the derivatives of the linearly
+    interpolated map itself. Central differences, as in :func:`jacobian_determinant`, can miss a fold of one voxel.
+
+    Args:
+        u: (N, 3, D, H, W) voxels, every axis at least 2 long.
+    """
+    _check_field(u)
+    edges = [torch.diff(u, dim=axis + 2) for axis in range(3)]
+    least = None
+    for corner in itertools.product((0, 1), repeat=3):
+        columns = []
+        for axis, edge in enumerate(edges):
+            for other in range(3):
+                if other != axis:
+                    edge = edge.narrow(other + 2, corner[other], edge.shape[other + 2] - 1)
+            columns.append([edge[:, row] + float(row == axis) for row in range(3)])
+        (a, d, g), (b, e, h), (c, f, i) = columns
+        here = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+        least = here if least is None else torch.minimum(least, here)
+    return least[:, None]
+
+
+def folded_cells(u: Tensor, least: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The cells with a corner determinant of at most ``least``, see :func:`corner_determinants`, for an eighth of its
+    work.
+
+    A matrix I + G whose entries of G are all below b has a determinant of at least (1 - 3 b)^3 (its diagonal
+    dominates), so most cells need no determinant.
+
+    Args:
+        u: (N, 3, D, H, W) voxels, every axis at least 2 long.
+        least: 0 or more, below 1.
+
+    Returns:
+        (n, 4) whole numbers (batch, d, h, w) and (n,) the smallest determinant of each.
+    """
+    _check_field(u)
+    steepest = None
+    for axis in range(3):
+        edge = torch.diff(u, dim=axis + 2).abs_().amax(1)
+        for other in range(3):
+            if other != axis:
+                n = edge.shape[other + 1] - 1
+                edge = torch.maximum(edge.narrow(other + 1, 0, n), edge.narrow(other + 1, 1, n))
+        steepest = edge if steepest is None else torch.maximum(steepest, edge)
+    cells = (steepest >= (1 - least ** (1 / 3)) / 3).nonzero()
+    determinants = corner_determinants_at(u, cells)
+    found = determinants <= least
+    return cells[found], determinants[found]
+
+
+def corner_determinants_at(u: Tensor, cells: Tensor) -> Tensor:
+    """(n,): the smallest corner determinant of single cells (n, 4), given as (batch, d, h, w)."""
+    corners = torch.cartesian_prod(*[torch.arange(2, device=u.device)] * 3)
+    batch, places = cells[:, :1], cells[:, None, 1:] + corners
+    values = u.permute(0, 2, 3, 4, 1)[batch, places[..., 0], places[..., 1], places[..., 2]]
+    return corner_determinants(values.reshape(-1, 2, 2, 2, 3).permute(0, 4, 1, 2, 3)).flatten()
+
+
 def sd_log_jacobian(determinant: Tensor, mask: Tensor | None = None) -> float:
     """Standard deviation of log det over the mask, det clipped at 1e-9 (mathematics.md, 2.4)."""
     values = determinant[mask] if mask is not None else determinant
@@ -329,7 +430,23 @@ def _filter(image: Tensor, kind: str, widths: Sequence[float]) -> Tensor:
     if bands[1] is not None:
         out = torch.matmul(bands[1], out)
     if bands[0] is not None:
-        out = torch.matmul(bands[0], out.reshape(n, c, d, h * w)).view(n, c, d, h, w)
+        reach = int(widths[0]) // 2 if kind == "box" else int(max(2.0, 4 * widths[0]))
+        out = _banded(bands[0], out.reshape(n * c, d, h * w), reach).view(n, c, d, h, w)
+    return out
+
+
+def _banded(band: Tensor, rows: Tensor, reach: int) -> Tensor:
+    """(d, d) band matrix times (m, d, k), without multiplying by most of its zeros: 2.7 times faster at d = 87, reach
+    2 (CPU)."""
+    d = len(band)
+    blocks = max(1, round(d / 24))
+    if blocks == 1 or rows.requires_grad or reach > 12 or rows.device.type != "cpu":
+        return torch.matmul(band, rows)
+    out = torch.empty_like(rows)
+    edges = [round(k * d / blocks) for k in range(blocks + 1)]
+    for start, stop in zip(edges, edges[1:]):
+        low, high = max(0, start - reach), min(d, stop + reach)
+        torch.bmm(band[start:stop, low:high].expand(len(rows), -1, -1), rows[:, low:high], out=out[:, start:stop])
     return out
 
 

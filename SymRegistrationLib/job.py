@@ -189,6 +189,7 @@ class Job:
     moving_points: str | None = None
     transform_format: str = "h5"
     composite: bool = False
+    dense: bool = False
     report: bool = True
     guide_with_points: bool = False
     options: Options = field(default_factory=Options)

@@ -46,28 +46,28 @@ def lncc(a: Tensor, b: Tensor, window: int = 9, eps: float = 1e-5, mask: Tensor 
     return -_mean(lncc_map(a, b, window, eps), mask)
 
 
-def lncc_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None = None) -> tuple[Tensor, float]:
+def lncc_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Exact gradient of sum(cc) with respect to both images (adjoint of the box filters included), and the mean of cc.
 
     cc = cov^2 / (va vb + eps); its adjoint needs the box means of A = 2 cov / den, B = -cc vb / den and C = -cc va /
-    den
-    and of their products with the local means (mathematics.md, 3.2).
+    den and of their products with the local means (mathematics.md, 3.2).
 
     Args:
         a, b: (N, 1, D, H, W). window: odd, voxels. weight: (N, 1, D, H, W), or ``None`` = everywhere.
 
     Returns:
-        (2 N, 1, D, H, W): derivatives with respect to ``a`` and, behind them, to ``b``; not differentiable itself.
+        (2 N, 1, D, H, W): derivatives with respect to ``a`` and, behind them, to ``b``, not differentiable itself; and
+        the mean of cc, a scalar on their device.
     """
     mean_a, mean_b, var_a, var_b, cov = local_moments(a, b, window)
     den = var_a * var_b + 1e-5
     cc = cov * cov / den
     if weight is None:
-        value = float(cc.mean())
+        value = cc.mean()
         p = 2 * cov / den
         q, r = -cc * var_b / den, -cc * var_a / den
     else:
-        value = float((cc * weight).sum() / weight.sum().clamp_min(1e-6))
+        value = (cc * weight).sum() / weight.sum().clamp_min(1e-6)
         p = weight * 2 * cov / den
         q, r = -weight * cc * var_b / den, -weight * cc * var_a / den
     terms = torch.cat([p, q, r, p * mean_b + 2 * q * mean_a, p * mean_a + 2 * r * mean_b], 1)

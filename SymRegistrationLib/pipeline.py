@@ -15,7 +15,8 @@ from .fields import FieldPair, warp
 from .geometry import transforms
 from .geometry.grid import Grid
 from .geometry.points import PointSet
-from .geometry.transforms import DenseTransform, TransformPair
+from .geometry.resampling import linear, nearest
+from .geometry.transforms import Transform, TransformPair
 from .geometry.volumes import Volume, foreground
 from .job import INITIALS, InputError, Options, Progress, silent
 from .quality import checks
@@ -23,7 +24,7 @@ from .quality import metrics as quality
 from .quality.schema import Evidence, Landmarks, Measured, Similarity
 from .quality.volume_change import folding_regions
 from .registration import alignment, devices, evidence, methods, working_grid
-from .registration.physical import to_physical
+from .registration.physical import map_grid, to_physical
 from .registration.solver import Solver
 
 if TYPE_CHECKING:
@@ -58,10 +59,12 @@ class Result:
 
     Attributes:
         transforms: forward and inverse in mm, initial alignment included.
-        warped_moving, aligned_moving: (D, H, W) on the fixed grid: after everything, and after the alignment alone.
+        warped_moving: (D, H, W) on the fixed grid.
         warped_fixed: (D, H, W) on the moving grid.
-        jacobian: (D, H, W) on the fixed grid, determinant of the forward map.
-        ice_mm: (D, H, W) on the fixed grid, inverse consistency error in mm.
+        map_grid: the fixed scan's axes and field of view, as fine as the fixed scan or as the working grid, whichever
+            is coarser: finer maps would only repeat the same information.
+        jacobian: (D, H, W) on ``map_grid``, determinant of the forward map.
+        ice_mm: (D, H, W) on ``map_grid``, inverse consistency error in mm.
         uncertainty: (D, H, W) on the fixed grid, mm, or None: the radius that holds 68 % of the errors when it is
             calibrated.
         maps: further (D, H, W) maps on the fixed grid by name, for ``--maps``.
@@ -74,7 +77,7 @@ class Result:
     alignment: alignment.Alignment
     warped_moving: np.ndarray
     warped_fixed: np.ndarray
-    aligned_moving: np.ndarray
+    map_grid: Grid
     jacobian: np.ndarray
     ice_mm: np.ndarray
     metrics: Measured
@@ -82,13 +85,18 @@ class Result:
     maps: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
-    def forward(self) -> DenseTransform:
-        """Fixed point -> moving point, on the fixed grid plus margin."""
+    def grids(self) -> dict[str, Grid]:
+        """Where each output lies, by the words of the table of outputs."""
+        return {"fixed": self.fixed.grid, "moving": self.moving.grid, "maps": self.map_grid}
+
+    @property
+    def forward(self) -> Transform:
+        """Fixed point -> moving point."""
         return self.transforms.forward
 
     @property
-    def inverse(self) -> DenseTransform:
-        """Moving point -> fixed point, on the moving grid plus margin."""
+    def inverse(self) -> Transform:
+        """Moving point -> fixed point."""
         return self.transforms.inverse
 
 
@@ -249,15 +257,15 @@ def _pose(
 def _carried(fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver) -> dict[str, Any]:
     """The fields of :class:`Result` that lie on the scans' own grids: transforms, warped scans, Jacobian,
     consistency."""
-    physical = to_physical(pair, solver.space, fixed.grid, moving.grid)
-    here = physical.forward.resampled(fixed.grid)
+    physical = to_physical(pair, solver.space)
+    grid = map_grid(fixed.grid, float(solver.space.grid.spacing.min()))
     return {
         "transforms": physical,
-        "warped_moving": transforms.resample_through(moving, here, fixed.grid),
+        "warped_moving": transforms.resample_through(moving, physical.forward, fixed.grid),
         "warped_fixed": transforms.resample_through(fixed, physical.inverse, moving.grid),
-        "aligned_moving": transforms.resample_through(moving, physical.matrix, fixed.grid),
-        "jacobian": transforms.jacobian_on(here, fixed.grid),
-        "ice_mm": transforms.inverse_consistency_on(here, physical.inverse, fixed.grid),
+        "map_grid": grid,
+        "jacobian": quality.jacobian_map(physical.forward, grid),
+        "ice_mm": quality.inverse_consistency_map(physical.forward, physical.inverse, grid),
     }
 
 
@@ -271,7 +279,8 @@ def _measured(
 ) -> Measured:
     """What the result says of itself, and what labels and landmarks say of it."""
     pose, notes = solver.pose, solver.notes
-    content, jacobian, physical = foreground(fixed.array), carried["jacobian"], carried["transforms"]
+    jacobian, grid, physical = carried["jacobian"], carried["map_grid"], carried["transforms"]
+    content = nearest(foreground(fixed.array), fixed.grid, grid)
     sound: Any = {
         **quality.jacobian_summary(jacobian, content),
         **quality.ice_summary(carried["ice_mm"], content, float(np.mean(fixed.grid.spacing))),
@@ -297,14 +306,16 @@ def _measured(
         "similarity": _similarities(solver, pair),
         "uncertainty": None if uncertain is None else uncertain.summary,
         "notes": notes,
-        "folding": folding_regions(jacobian, fixed.grid),
+        "folding": folding_regions(jacobian, grid),
         "labels": _labels(extras, physical),
         "landmarks": _landmarks(extras, physical, fixed.grid, uncertain),
     }
     if extras.fixed_labels is not None:
         from .uncertainty.estimate import label_volumes
 
-        metrics["volumes"] = label_volumes(extras.fixed_labels, jacobian, fixed.grid, uncertain)
+        metrics["volumes"] = label_volumes(
+            extras.fixed_labels, linear(jacobian, grid, fixed.grid), fixed.grid, uncertain
+        )
     return metrics
 
 

@@ -40,6 +40,7 @@ PLAN = {
 FOR_SLICER = {
     "job",
     "geometry.grid",
+    "geometry.itk_hdf5",
     "cohort.table",
     "quality.outputs",
     "registration.catalogue",

@@ -387,8 +387,8 @@ def _cases():
             "train -o {out} ",
             """
             --iterations 3 => required: --method
-            --method magic => no method 'magic'
-            --method syn => no method 'syn'
+            --method magic => no network 'magic'
+            --method syn => no network 'syn'
             --method hsyn --size gigantic => no size 'gigantic'
             --method hsyn --option porridge=3 => porridge
             --method hsyn --shape 32,32 => shape is

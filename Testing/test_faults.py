@@ -21,7 +21,7 @@ import pytest
 import SimpleITK as sitk
 from safetensors.numpy import load_file
 
-from SymRegistrationLib.geometry.transforms import read_transform
+from SymRegistrationLib.geometry.transform_files import read_transform
 from SymRegistrationLib.geometry.volumes import read_volume
 from SymRegistrationLib.jobs.register import PARTIAL, sweep
 

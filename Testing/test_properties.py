@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from SymRegistrationLib import fields
 from SymRegistrationLib.fields import FieldPair
-from SymRegistrationLib.geometry import resampling, transforms
+from SymRegistrationLib.geometry import resampling, transform_files, transforms
 from SymRegistrationLib.geometry.grid import Grid, canonical_axes, index_map, transform_points
 from SymRegistrationLib.geometry.lattice import affine_displacement
 from SymRegistrationLib.geometry.points import PointSet, paired, read_points, write_points
@@ -278,8 +278,8 @@ def test_a_transform_file_maps_points_like_the_transform(tmp_path_factory, grid,
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = turned(seed), (3, -5, 7)
     path = folder / ("x.h5" if kind == "composite" else f"x.{kind}")
-    transforms.write_transform(path, transform, matrix if kind == "composite" else None)
-    read = transforms.read_transform(path)
+    transform_files.write_transform(path, transform, matrix if kind == "composite" else None)
+    read = transform_files.read_transform(path)
     # Between voxels a composite interpolates what its affine leaves, which is as linear; on the voxels all are equal.
     index = np.random.default_rng(seed).uniform(0.01, np.asarray(grid.shape) - 1.01, (25, 3))
     points = grid.points(index)
@@ -287,7 +287,7 @@ def test_a_transform_file_maps_points_like_the_transform(tmp_path_factory, grid,
     np.testing.assert_allclose(theirs, transform.map_points(points), atol=2e-3)
     if kind != "composite":
         np.testing.assert_allclose(resampling.map_points(read, points), transform.map_points(points), atol=2e-3)
-        again = transforms.dense(read, grid)
+        again = transform_files.dense(read, grid)
         np.testing.assert_allclose(again.map_points(points), transform.map_points(points), atol=2e-3)
 
 
@@ -462,8 +462,8 @@ def test_the_written_composite_is_affine_then_grid(tmp_path: Path):
     grid = Grid.centred((6, 7, 8), 3.0, (1, 2, 3))
     matrix = np.eye(4)
     matrix[:3, 3] = (5, 6, 7)
-    transforms.write_transform(tmp_path / "c.h5", dense(grid, 3, 2.0), matrix)
-    read = sitk.CompositeTransform(transforms.read_transform(tmp_path / "c.h5"))
+    transform_files.write_transform(tmp_path / "c.h5", dense(grid, 3, 2.0), matrix)
+    read = sitk.CompositeTransform(transform_files.read_transform(tmp_path / "c.h5"))
     assert [read.GetNthTransform(k).GetName() for k in range(read.GetNumberOfTransforms())] == [
         "AffineTransform",
         "DisplacementFieldTransform",

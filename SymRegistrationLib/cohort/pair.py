@@ -225,6 +225,7 @@ def _group_maps(folder: Path, result: Any) -> dict[str, str]:
     """Natural logarithm of the Jacobian determinant, and where the moving scan was seen, both on the fixed grid."""
     import numpy as np
 
+    from ..geometry.resampling import linear
     from ..geometry.transforms import resample_through
     from ..geometry.volumes import Volume, write_volume
     from ..jobs.register import rounded
@@ -233,7 +234,7 @@ def _group_maps(folder: Path, result: Any) -> dict[str, str]:
     inside = Volume(np.ones(result.moving.grid.shape, np.uint8), result.moving.grid)
     covered = resample_through(inside, result.forward, grid, "nearest")
     # A folded voxel has no logarithm; the floor keeps it the strongest shrinkage there is.
-    log = np.log(np.maximum(result.jacobian, 1e-3)) * (covered > 0)
+    log = np.log(np.maximum(linear(result.jacobian, result.map_grid, grid), 1e-3)) * (covered > 0)
     write_volume(folder / "log_jacobian.nii.gz", rounded(log), grid)
     write_volume(folder / "coverage.nii.gz", covered, grid)
     return {"log_jacobian": "log_jacobian.nii.gz", "coverage": "coverage.nii.gz"}

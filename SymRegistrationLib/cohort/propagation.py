@@ -17,7 +17,7 @@ import numpy as np
 
 from ..files import replacing, write_whole
 from ..geometry.resampling import resample_labels
-from ..geometry.transforms import read_transform
+from ..geometry.transform_files import read_transform
 from ..geometry.volumes import Volume, read_labels, read_map, read_shape, write_volume
 from ..job import InputError, Progress, silent
 from ..jobs.apply import smallest

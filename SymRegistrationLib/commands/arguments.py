@@ -201,7 +201,10 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
     out.add_argument(
         "--transform-format", choices=FORMATS, default="h5", help="of forward and inverse (default: %(default)s)"
     )
-    out.add_argument("--composite", action="store_true", help="store affine and grid separately in one .h5")
+    out.add_argument("--dense", action="store_true", help="transforms voxel by voxel instead of affine + lattice")
+    out.add_argument(
+        "--composite", action="store_true", help="with --dense: store affine and grid separately in one .h5"
+    )
     out.add_argument(
         "--uncertainty",
         type=_runs,

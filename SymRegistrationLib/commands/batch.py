@@ -137,6 +137,7 @@ def template_of(args: argparse.Namespace, to: dict[str, Any]) -> Job:
         output=args.output,
         transform_format=args.transform_format,
         composite=args.composite,
+        dense=args.dense,
         report=not args.no_report,
         **{name: path for name, path in to.items() if name != "fixed"},
         **stand_ins,

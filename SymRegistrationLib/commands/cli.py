@@ -126,6 +126,7 @@ def _job_of(args: argparse.Namespace) -> Job:
         output=args.output,
         transform_format=args.transform_format,
         composite=args.composite,
+        dense=args.dense,
         report=not args.no_report,
         guide_with_points=args.guide_with_points,
         options=options_of(args),

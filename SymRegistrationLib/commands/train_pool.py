@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 from collections.abc import Sequence
 
@@ -80,7 +81,11 @@ def build_parser() -> argparse.ArgumentParser:
             help=f"{text} (default: %(default)s)",
         )
     parser.add_argument(
-        "--block", default="48,64,48", metavar="D,H,W", help="voxels that a step sees, or 'all' (default: %(default)s)"
+        "--block",
+        type=_block,
+        default=d.block,
+        metavar="D,H,W",
+        help="voxels that a step sees, or 'all' (default: 48,64,48)",
     )
     parser.add_argument("--judge", metavar="TABLE", help="CSV of labelled pairs of real scans that only judge")
     parser.add_argument("--stop-after", type=float, metavar="M", help="stop after so many minutes, to be continued")
@@ -92,6 +97,16 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("-q", "--quiet", action="store_true", help="only errors")
     group.add_argument("--debug", action="store_true", help="a traceback with an error")
     return parser
+
+
+def _block(text: str) -> tuple[int, int, int] | None:
+    if text == "all":
+        return None
+    try:
+        d, h, w = (int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither three numbers such as 48,64,48 nor 'all'") from None
+    return d, h, w
 
 
 #: Arguments that are called otherwise in :class:`PoolTraining`.
@@ -107,28 +122,7 @@ def options_of(args: argparse.Namespace, command: str) -> PoolTraining:
     existing_file(args.pool, "--pool")
     if args.judge:
         existing_file(args.judge, "--judge")
-    same = (
-        "pool",
-        "method",
-        "output",
-        "size",
-        "learning_rate",
-        "last_rate",
-        "inverse_rate",
-        "most_passes",
-        "inverse_share",
-    )
-    same += (
-        "clip",
-        "ema",
-        "magnitude",
-        "judge_every",
-        "checkpoint_minutes",
-        "seed",
-        "stop_after",
-        "precision",
-        "threads",
-    )
+    same = {f.name for f in dataclasses.fields(PoolTraining)} & set(vars(args)) - {"keep", "start", "licence"}
     values = {name: getattr(args, name) for name in same}
     start = args.continue_from or args.start
     return PoolTraining(
@@ -139,7 +133,6 @@ def options_of(args: argparse.Namespace, command: str) -> PoolTraining:
         method_options=switches(args.option),
         start=None if start == "shipped" else start,
         keep=("",) if args.continue_from else tuple(args.keep.split(",")),
-        block=None if args.block == "all" else tuple(int(n) for n in args.block.split(",")),
         judged=args.judge,
         licence=args.licence,
         command=command,

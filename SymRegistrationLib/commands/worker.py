@@ -339,7 +339,6 @@ def write_raw(folder: Path, wanted: Sequence[str], result: Any) -> dict[str, str
     from ..geometry.file_checks import check_written
     from ..geometry.volumes import to_itk
 
-    grids = {"fixed": result.fixed.grid, "moving": result.moving.grid}
     files = {}
     for output in outputs.OUTPUTS:
         delivered = getattr(result, output.field) if output.name in wanted else None
@@ -348,7 +347,7 @@ def write_raw(folder: Path, wanted: Sequence[str], result: Any) -> dict[str, str
         if output.kind == "transform":
             image = to_itk(delivered.displacement, delivered.grid, vector=True)
         else:
-            image = to_itk(delivered, grids[output.grid])
+            image = to_itk(delivered, result.grids[output.grid])
         files[output.name] = f"{output.name}.nrrd"
         sitk.WriteImage(image, str(folder / files[output.name]), useCompression=False)
         count = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()

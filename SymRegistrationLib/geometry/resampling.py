@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 
+from ..fields import sample
 from .grid import Grid
+from .lattice import affine_grid
 from .volumes import Volume, grid_of, to_itk, whole_numbers
 
 INTERPOLATIONS = {"nearest": sitk.sitkNearestNeighbor, "linear": sitk.sitkLinear, "bspline": sitk.sitkBSpline}
@@ -62,6 +65,22 @@ def resample_labels(volume: Volume, transform: sitk.Transform, grid: Grid, smoot
     interpolation = sitk.sitkLabelLinear if smooth else sitk.sitkNearestNeighbor
     image = sitk.Resample(volume.to_itk(), _reference(grid), covering(transform, grid), interpolation, 0)
     return sitk.GetArrayFromImage(image).astype(volume.array.dtype)
+
+
+def nearest(array: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
+    """(D, H, W): values of the nearest voxels, for two grids with the same axes; beyond the source its border."""
+    matrix = source.inverse @ target.matrix
+    index = [
+        np.clip(np.round(matrix[axis, axis] * np.arange(n) + matrix[axis, 3]).astype(int), 0, array.shape[axis] - 1)
+        for axis, n in enumerate(target.shape)
+    ]
+    return array[np.ix_(*index)]
+
+
+def linear(array: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
+    """(D, H, W) float32 of a map on another grid, interpolated; beyond the source its border."""
+    values = torch.from_numpy(np.ascontiguousarray(array, np.float32))[None, None]
+    return sample(values, affine_grid(target.shape, source.inverse @ target.matrix, values))[0, 0].numpy()
 
 
 def map_points(transform: sitk.Transform, points: np.ndarray) -> np.ndarray:

@@ -1,27 +1,30 @@
-"""From voxels of the working grid to millimetres of the two scans, and to files: the only place where both meet.
+"""Transforms in millimetres: compact and dense, what can be done with them, and their files.
 
-A transform file maps points of its output space to points of its input space (ITK's resampling direction;
-Slicer's *FromParent*). Vectors are LPS mm.
+A transform maps points of its output space to points of its input space (ITK's resampling direction; Slicer's
+*FromParent*). Vectors are LPS mm.
+
+* **Compact** (:class:`CompactTransform`), what a registration delivers: affine, displacement lattice about as fine as
+  the
+  working voxel, affine. The lattice ends in zero, so that beyond it everything continues affinely, in every program:
+  ITK takes zero for displacement outside of a grid, Slicer the value at its border.
+* **Dense** (:class:`DenseTransform`), on request and in files of earlier releases: one displacement per voxel of a
+  scan, alignment included.
 """
 
 from __future__ import annotations
 
-import gzip
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from ..fields import gradient, sample
-from ..job import InputError, existing_file
-from .file_checks import check_written, quiet
+from ..fields import folded_cells, gradient, sample
 from .grid import Grid, transform_points
-from .lattice import affine_grid
-from .volumes import Volume, grid_of, itk_reason, read_image, to_itk, whole_numbers
+from .lattice import affine_displacement, affine_grid
+from .volumes import Volume, to_itk, whole_numbers
 
 #: Voxels handled at once when a whole volume is mapped, so that memory stays flat.
 SLAB = 4_000_000
@@ -74,9 +77,104 @@ class DenseTransform:
         """The same map stored on another grid, so that many uses there interpolate once."""
         return DenseTransform(grid, np.ascontiguousarray(self.on(grid).permute(1, 2, 3, 0).numpy()))
 
+    def displaced(self, points: Tensor) -> Tensor:
+        """(3, D, H, W) LPS mm points -> their displacements in mm."""
+        field = torch.from_numpy(np.moveaxis(self.displacement, -1, 0)).to(points)
+        return sample(field[None], _coordinates(self.grid.inverse, points, self.grid.shape))[0]
+
     def to_itk(self) -> sitk.DisplacementFieldTransform:
         """The same as SimpleITK's transform (double precision; zero displacement outside, unlike here)."""
         return sitk.DisplacementFieldTransform(to_itk(self.displacement.astype(np.float64), self.grid, vector=True))
+
+
+@dataclass(frozen=True, eq=False)
+class CompactTransform:
+    """``p -> after (q + d(q))`` with ``q = before p``: a lattice between two affines; beyond the lattice ``after
+    before p``.
+
+    Attributes:
+        grid: of the lattice, in the space between the two affines (half-way between the scans), LPS mm.
+        displacement: (D, H, W, 3) float32, LPS mm (x, y, z), zero on the six faces, so that no border shows.
+        before: (4, 4), LPS mm, point of the output space -> between.
+        after: (4, 4), LPS mm, between -> point of the input space.
+    """
+
+    grid: Grid
+    displacement: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.displacement.shape != (*self.grid.shape, 3):
+            raise ValueError(f"displacement {self.displacement.shape} does not fit the grid {self.grid.shape}")
+        faces = (self.displacement.take(end, axis=axis) for axis in range(3) for end in (0, -1))
+        if any(face.any() for face in faces):
+            raise ValueError("the lattice of a compact transform must be zero on its faces")
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """(4, 4) LPS mm: the affine that holds beyond the lattice."""
+        return self.after @ self.before
+
+    def map_points(self, points: np.ndarray) -> np.ndarray:
+        """(n, 3) LPS mm -> (n, 3) LPS mm, computed in float64."""
+        inner = DenseTransform(self.grid, self.displacement)
+        return transform_points(self.after, inner.map_points(transform_points(self.before, np.atleast_2d(points))))
+
+    def on(self, grid: Grid) -> Tensor:
+        """(3, D, H, W) float32: the displacement (x, y, z in mm) at every voxel of a grid of the output space."""
+        field = torch.from_numpy(np.moveaxis(self.displacement, -1, 0))[None]
+        vectors = sample(field, affine_grid(grid.shape, self.grid.inverse @ self.before @ grid.matrix, field))[0]
+        moved = torch.from_numpy(self.after[:3, :3].astype(np.float32)) @ vectors.reshape(3, -1)
+        return affine_displacement(self.matrix, grid).add_(moved.view(3, *grid.shape))
+
+    def displaced(self, points: Tensor) -> Tensor:
+        """(3, D, H, W) LPS mm points -> their displacements in mm."""
+        field = torch.from_numpy(np.moveaxis(self.displacement, -1, 0)).to(points)
+        vectors = sample(field[None], _coordinates(self.grid.inverse @ self.before, points, self.grid.shape))[0]
+        out = torch.from_numpy(self.after[:3, :3]).to(points) @ vectors.reshape(3, -1)
+        change = torch.from_numpy(self.matrix - np.eye(4)).to(points)
+        return (out + change[:3, :3] @ points.reshape(3, -1) + change[:3, 3:]).view_as(points)
+
+    def resampled(self, grid: Grid) -> DenseTransform:
+        """The same map stored voxel by voxel on a grid of the output space."""
+        return DenseTransform(grid, np.ascontiguousarray(self.on(grid).permute(1, 2, 3, 0).numpy()))
+
+    def to_itk(self) -> sitk.CompositeTransform:
+        """The same map as SimpleITK's transform (double precision), also beyond the lattice."""
+        lattice = sitk.DisplacementFieldTransform(to_itk(self.displacement.astype(np.float64), self.grid, vector=True))
+        return sitk.CompositeTransform([_itk_affine(self.after), lattice, _itk_affine(self.before)])
+
+    def folds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The cells of the lattice that fold at one of their eight corners.
+
+        Returns:
+            (n, 3) their first voxels and (n,) the smallest Jacobian determinant at their corners, without the two
+            affines.
+        """
+        steps = np.linalg.inv(self.grid.matrix[:3, :3]).astype(np.float32)
+        voxels = torch.from_numpy(np.moveaxis(self.displacement @ steps.T, -1, 0))
+        cells, determinants = folded_cells(voxels[None])
+        return cells[:, 1:].numpy(), determinants.numpy()
+
+
+#: What a registration delivers, or a file holds.
+Transform = CompactTransform | DenseTransform
+
+
+def _coordinates(matrix: np.ndarray, points: Tensor, shape: Sequence[int]) -> Tensor:
+    """(1, D, H, W, 3) grid_sample coordinates in an array of ``shape``: (3, D, H, W) mm points -> (4, 4) -> index."""
+    scale = 2 / np.maximum(np.asarray(shape) - 1, 1)
+    whole = torch.from_numpy(np.column_stack([matrix[:3, :3], matrix[:3, 3]]) * scale[:, None]).to(points)
+    out = whole[:, :3] @ points.reshape(3, -1) + (whole[:, 3:] - 1)
+    return out.flip(0).view_as(points).permute(1, 2, 3, 0)[None]
+
+
+def _itk_affine(matrix: np.ndarray) -> sitk.AffineTransform:
+    affine = sitk.AffineTransform(3)
+    affine.SetMatrix(matrix[:3, :3].ravel().tolist())
+    affine.SetTranslation(matrix[:3, 3].tolist())
+    return affine
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,14 +182,13 @@ class TransformPair:
     """Both physical transforms of one registration, initial alignment included.
 
     Attributes:
-        forward: on the fixed scan's grid plus margin, fixed point -> moving point: brings the moving scan onto the
-            fixed.
-        inverse: on the moving scan's grid plus margin, moving point -> fixed point.
+        forward: fixed point -> moving point: brings the moving scan onto the fixed.
+        inverse: moving point -> fixed point.
         matrix: (4, 4) LPS mm, the initial alignment alone, fixed -> moving.
     """
 
-    forward: DenseTransform
-    inverse: DenseTransform
+    forward: Transform
+    inverse: Transform
     matrix: np.ndarray
 
 
@@ -100,7 +197,7 @@ class TransformPair:
 
 def resample_through(
     volume: Volume,
-    transform: DenseTransform | np.ndarray,
+    transform: Transform | np.ndarray,
     grid: Grid,
     mode: str = "bilinear",
     outside: float | None = None,
@@ -109,7 +206,7 @@ def resample_through(
 
     Args:
         volume: the input image or label map.
-        transform: dense, or a (4, 4) matrix in LPS mm; output point -> input point.
+        transform: compact, dense, or a (4, 4) matrix in LPS mm; output point -> input point.
         mode: ``bilinear`` or ``nearest``.
         outside: value beyond the field of view; default: the volume's minimum for images, 0 for ``nearest``.
 
@@ -124,13 +221,51 @@ def resample_through(
         known, places = np.unique(np.append(volume.array, volume.array.dtype.type(outside)), return_inverse=True)
         short = Volume(places[:-1].reshape(volume.array.shape).astype(np.int32), volume.grid)
         return known[resample_through(short, transform, grid, mode, float(places[-1]))]
-    source = torch.from_numpy(np.ascontiguousarray(volume.array, dtype=np.float32))[None, None] - outside
-    out = np.empty(grid.shape, volume.array.dtype)
-    for start, stop, part in slabs(grid):
-        coordinates = point_coordinates(transform, part, volume.grid)
-        values = sample(source, coordinates, mode, "zeros")[0, 0] + outside
-        out[start:stop] = whole_numbers(values.numpy(), out.dtype) if whole else values.numpy()
+    out = np.full(grid.shape, outside, volume.array.dtype)
+    filled = _filled(volume.array, outside)
+    if filled is None:
+        return out
+    origin = volume.grid.cropped([part.start for part in filled], [part.stop for part in filled])
+    source = torch.from_numpy(volume.array[filled].astype(np.float32))[None, None].sub_(outside)
+    reached = _reached(transform, grid, origin)
+    low = np.array([part.start for part in reached])
+    for start, stop, part in slabs(grid.cropped(low, [part.stop for part in reached])):
+        values = sample(source, point_coordinates(transform, part, origin), mode, "zeros")[0, 0].add_(outside).numpy()
+        target = out[reached][start:stop]
+        target[:] = whole_numbers(values, out.dtype) if whole else values
     return out
+
+
+def _filled(array: np.ndarray, outside: float) -> tuple[slice, slice, slice] | None:
+    """Where anything differs from ``outside``, one voxel more on every side; None when nothing does."""
+    differs = array != array.dtype.type(outside)
+    found = []
+    for axis in range(3):
+        where = np.flatnonzero(differs.any(axis=tuple(k for k in range(3) if k != axis)))
+        if not len(where):
+            return None
+        found.append(slice(max(0, int(where[0]) - 1), min(array.shape[axis], int(where[-1]) + 2)))
+    return found[0], found[1], found[2]
+
+
+def _reached(transform: Transform | np.ndarray, grid: Grid, source: Grid, every: int = 4) -> tuple[slice, slice, slice]:
+    """The box of ``grid`` that holds every voxel which the transform takes into ``source``; looks at every fourth
+    voxel."""
+    depth, height, width = shape = tuple(-(-(n - 1) // every) + 1 for n in grid.shape)
+    matrix = grid.matrix.copy()
+    matrix[:3, :3] *= every
+    at = point_coordinates(transform, Grid((depth, height, width), matrix), source)[0]
+    room = 1 + 2 / np.maximum(np.asarray(source.shape[::-1]) - 1, 1)
+    for axis in range(3):  # between two of the points looked at, nothing is further from both than they are apart
+        if shape[axis] > 1:
+            room = room + torch.diff(at, dim=axis).abs().amax((0, 1, 2)).numpy()
+    inside = (at.abs() <= torch.from_numpy(room).to(at)).all(-1)
+    box = []
+    for axis, n in enumerate(grid.shape):
+        where = inside.amax(tuple(k for k in range(3) if k != axis)).nonzero()[:, 0]
+        first, last = (int(where[0]) - 1, int(where[-1]) + 1) if len(where) else (0, 0)
+        box.append(slice(max(0, every * first), min(n, every * last + 1)))
+    return box[0], box[1], box[2]
 
 
 def slabs(grid: Grid):
@@ -141,7 +276,7 @@ def slabs(grid: Grid):
         yield start, stop, grid.cropped((start, 0, 0), (stop, *grid.shape[1:]))
 
 
-def point_coordinates(transform: DenseTransform | np.ndarray, grid: Grid, source: Grid) -> Tensor:
+def point_coordinates(transform: Transform | np.ndarray, grid: Grid, source: Grid) -> Tensor:
     """(1, D, H, W, 3) grid_sample coordinates in ``source`` of the mapped voxel points of ``grid``."""
     like = torch.empty(1, 1, *source.shape)
     if isinstance(transform, np.ndarray):
@@ -153,7 +288,7 @@ def point_coordinates(transform: DenseTransform | np.ndarray, grid: Grid, source
     return base + moved.view(3, *grid.shape).permute(1, 2, 3, 0)
 
 
-def jacobian_on(transform: DenseTransform, grid: Grid) -> np.ndarray:
+def jacobian_on(transform: Transform, grid: Grid) -> np.ndarray:
     """(D, H, W) float32: determinant of the physical map at the voxels of ``grid``, central differences there."""
     out = np.empty(grid.shape, np.float32)
     steps = grid.matrix[:3, :3]  # mm per index: det(I + dU/dx) = det(M + dU/di) / det(M) with M = steps
@@ -169,159 +304,28 @@ def jacobian_on(transform: DenseTransform, grid: Grid) -> np.ndarray:
     return out
 
 
-def inverse_consistency_on(forward: DenseTransform, inverse: DenseTransform, grid: Grid) -> np.ndarray:
-    """(D, H, W) float32 mm: how far each voxel point of ``grid`` lies from itself after forward, then inverse."""
-    out = np.empty(grid.shape, np.float32)
-    field = torch.from_numpy(np.moveaxis(inverse.displacement, -1, 0))[None]
-    for start, stop, part in slabs(grid):
-        there = forward.on(part)
-        back = sample(field, point_coordinates(forward, part, inverse.grid))[0]
-        out[start:stop] = (there + back).square_().sum(0).sqrt_().numpy()
-    return out
-
-
-# ---------------------------------------------------------------------------------------------- files
-
-
-def write_transform(path: str | os.PathLike, transform: DenseTransform, matrix: np.ndarray | None = None) -> None:
-    """Write a transform: ``.h5`` (ITK), ``.nrrd`` or ``.nii.gz`` (5-D, intent 1006).
+def mark_folds(jacobian: np.ndarray, transform: Transform, grid: Grid) -> None:
+    """Bring folds of single lattice cells, which central differences can miss, into a map of determinants, in place.
 
     Args:
-        matrix: (4, 4) LPS mm; when given, ``.h5`` holds a composite: first a grid, then this affine, with the same sum.
+        jacobian: (D, H, W) on ``grid``, see :func:`jacobian_on`.
+        transform: of which it is the map; a dense one has nothing to add.
+        grid: of the map, in the transform's output space.
     """
-    path = str(path)
-    if path.endswith(".h5"):
-        if matrix is None:
-            with quiet():
-                sitk.WriteTransform(transform.to_itk(), path)
-            check_written(Path(path), 0)
-            return
-        affine = sitk.AffineTransform(3)
-        affine.SetMatrix(matrix[:3, :3].ravel().tolist())
-        affine.SetTranslation(matrix[:3, 3].tolist())
-        with quiet():
-            sitk.WriteTransform(sitk.CompositeTransform([affine, _remainder(transform, matrix).to_itk()]), path)
-        check_written(Path(path), 0)
+    if not isinstance(transform, CompactTransform):
         return
-    if path.endswith(".nii.gz"):
-        _write_nifti(path, transform)
-        return
-    image = to_itk(transform.displacement, transform.grid, vector=True)
-    with quiet():
-        sitk.WriteImage(image, path, useCompression=True, compressionLevel=1)
-    check_written(Path(path), transform.displacement.nbytes)
+    cells, determinants = transform.folds()
+    if len(cells):
+        points = transform_points(np.linalg.inv(transform.before), transform.grid.points(cells + 0.5))
+        at = np.clip(np.round(grid.indices(points)).astype(int), 0, np.asarray(grid.shape) - 1)
+        np.minimum.at(jacobian, tuple(at.T), determinants * np.float32(np.linalg.det(transform.matrix[:3, :3])))
 
 
-def _write_nifti(path: str, transform: DenseTransform) -> None:
-    """A NIfTI-1 displacement field as ITK and Slicer expect it: (I, J, K, 1, 3) float32, intent 1006, vectors in RAS.
-
-    Written here because SimpleITK cannot set the intent on a vector image.
-    """
-    grid = transform.grid
-    flip = np.array([-1.0, -1.0, 1.0])
-    matrix = np.column_stack([grid.matrix[:3, [2, 1, 0]], grid.matrix[:3, 3]]) * flip[:, None]
-    header = np.zeros((), _NIFTI_HEADER)
-    header["sizeof_hdr"], header["dim"] = 348, [5, *grid.shape[::-1], 1, 3, 1, 1]
-    header["intent_code"], header["datatype"], header["bitpix"] = 1006, 16, 32
-    header["pixdim"], header["vox_offset"], header["xyzt_units"] = [1, *grid.spacing[::-1], 1, 1, 0, 0], 352, 2
-    header["scl_slope"], header["sform_code"], header["srow"], header["magic"] = 1, 1, matrix, b"n+1"
-    vectors = np.moveaxis(transform.displacement * flip.astype(np.float32), -1, 0)
-    with gzip.open(path, "wb", compresslevel=1) as file:
-        file.write(header.tobytes() + bytes(4))
-        file.write(np.ascontiguousarray(vectors, "<f4").tobytes())
-
-
-_NIFTI_HEADER = np.dtype(
-    {
-        "names": [
-            "sizeof_hdr",
-            "dim",
-            "intent_code",
-            "datatype",
-            "bitpix",
-            "pixdim",
-            "vox_offset",
-            "scl_slope",
-            "xyzt_units",
-            "sform_code",
-            "srow",
-            "magic",
-        ],
-        "formats": [
-            "<i4",
-            ("<i2", 8),
-            "<i2",
-            "<i2",
-            "<i2",
-            ("<f4", 8),
-            "<f4",
-            "<f4",
-            "u1",
-            "<i2",
-            ("<f4", (3, 4)),
-            "S4",
-        ],
-        "offsets": [0, 40, 68, 70, 72, 76, 108, 112, 123, 254, 280, 344],
-        "itemsize": 348,
-    }
-)
-
-
-def _remainder(transform: DenseTransform, matrix: np.ndarray) -> DenseTransform:
-    """The grid that, followed by the affine, equals ``transform``."""
-    grid = transform.grid
-    points = grid.points(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1))
-    moved = transform_points(np.linalg.inv(matrix), points + transform.displacement)
-    return DenseTransform(grid, (moved - points).astype(np.float32))
-
-
-def read_transform(path: str | os.PathLike) -> sitk.Transform:
-    """Read any transform file that maps points: ITK .h5/.tfm/.txt/.mat, or a displacement image .nrrd/.nii(.gz)/.mha.
-
-    Raises:
-        InputError: missing, unreadable, an image that is not a displacement field, not 3-D, or not finite.
-    """
-    path = existing_file(path, "transform")
-    hint = "Give an ITK transform (.h5, .tfm, .mat, .txt) or a displacement grid (.nrrd, .nii.gz)."
-    if path.is_dir():
-        raise InputError(f"transform '{path}' is a folder.", hint)
-    if path.name.lower().endswith((".nrrd", ".nhdr", ".nii", ".nii.gz", ".mha", ".mhd")):
-        image = read_image(path, "transform", hint)
-        vectors = image.GetNumberOfComponentsPerPixel() == 3 and "float" in image.GetPixelIDTypeAsString()
-        if image.GetDimension() != 3 or not vectors:
-            raise InputError(
-                f"transform '{path}' is an image, not a displacement grid.", "Give the transform, not the scan."
-            )
-        transform: sitk.Transform = sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
-    else:
-        try:
-            with quiet():
-                transform = sitk.ReadTransform(str(path))
-        except (RuntimeError, MemoryError) as error:
-            raise InputError(f"transform '{path}' could not be read ({itk_reason(error)}).", hint) from None
-    if transform.GetDimension() != 3:
-        raise InputError(f"transform '{path}' is {transform.GetDimension()}-D.", "Give one for 3-D scans.")
-    if not _is_finite(transform):
-        raise InputError(f"transform '{path}' holds numbers that are not finite.", "Make or export it again.")
-    return transform
-
-
-def _is_finite(transform: sitk.Transform) -> bool:
-    """False when a parameter or a vector is NaN or infinite."""
-    if transform.GetName() == "CompositeTransform":
-        whole = sitk.CompositeTransform(transform)
-        return all(_is_finite(whole.GetNthTransform(k)) for k in range(whole.GetNumberOfTransforms()))
-    if transform.GetName() == "DisplacementFieldTransform":
-        field = sitk.DisplacementFieldTransform(transform).GetDisplacementField()
-        return bool(np.isfinite(sitk.GetArrayViewFromImage(field).sum()))  # not-a-number and infinity survive a sum
-    return bool(np.isfinite(transform.GetParameters()).all() and np.isfinite(transform.GetFixedParameters()).all())
-
-
-def dense(transform: sitk.Transform, grid: Grid) -> DenseTransform:
-    """Any SimpleITK transform as a dense one on ``grid``; a displacement field keeps its own grid."""
-    if transform.GetName() == "DisplacementFieldTransform":
-        image = sitk.DisplacementFieldTransform(transform).GetDisplacementField()
-        return DenseTransform(grid_of(image), sitk.GetArrayFromImage(image).astype(np.float32))
-    size, spacing, origin, direction = grid.itk
-    image = sitk.TransformToDisplacementField(transform, sitk.sitkVectorFloat32, size, origin, spacing, direction)
-    return DenseTransform(grid, sitk.GetArrayFromImage(image))
+def inverse_consistency_on(forward: Transform, inverse: Transform, grid: Grid) -> np.ndarray:
+    """(D, H, W) float32 mm: how far each voxel point of ``grid`` lies from itself after forward, then inverse."""
+    out = np.empty(grid.shape, np.float32)
+    for start, stop, part in slabs(grid):
+        there = forward.on(part)
+        points = there + affine_displacement(np.zeros((4, 4)), part).neg_()
+        out[start:stop] = (there + inverse.displaced(points)).square_().sum(0).sqrt_().numpy()
+    return out

@@ -28,7 +28,7 @@ from ..geometry.resampling import (
     resample_image,
     resample_labels,
 )
-from ..geometry.transforms import read_transform
+from ..geometry.transform_files import read_transform
 from ..geometry.volumes import read_labels, read_volume, write_volume
 from ..job import InputError, Progress, existing_file, silent, usable_path
 

@@ -15,7 +15,8 @@ import numpy as np
 from ..console import number, table
 from ..geometry.grid import Grid
 from ..geometry.points import PointSet, paired, read_points
-from ..geometry.transforms import DenseTransform, dense, read_transform
+from ..geometry.transform_files import physical, read_transform
+from ..geometry.transforms import Transform
 from ..geometry.volumes import Volume, read_labels, read_mask, read_volume
 from ..job import InputError, Progress, existing_file, silent
 from ..quality.metrics import (
@@ -105,7 +106,7 @@ def evaluate(request: Evaluation, progress: Progress = silent) -> dict:
         if p
     ]
     grid = read_volume(request.fixed, "fixed image").grid if request.fixed else labels[0].grid if labels else None
-    forward = _dense(request.transform, grid, "--fixed") if request.transform else None
+    forward = _read(request.transform, grid, "--fixed") if request.transform else None
     result: dict = {
         "transform": request.transform,
         "inverse": request.inverse,
@@ -126,26 +127,28 @@ def evaluate(request: Evaluation, progress: Progress = silent) -> dict:
     return result
 
 
-def _dense(path: str, grid: Grid | None, option: str) -> DenseTransform:
-    transform = read_transform(path)
-    if grid is None and transform.GetName() != "DisplacementFieldTransform":
-        raise InputError(f"transform '{path}' has no grid of its own.", f"Add {option} with the scan it belongs to.")
-    return dense(transform, grid)
+def _read(path: str, grid: Grid | None, option: str) -> Transform:
+    try:
+        return physical(read_transform(path), grid)
+    except ValueError:
+        raise InputError(
+            f"transform '{path}' has no grid of its own.", f"Add {option} with the scan it belongs to."
+        ) from None
 
 
-def _quality(request: Evaluation, forward: DenseTransform, grid: Grid) -> dict:
+def _quality(request: Evaluation, forward: Transform, grid: Grid) -> dict:
     mask = read_mask(request.fixed_mask, grid, "fixed mask") if request.fixed_mask else None
     quality: dict = jacobian_summary(jacobian_map(forward, grid), mask)
     if request.inverse:
         moving = request.moving or request.moving_labels
-        inverse = _dense(request.inverse, read_volume(moving, "moving image").grid if moving else None, "--moving")
+        inverse = _read(request.inverse, read_volume(moving, "moving image").grid if moving else None, "--moving")
         quality |= ice_summary(
             inverse_consistency_map(forward, inverse, grid), mask, float(np.prod(grid.spacing) ** (1 / 3))
         )
     return quality
 
 
-def _labels(fixed: Volume, moving: Volume, forward: DenseTransform | None) -> dict:
+def _labels(fixed: Volume, moving: Volume, forward: Transform | None) -> dict:
     before = label_overlap(fixed, moving, np.eye(4))
     after = label_overlap(fixed, moving, forward) if forward is not None else before
     # A label that the transform moved out of view is absent after, but was there before: it counts 0, not nothing.
@@ -158,7 +161,7 @@ def _labels(fixed: Volume, moving: Volume, forward: DenseTransform | None) -> di
     }
 
 
-def _landmarks(fixed: PointSet, moving: PointSet, forward: DenseTransform | None) -> dict:
+def _landmarks(fixed: PointSet, moving: PointSet, forward: Transform | None) -> dict:
     before = target_registration_error(np.eye(4), fixed.points, moving.points)
     after = target_registration_error(forward, fixed.points, moving.points) if forward is not None else before
     return {

@@ -10,26 +10,34 @@ import contextlib
 import dataclasses
 import errno
 import json
+import math
 import os
 import platform
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
 
 from .. import __version__
 from ..files import reason
+from ..geometry.grid import Grid
 from ..geometry.points import PointSet, paired, read_points
-from ..geometry.transforms import write_transform
+from ..geometry.transform_files import write_transform
+from ..geometry.transforms import Transform
 from ..geometry.volumes import read_labels, read_mask, read_volume, write_volume
 from ..job import InputError, Job, Progress, RegistrationError, silent, usable_path
 from ..pipeline import Extras, Result, register
 from ..quality.outputs import OUTPUTS
 from ..quality.schema import SCHEMA, Metrics
+from ..registration import devices
+from ..registration.physical import DENSE_BYTES, dense_grid
 
 PARTIAL = ".symreg-partial-"
 Writer = Callable[[Path, Job, Result], "dict[str, str]"]
@@ -55,6 +63,7 @@ def run(job: Job, progress: Progress = silent, write: Writer | None = None) -> M
     progress("read", 0.0, "reading the scans")
     fixed = read_volume(job.fixed, "fixed image")
     moving = read_volume(job.moving, "moving image")
+    check_dense(job, fixed.grid, moving.grid)
     extras = read_extras(job, fixed.grid, moving.grid)
     read = time.perf_counter() - started
     result = register(fixed, moving, job.options, extras, lambda stage, f, text: progress(stage, 0.03 + 0.87 * f, text))
@@ -68,13 +77,21 @@ def run(job: Job, progress: Progress = silent, write: Writer | None = None) -> M
     }
     metrics["seconds"] = {"read": round(read, 3), **metrics["seconds"]}
     with destination(job.output) as folder:
-        metrics["files"] = (write or write_result)(folder, job, result)
-        metrics["seconds"]["total"] = round(time.perf_counter() - started, 3)
-        if job.report:
-            from ..report.page import write_report
 
-            metrics["files"]["report"] = "report.html"
-            write_report(folder / "report.html", result, metrics)
+        def report(files: dict[str, str]) -> None:
+            metrics["files"] = dict(files)
+            metrics["seconds"]["total"] = round(time.perf_counter() - started, 3)
+            if job.report:
+                from ..report.page import write_report
+
+                metrics["files"]["report"] = "report.html"
+                write_report(folder / "report.html", result, metrics)
+
+        if write is None:
+            write_result(folder, job, result, meanwhile=report)
+        else:
+            report(write(folder, job, result))
+        metrics["seconds"]["total"] = round(time.perf_counter() - started, 3)
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     progress("write", 1.0, "done")
     return metrics
@@ -98,31 +115,87 @@ def read_extras(job: Job, fixed, moving) -> Extras:
     )
 
 
-def write_result(folder: Path, job: Job, result: Result) -> dict[str, str]:
-    """Write transforms, images and maps; returns what lies where."""
-    files = {}
-    grids = {"fixed": result.fixed.grid, "moving": result.moving.grid}
+def write_result(
+    folder: Path, job: Job, result: Result, meanwhile: Callable[[dict[str, str]], None] | None = None
+) -> dict[str, str]:
+    """Write transforms, images and maps, several files at a time; returns what lies where.
+
+    Args:
+        meanwhile: called with the file names while they are being written.
+
+    Raises:
+        OSError, RuntimeError: the disk is full, or the folder went away.
+    """
+    tasks = _tasks(job, result)
+    names = {name: file for name, (file, _) in tasks.items()}
+    with ThreadPoolExecutor(max(1, min(4, torch.get_num_threads()))) as pool:
+        written = [pool.submit(write, folder / file) for file, write in tasks.values()]
+        if meanwhile is not None:
+            meanwhile(names)
+        for future in written:
+            future.result()
+    return names
+
+
+def _tasks(job: Job, result: Result) -> dict[str, tuple[str, Callable[[Path], None]]]:
+    """Name -> (file name, function that writes it) of every output that there is."""
+    tasks: dict[str, tuple[str, Callable[[Path], None]]] = {}
     for output in OUTPUTS:
         delivered = getattr(result, output.field)
         if delivered is None:
             continue
         if output.kind == "transform":
-            files[output.name] = f"{output.name}.{job.transform_format}"
-            matrix = result.transforms.matrix if output.grid == "fixed" else np.linalg.inv(result.transforms.matrix)
-            write_transform(folder / files[output.name], delivered, matrix if job.composite else None)
-            continue
-        files[output.name] = f"{output.name}.nii.gz"
-        array = rounded(delivered) if output.kind == "map" else delivered
-        write_volume(folder / files[output.name], array, grids[output.grid])
+            file = f"{output.name}.{job.transform_format}"
+            tasks[output.name] = file, partial(_write_transform, job, result, output.grid, delivered)
+        else:
+            bits = output.spare_bits if output.kind == "map" else 0
+            tasks[output.name] = (
+                f"{output.name}.nii.gz",
+                partial(_write_map, delivered, result.grids[output.grid], bits),
+            )
     for name, array in result.maps.items():
-        files[name] = f"{name}.nii.gz"
-        write_volume(folder / files[name], rounded(array), result.fixed.grid)
-    return files
+        tasks[name] = f"{name}.nii.gz", partial(_write_map, array, result.fixed.grid, 10)
+    return tasks
 
 
-def rounded(array: np.ndarray) -> np.ndarray:
-    """float32 with the last 10 bits cleared (relative error below 1e-4): compresses three times faster and smaller."""
-    return ((array.astype(np.float32).view(np.uint32) + 0x200) & np.uint32(0xFFFFFC00)).view(np.float32)
+def _write_transform(job: Job, result: Result, side: str, transform: Transform, path: Path) -> None:
+    matrix = result.transforms.matrix if side == "fixed" else np.linalg.inv(result.transforms.matrix)
+    if _is_dense(job):
+        transform = transform.resampled(dense_grid(result.grids[side], float(transform.grid.spacing.min())))
+    write_transform(path, transform, matrix if job.composite and job.dense else None)
+
+
+def _write_map(array: np.ndarray, grid: Grid, bits: int, path: Path) -> None:
+    write_volume(path, rounded(array, bits) if bits else array, grid)
+
+
+def _is_dense(job: Job) -> bool:
+    """Whether transforms are written voxel by voxel: on request, and in formats that hold nothing but a grid."""
+    return job.dense or job.transform_format != "h5"
+
+
+def check_dense(job: Job, *scans: Grid) -> None:
+    """Refuse, before any work, dense transforms that would not fit the memory. Raises InputError."""
+    if not _is_dense(job):
+        return
+    need = DENSE_BYTES * max(math.prod(dense_grid(scan, 0.0).shape) for scan in scans)
+    free = devices.free_memory(torch.device("cpu"))
+    room = job.options.memory_gb * 1e9 if job.options.memory_gb else free
+    if need > room:
+        raise InputError(
+            f"a dense transform on {need / DENSE_BYTES:.3g} voxels needs about {need / 1e9:.3g} GB; {room / 1e9:.3g} "
+            f"GB "
+            "may be used.",
+            "Leave --dense out and write .h5: affine and lattice fit, and say the same.",
+        )
+
+
+def rounded(array: np.ndarray, bits: int = 10) -> np.ndarray:
+    """float32 with the last ``bits`` of 23 bits cleared (relative error ``2**(bits - 24)``), never across zero: it
+    packs better."""
+    whole = array.astype(np.float32).view(np.uint32)
+    half, mask = np.uint32(1 << (bits - 1)), np.uint32((0xFFFFFFFF << bits) & 0xFFFFFFFF)
+    return ((whole + half) & mask).view(np.float32)
 
 
 def environment(threads: int | None = None) -> dict[str, str]:

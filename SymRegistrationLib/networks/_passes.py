@@ -14,7 +14,7 @@ result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fields import compose, exponentiate, gaussian, gradient, invert, square_sum, warp
+from ..fields import compose, exponentiate, gaussian, gradient, invert, jacobian_determinant, square_sum, warp
 from ..job import InputError
 from ..losses import diffusion, lncc, lncc_force, mind, mind_ssd
 from ._attention import up_blocks
@@ -30,6 +30,8 @@ from ._base import NetworkOutput, measured_pair
 
 #: Squarings of a half-way velocity: of the few cells that are left, 1/32 at a time is fine enough.
 _SQUARINGS = 5
+#: Volume below which a half-way map is eased, and how often that is tried.
+_LEAST_DETERMINANT, _ROUNDS = 0.25, 6
 #: Adam's rate of the adaptation to one pair, cells.
 _ADAPT_RATE = 0.03
 #: Voxels of the images per cell of the fields.
@@ -115,6 +117,9 @@ class MeanFramePasses(nn.Module):
 
     #: Whether the half-way maps are exp(h), exp(-h) of one velocity.
     stationary = False
+    #: What stands around the method: half-way fields -> (to moving, to fixed) maps of the whole, voxels; see
+    #: :func:`inside`.
+    around: Callable[[HalfFields], tuple[Tensor, Tensor]] | None = None
     #: Steps of :meth:`adapted` behind the passes; set for one call by :func:`adapting`.
     adapt = 0
 
@@ -171,7 +176,30 @@ class MeanFramePasses(nn.Module):
                 state, _ = self._harmless(
                     moving, fixed, state, unlike, fitted, f"{self.adapt} steps of adaptation", notes
                 )
+        if not self.training:
+            state = self._unfolded(state, notes)
         return state, notes
+
+    def _unfolded(self, state: HalfFields, notes: list[str]) -> HalfFields:
+        """``state`` made smaller where it, with what stands around the method, squeezes space to less than a quarter
+        or folds it."""
+        first = 0
+        for _ in range(_ROUNDS):
+            maps = (
+                self.around(state) if self.around else (up_blocks(u, CELL) for u in (state.to_moving, state.to_fixed))
+            )
+            squeezed = torch.cat([(jacobian_determinant(u) < _LEAST_DETERMINANT).float() for u in maps], 1).amax(
+                1, keepdim=True
+            )
+            first = first or int(squeezed.sum())
+            if not bool(squeezed.any()):
+                break
+            keep = 1 - (4 * gaussian(F.max_pool3d(squeezed, CELL), 1.5)).clamp(max=1.0)
+            parts = (keep * u for u in (state.to_moving, state.to_fixed))
+            state = of_velocity(keep * state.velocity) if state.velocity is not None else HalfFields(*parts)
+        if first:
+            notes.append(f"its field was made smaller about {first} voxels that it would have squeezed or folded")
+        return state
 
     def adapted(self, moving: Tensor, fixed: Tensor, state: HalfFields, steps: int, kind: str = "lncc") -> HalfFields:
         """``state`` behind a velocity that is fitted to this very pair: instance optimisation by Adam.
@@ -218,6 +246,16 @@ class MeanFramePasses(nn.Module):
             return after, now
         notes.append(f"the field of the {what} was dropped: the scans are more alike without it")
         return before, unlike
+
+
+@contextmanager
+def inside(network: nn.Module, around: Callable[[HalfFields], tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Tell a method of repeated passes what its half-way fields are put into, for the calls within."""
+    network.around = around
+    try:
+        yield
+    finally:
+        network.around = None
 
 
 @contextmanager

@@ -14,14 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fields import FieldPair, compose, identity, square_sum, warp
+from ..fields import FieldPair, compose, gaussian, identity, jacobian_determinant, square_sum, warp
 from ..losses import lncc
 from ._attention import up_blocks
 from ._base import NetworkOutput, Stage, SymmetricNetwork, measured_pair
 from ._match import CELL, Halves, Match
-from ._passes import content_box
+from ._passes import HalfFields, MeanFramePasses, content_box, inside
 from ._pose import KeyPoints, Pose, fitted_pose, found_pose, pose_terms
 
+#: Volume below which a joined map is eased, and how often that is tried.
+_LEAST_DETERMINANT, _ROUNDS = 0.2, 4
 #: Adam's steps and rates on the pose, then on the matching, before the method itself is trained.
 _STAGES = (Stage(1, 20_000, 5e-4), Stage(2, 10_000, 5e-4, frozen=5_000))
 
@@ -76,33 +78,38 @@ class PreAligned(SymmetricNetwork):
 
     def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
         frame, met_moving, met_fixed = self._met(moving, fixed)
-        found = self.within(met_moving, met_fixed)
-        pair: FieldPair = measured_pair(
-            *symmetrise_inverses(
-                frame.through(found.pair.fixed_to_moving.float(), 1),
-                frame.through(found.pair.moving_to_fixed.float(), -1),
-            ),
-            found.pair.inverse_method,
-        )
+        found = self.within(met_moving, met_fixed, frame)
+        there = frame.through(found.pair.fixed_to_moving.float(), 1)
+        back = frame.through(found.pair.moving_to_fixed.float(), -1)
+        if not self.training:
+            there, back = eased(there), eased(back)
+        there, back = symmetrise_inverses(there, back)
+        if not self.training:
+            there, back = eased(there), eased(back)
+        pair: FieldPair = measured_pair(there, back, found.pair.inverse_method)
         return NetworkOutput(pair, aux={**found.aux, "pose": frame.pose, "match": frame.halves})
 
-    def within(self, met_moving: Tensor, met_fixed: Tensor) -> NetworkOutput:
+    def within(self, met_moving: Tensor, met_fixed: Tensor, frame: _Frame | None = None) -> NetworkOutput:
         """The method's result in the mean frame; at use it only sees the box that shows something, the fields continue
         outside.
 
         ``aux`` is that of the box.
         """
-        if self.training or not getattr(self.inner, "switches", None) or not getattr(self.inner.switches, "passes", 0):
+        if self.training or not isinstance(self.inner, MeanFramePasses) or not self.inner.switches.passes:
             return self.inner(met_moving, met_fixed)
-        shape, least = met_moving.shape[2:], self.card.minimum_size
-        low, high = content_box(torch.maximum(met_moving, met_fixed), self.card.size_multiple)
-        if any(b - a < least or (b - a) % self.card.size_multiple for a, b in zip(low, high)) or list(shape) == [
-            b - a for a, b in zip(low, high)
-        ]:
-            return self.inner(met_moving, met_fixed)
+        shape, least, multiple = met_moving.shape[2:], self.card.minimum_size, self.card.size_multiple
+        low, high = content_box(torch.maximum(met_moving, met_fixed), multiple)
+        if any(b - a < least or (b - a) % multiple for a, b in zip(low, high)):
+            low, high = [0, 0, 0], list(shape)
         box = (..., *(slice(a, b) for a, b in zip(low, high)))
-        found = self.inner(met_moving[box], met_fixed[box])
+
+        def around(state: HalfFields) -> tuple[Tensor, Tensor]:
+            fields = (F.pad(up_blocks(u, 2), widths, mode="replicate") for u in (state.to_moving, state.to_fixed))
+            return tuple(frame.out(u, side)[box] for u, side in zip(fields, (1, -1)))
+
         widths = [w for a, b, n in reversed(list(zip(low, high, shape))) for w in (a, n - b)]
+        with inside(self.inner, around if frame is not None else None):
+            found = self.inner(met_moving[box], met_fixed[box])
         fields = (F.pad(u, widths, mode="replicate") for u in (found.pair.fixed_to_moving, found.pair.moving_to_fixed))
         return replace(
             found, pair=replace(found.pair, **dict(zip(("fixed_to_moving", "moving_to_fixed"), fields))), velocity=None
@@ -177,6 +184,18 @@ class _Frame:
         enter = compose(up_blocks(self.halves.inverse(-side), CELL), enter)
         total = compose(compose(self._half[side], u), enter)
         return total + side * self.pose.offset(self.here + total)
+
+
+@torch.no_grad()
+def eased(u: Tensor) -> Tensor:
+    """A whole map, voxels, smoothed where the parts that it was joined of squeeze space together to nearly nothing."""
+    for _ in range(_ROUNDS):
+        squeezed = (jacobian_determinant(u) < _LEAST_DETERMINANT).to(u)
+        if not bool(squeezed.any()):
+            break
+        blend = gaussian(squeezed, 1.5).mul_(4).clamp_(max=1)
+        u = u + blend * (gaussian(u, 1.5) - u)
+    return u
 
 
 def symmetrise_inverses(u: Tensor, w: Tensor, rounds: int = 8) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -258,8 +259,8 @@ class HSyN(MeanFramePasses, SymmetricNetwork):
             blocks[-1] += 3
         self.sn = nn.ModuleList(_UNet(channels, s, heads, s.norm) for channels in blocks)
         if s.force:  # from the finest scale's convolution through its skip to the tail and the head
-            net, (first, *_) = self.sn[-1], s.decoder[::-1]
-            begin_as_step([net.down[0], *net.tail, net.heads[0]], 16, [first, *[0] * len(s.tail)])
+            net: Any = self.sn[-1]
+            begin_as_step([net.down[0], *net.tail, net.heads[0]], 16, [s.decoder[-1], *[0] * len(s.tail)])
         self.di = _UNet(3, s)
         self.recipe = _recipe(s.levels)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..geometry.grid import Grid
-from ..geometry.transforms import DenseTransform, inverse_consistency_on, jacobian_on, resample_through
+from ..geometry.transforms import Transform, inverse_consistency_on, jacobian_on, mark_folds, resample_through
 from ..geometry.volumes import Volume
 from ..losses import lncc_map
 
@@ -44,13 +44,13 @@ def dice(a: np.ndarray, b: np.ndarray, labels: Sequence[int] | None = None) -> d
     return {int(n): float(2 * common[n] / sizes[n]) for n in wanted}
 
 
-def label_overlap(fixed: Volume, moving: Volume, transform: DenseTransform | np.ndarray) -> dict[int, float]:
+def label_overlap(fixed: Volume, moving: Volume, transform: Transform | np.ndarray) -> dict[int, float]:
     """Dice of the fixed labels with the moving labels pulled onto them (nearest neighbour)."""
     return dice(fixed.array, resample_through(moving, transform, fixed.grid, "nearest"))
 
 
 def target_registration_error(
-    transform: DenseTransform | np.ndarray, fixed_points: np.ndarray, moving_points: np.ndarray
+    transform: Transform | np.ndarray, fixed_points: np.ndarray, moving_points: np.ndarray
 ) -> np.ndarray:
     """(n,) mm: distance of each mapped fixed landmark from its moving partner (mathematics.md, 15.2)."""
     if isinstance(transform, np.ndarray):
@@ -60,12 +60,19 @@ def target_registration_error(
     return np.linalg.norm(mapped - moving_points, axis=1)
 
 
-def jacobian_map(transform: DenseTransform, grid: Grid | None = None) -> np.ndarray:
-    """(D, H, W) determinant of the physical map on ``grid`` (default: the transform's own); < 0 is folding."""
-    return jacobian_on(transform, grid or transform.grid)
+def jacobian_map(transform: Transform, grid: Grid | None = None) -> np.ndarray:
+    """(D, H, W) determinant of the physical map on ``grid`` (default: the transform's own); <= 0 is folding.
+
+    Central differences between the voxels of ``grid``; where a cell of a compact transform's lattice folds at one of
+    its eight corners, the determinant there.
+    """
+    grid = grid or transform.grid
+    jacobian = jacobian_on(transform, grid)
+    mark_folds(jacobian, transform, grid)
+    return jacobian
 
 
-def inverse_consistency_map(forward: DenseTransform, inverse: DenseTransform, grid: Grid | None = None) -> np.ndarray:
+def inverse_consistency_map(forward: Transform, inverse: Transform, grid: Grid | None = None) -> np.ndarray:
     """(D, H, W) mm on ``grid`` (default: the forward transform's own): |inverse(forward(x)) - x|."""
     return inverse_consistency_on(forward, inverse, grid or forward.grid)
 

@@ -15,12 +15,14 @@ class Output:
     Attributes:
         name: of its file (before the ending), of its node's role in Slicer, and in the worker's ``outputs``.
         kind: ``transform``, ``image`` (grey values of a scan) or ``map`` (numbers with a colour scale).
-        grid: ``fixed`` or ``moving``: the scan on whose grid it lies; a transform starts there.
+        grid: ``fixed`` or ``moving``: the scan on whose grid it lies, a transform starts there; ``maps``: the fixed
+            scan's axes and field of view, no finer than the working grid.
         field: of :class:`~SymRegistrationLib.pipeline.Result`; what is None there is not delivered.
         title: short, for menus, legends and headings.
         meaning: one sentence for people.
         unit: of a map's numbers; "" for none.
         colours: of a map: ``diverging`` about 1 or ``sequential`` from 0.
+        spare_bits: of a map: so many of the 23 bits of its numbers are left out of the file.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Output:
     meaning: str
     unit: str = ""
     colours: str = ""
+    spare_bits: int = 10
 
 
 OUTPUTS = (
@@ -49,22 +52,24 @@ OUTPUTS = (
     Output(
         "jacobian",
         "map",
-        "fixed",
+        "maps",
         "jacobian",
         "Volume change",
         "Local volume change (Jacobian determinant) from fixed to moving: 1 = none, 0 or less = folding.",
         "volume factor",
         "diverging",
+        13,
     ),
     Output(
         "inverse_consistency",
         "map",
-        "fixed",
+        "maps",
         "ice_mm",
         "Inverse consistency error",
         "How far a point misses itself after going to the moving scan and back.",
         "mm",
         "sequential",
+        16,
     ),
     Output(
         "uncertainty",

@@ -141,7 +141,8 @@ def _convolution_seconds(dtype: torch.dtype, layout: torch.memory_format) -> flo
     """The fastest of a few runs of a small network's typical convolution; infinite where it cannot be run."""
     try:
         x = torch.zeros(2, 32, 24, 24, 24, dtype=dtype).to(memory_format=layout)
-        convolution = torch.nn.Conv3d(32, 32, 3, padding=1).to(dtype=dtype, memory_format=layout)
+        convolution = torch.nn.Conv3d(32, 32, 3, padding=1).to(dtype=dtype)
+        convolution.to(memory_format=layout)  # type: ignore[call-overload]  # missing in torch's stubs
         best = math.inf
         for _ in range(4):
             begun = time.perf_counter()

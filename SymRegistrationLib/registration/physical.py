@@ -2,46 +2,212 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..fields import FieldPair, sample
-from ..geometry.grid import Grid
-from ..geometry.lattice import affine_displacement, affine_grid
-from ..geometry.transforms import DenseTransform, TransformPair
-from .working_grid import WorkingPair
+from ..fields import (
+    FieldPair,
+    compose,
+    corner_determinants_at,
+    folded_cells,
+    resize,
+    resize_field,
+    sample_at,
+    square_sum,
+)
+from ..geometry.grid import Grid, transform_points
+from ..geometry.transforms import CompactTransform, TransformPair
+from .alignment import split_midway
+from .working_grid import WorkingPair, fit_affine, to_working_grid
 
-#: Transforms reach so far beyond the scan, mm, but not further than this part of its longest side: 6 mm around a scan
-#: of 2 mm would be a thousand times its volume.
+#: A field that ends in ``n`` voxels at a face of its grid fades to zero over so many times ``n`` voxels beyond it, but
+#: at
+#: least over ``LEAST_FADE`` and at most over ``MOST_FADE``: a smooth step is 1.5 times steeper than a straight one, so
+#: that the fading squeezes space to a half at most.
+FADE, LEAST_FADE, MOST_FADE = 3.0, 3, 40
+#: Cells whose smallest corner determinant is below count as folded.
+LEAST_CORNER = 0.01
+#: Fields that end in more voxels than this at a face hold a pose that no affine carries yet (a network that began from
+#: the headers): their affine part is taken out first.
+LARGE_END = 12.0
+#: Steps of the scan over which dense transforms on request reach beyond it, mm, but not further than this part of its
+#: longest side: 6 mm around a scan of 2 mm would be a thousand times its volume.
 MARGIN_MM, MARGIN_SHARE = 6.0, 1 / 8
+#: Bytes per voxel of a dense transform while it is made and written.
+DENSE_BYTES = 48
 
 
-def to_physical(pair: FieldPair, space: WorkingPair, fixed: Grid, moving: Grid) -> TransformPair:
-    """Carry a field pair from the working grid to the scans.
+def to_physical(pair: FieldPair, space: WorkingPair) -> TransformPair:
+    """Carry a field pair from the working grid to the scans, without interpolating it.
 
-    The lattice of each transform follows its scan's axes and field of view, larger on all sides (``MARGIN_MM``), and is
-    as fine as the scan or as 0.6 of the working voxel, whichever is coarser: finer only repeats the same information
-    (measured on brains: inverse consistency 0.061 mm at 1, 0.045 at 2/3, 0.041 at 1/2 of the working voxel).
+    The field stays on the working grid, half-way between the scans, and the two halves of the alignment go before and
+    after it. Beyond the working grid it fades to zero, both directions inverse to each other there too.
     """
-    spacing = float(space.grid.spacing[0]) * 0.6
-    lattices = []
-    for grid in (fixed, moving):
-        grown = grid.padded(min(MARGIN_MM, MARGIN_SHARE * float((np.asarray(grid.shape) * grid.spacing).max())))
-        lattices.append(
-            grown if (grid.spacing > 0.8 * spacing).all() else grown.resampled(np.maximum(grid.spacing, spacing))
-        )
+    matrix = space.mid_to_moving @ np.linalg.inv(space.mid_to_fixed)
+    if max(_ends(pair)) > LARGE_END:
+        pair, space = _without_affine(pair, space)
+    fields, before = faded(pair)
+    after = [n - before[axis] - space.grid.shape[axis] for axis, n in enumerate(fields.shape[2:])]
+    grid = space.grid.cropped([-n for n in before], [n + m for n, m in zip(space.grid.shape, after)])
+    linear = torch.from_numpy(grid.matrix[:3, :3].copy()).to(fields)
+    vectors = _on_binary_steps(fields.permute(0, 2, 3, 4, 1) @ linear.T, float(grid.spacing.min()))
     to_fixed, to_moving = space.mid_to_fixed, space.mid_to_moving
-    forward = _physical(pair.fixed_to_moving, space.grid, lattices[0], np.linalg.inv(to_fixed), to_moving)
-    inverse = _physical(pair.moving_to_fixed, space.grid, lattices[1], np.linalg.inv(to_moving), to_fixed)
-    return TransformPair(forward, inverse, to_moving @ np.linalg.inv(to_fixed))
+    forward, inverse = vectors.cpu().numpy()
+    return TransformPair(
+        CompactTransform(grid, forward, np.linalg.inv(to_fixed), to_moving),
+        CompactTransform(grid, inverse, np.linalg.inv(to_moving), to_fixed),
+        matrix,
+    )
 
 
-def _physical(u: Tensor, working: Grid, lattice: Grid, before: np.ndarray, after: np.ndarray) -> DenseTransform:
-    """``after o (id + u) o before`` as displacement in mm on ``lattice``."""
-    at = affine_grid(lattice.shape, working.inverse @ before @ lattice.matrix, u)
-    vectors = sample(u, at)[0]
-    linear = torch.from_numpy((after @ working.matrix)[:3, :3]).to(vectors)
-    moved = (linear @ vectors.reshape(3, -1)).view(3, *lattice.shape)
-    moved += affine_displacement(after @ before, lattice).to(moved.device)
-    return DenseTransform(lattice, np.ascontiguousarray(moved.permute(1, 2, 3, 0).cpu().numpy()))
+def _ends(pair: FieldPair) -> list[float]:
+    """The longest vector of either direction, in voxels, at each of the six faces: low and high of each axis."""
+    lengths = square_sum(torch.cat([pair.fixed_to_moving, pair.moving_to_fixed])).amax((0, 1))
+    return [float(lengths.select(axis, end).max()) ** 0.5 for axis in range(3) for end in (0, -1)]
+
+
+def faded(pair: FieldPair) -> tuple[Tensor, list[int]]:
+    """Both fields on a larger grid, unchanged inside and zero at its faces.
+
+    Returns:
+        (2, 3, D, H, W) voxels, fixed to moving first, and by how many voxels the grid grew at the low end of each axis.
+    """
+    fields = torch.cat([pair.fixed_to_moving, pair.moving_to_fixed])
+    widths = [min(MOST_FADE, max(LEAST_FADE, math.ceil(FADE * end))) for end in _ends(pair)]
+    fields = F.pad(fields, [*widths[4:], *widths[2:4], *widths[:2]], mode="replicate")
+    weight = torch.ones_like(fields[:1, :1])
+    for axis in range(3):
+        low, high = (_smooth_step(width, fields) for width in widths[2 * axis : 2 * axis + 2])
+        ramp = torch.ones(fields.shape[axis + 2]).to(fields)
+        ramp[: len(low)], ramp[len(ramp) - len(high) :] = low, high.flip(0)
+        weight = weight * ramp.view([-1 if k == axis else 1 for k in range(3)])
+    return _unfolded(_consistent_beyond(fields * weight, weight)), widths[::2]
+
+
+def _consistent_beyond(fields: Tensor, weight: Tensor) -> Tensor:
+    """The faded fields made inverse to each other again where they fade; on half as many voxels an axis, they are
+    smooth there."""
+    coarse = [max(2, n // 2) for n in fields.shape[2:]]
+    where = resize(((weight > 0) & (weight < 1)).to(fields), coarse)
+    before = resize_field(fields, coarse)
+    after = before
+    for _ in range(4):  # each yields half of what is left
+        after = after - 0.5 * where * compose(after.flip(0), after)
+    change = resize_field(after - before, fields.shape[2:])
+    return fields + change * ((weight > 0) & (weight < 1))
+
+
+def _unfolded(fields: Tensor, rounds: int = 8) -> Tensor:
+    """Both fields smoothed around the cells that fold at one of their eight corners, and nowhere else.
+
+    Half-way fields that do not fold can do so in single cells once they are composed and seen on a grid.
+    """
+    reach = torch.arange(-4, 5, device=fields.device)
+    ball = torch.cartesian_prod(reach, reach, reach)
+    away = ball.double().norm(dim=1).to(fields)
+    ball, away = ball[away < 4.5], away[away < 4.5]
+    share = (1.5 - away / 3).clamp(0, 1)
+    size = torch.tensor(fields.shape[2:], device=fields.device)
+    cells, _ = folded_cells(fields, LEAST_CORNER)
+    for _ in range(rounds):
+        if not len(cells):
+            break
+        weight = torch.zeros_like(fields[:, 0])
+        for side in (0, 1):
+            own = cells[cells[:, 0] == side, 1:] + 0.5
+            # The same place in the other field lies where this one leads; smoothed on both sides, they stay inverse.
+            other = own + sample_at(fields[side : side + 1], own[None].to(fields))[0]
+            for k, centres in ((side, own), (1 - side, other)):
+                at = (centres.round().long()[:, None] + ball).clamp(torch.ones_like(size), size - 2)
+                flat = ((at[..., 0] * size[1] + at[..., 1]) * size[2] + at[..., 2]).flatten()
+                weight[k].view(-1).scatter_reduce_(0, flat, share.repeat(len(centres)), "amax")
+        fields = _smoothed_at(fields, weight)
+        where = weight.nonzero()
+        offsets = torch.cat(
+            [torch.zeros_like(ball[:8, :1]), torch.cartesian_prod(*[torch.arange(-1, 1, device=ball.device)] * 3)], 1
+        )
+        near = torch.unique((where[:, None] + offsets).reshape(-1, 4), dim=0)
+        cells = near[corner_determinants_at(fields, near) <= LEAST_CORNER]
+    return fields
+
+
+def _smoothed_at(fields: Tensor, weight: Tensor) -> Tensor:
+    """(2, 3, D, H, W) blended with its Gaussian mean (1 voxel) where ``weight`` (2, D, H, W) > 0, both directions kept
+    inverse."""
+    reach = torch.arange(-2, 3, device=fields.device)
+    kernel = torch.cartesian_prod(reach, reach, reach)
+    mass = torch.exp(-0.5 * kernel.square().sum(1).to(fields))
+    mass = mass / mass.sum()
+    size = torch.tensor(fields.shape[2:], device=fields.device)
+    places = [side.nonzero() for side in weight]
+    shares = [side[tuple(place.T)][:, None] for side, place in zip(weight, places, strict=True)]
+    vectors = fields.permute(0, 2, 3, 4, 1).contiguous()
+    smooth = []
+    for k, place in enumerate(places):
+        means = torch.zeros(len(place), 3).to(fields)
+        for offset, part in zip(kernel, mass, strict=True):
+            means += part * vectors[k][tuple((place + offset).clamp(torch.zeros_like(size), size - 1).T)]
+        smooth.append(means)
+    for k, place in enumerate(places):
+        vectors[k][tuple(place.T)] += shares[k] * (smooth[k] - vectors[k][tuple(place.T)])
+    for _ in range(4):  # each yields half of what keeps them from being inverse to each other
+        planes = vectors.permute(0, 4, 1, 2, 3)
+        left = []
+        for k, place in enumerate(places):
+            here = vectors[k][tuple(place.T)]
+            left.append(here + sample_at(planes[1 - k : 2 - k], (place + here)[None])[0])
+        for k, place in enumerate(places):
+            vectors[k][tuple(place.T)] -= 0.5 * shares[k] * left[k]
+    return vectors.permute(0, 4, 1, 2, 3).contiguous()
+
+
+def _smooth_step(width: int, like: Tensor) -> Tensor:
+    t = torch.arange(width).to(like) / width
+    return t * t * (3 - 2 * t)
+
+
+def _on_binary_steps(vectors: Tensor, spacing: float) -> Tensor:
+    """Vectors in mm rounded to whole multiples of about 1/8000 voxel, so that their last bits, which mean nothing,
+    pack."""
+    step = 2.0 ** math.floor(math.log2(spacing / 4096))
+    return vectors.div(step).round_().mul_(step)
+
+
+def _without_affine(pair: FieldPair, space: WorkingPair) -> tuple[FieldPair, WorkingPair]:
+    """The same map with its affine part in the half-way matrices, on a grid over the content of both scans there."""
+    found = split_midway(*fit_affine(pair, space), "affine")
+    seen = []
+    for image, old, new in (
+        (space.fixed, space.mid_to_fixed, found.mid_to_fixed),
+        (space.moving, space.mid_to_moving, found.mid_to_moving),
+    ):
+        where = (image[0, 0] > 0.05).nonzero().cpu().numpy()
+        seen.append(transform_points(np.linalg.inv(new) @ old @ space.grid.matrix, where))
+    index = transform_points(space.grid.inverse, np.concatenate(seen))
+    margin = 4
+    grid = space.grid.cropped(index.min(0) - margin, index.max(0) + margin + 1)
+    target = replace(space, grid=grid, mid_to_fixed=found.mid_to_fixed, mid_to_moving=found.mid_to_moving)
+    return to_working_grid(pair, space, target), target
+
+
+def map_grid(scan: Grid, spacing: float) -> Grid:
+    """The axes and field of view of a scan, as fine as the scan or as ``spacing`` mm, whichever is coarser."""
+    return scan if (scan.spacing > 0.8 * spacing).all() else scan.resampled(np.maximum(scan.spacing, spacing))
+
+
+def dense_grid(scan: Grid, spacing: float) -> Grid:
+    """Where a dense transform of a scan sits: its axes and field of view, larger on all sides.
+
+    Args:
+        spacing: of the lattice it is made from, mm; the grid is as fine as the scan or as 0.6 of this, whichever is
+            coarser: finer only repeats the same information (measured on brains: inverse consistency 0.061 mm at 1,
+            0.045 at 2/3, 0.041 at 1/2 of the working voxel).
+    """
+    spacing = 0.6 * spacing
+    grown = scan.padded(min(MARGIN_MM, MARGIN_SHARE * float((np.asarray(scan.shape) * scan.spacing).max())))
+    return grown if (scan.spacing > 0.8 * spacing).all() else grown.resampled(np.maximum(scan.spacing, spacing))

@@ -68,10 +68,27 @@ def prepare(volume: Volume, mask: np.ndarray | None = None, device: torch.device
     where = _sample_indices(content)
     if len(where) < 8:
         raise InputError(f"'{volume.name}' has almost no content to align.", "Check the image and its mask.")
-    image = torch.from_numpy(np.ascontiguousarray(volume.array, dtype=np.float32)).to(device)[None, None]
+    cut, array, grid = _is_cut(content), volume.array, volume.grid
+    if mask is None and not cut:
+        # Air around the content is what every lookup beyond the image gives: a scan in a large box costs no more than
+        # its content.
+        array, grid = _without_air(array, grid, low)
+    image = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(device)[None, None]
     image = ((image - low) / (high - low)).clamp_(0, 1)
     weights = None if mask is None else torch.from_numpy(mask.astype(np.float32)).to(device)[None, None]
-    return Scan(image, volume.grid, weights, volume.grid.points(where), _is_cut(content))
+    return Scan(image, grid, weights, volume.grid.points(where), cut)
+
+
+def _without_air(array: np.ndarray, grid: Grid, low: float, rim: int = 6) -> tuple[np.ndarray, Grid]:
+    """The box outside of which no voxel is above ``low``, and ``rim`` voxels more on every side, with its grid."""
+    bright = array > low
+    ends = []
+    for axis in range(3):
+        where = np.flatnonzero(bright.any(axis=tuple(k for k in range(3) if k != axis)))
+        if not len(where):
+            return array, grid
+        ends.append((max(0, int(where[0]) - rim), min(array.shape[axis], int(where[-1]) + 1 + rim)))
+    return array[tuple(slice(*end) for end in ends)], grid.cropped([a for a, _ in ends], [b for _, b in ends])
 
 
 def _sample_indices(content: np.ndarray, target: int = 20_000) -> np.ndarray:
@@ -123,6 +140,7 @@ def working_pair(
     spacing: float,
     multiple: int = 1,
     whole: bool = False,
+    margin: float = 0.06,
 ) -> WorkingPair:
     """Resample both scans onto a common isotropic grid half-way between them.
 
@@ -130,11 +148,12 @@ def working_pair(
         spacing: voxel size in mm.
         multiple: every axis of the grid is a multiple of this.
         whole: the grid covers all that either scan shows; else what both show.
+        margin: around that, as a share of its longest side; two voxels more in any case.
 
     Raises:
         InputError: after alignment the two contents do not overlap.
     """
-    grid = working_grid(fixed, moving, mid_to_fixed, mid_to_moving, spacing, multiple, whole)
+    grid = working_grid(fixed, moving, mid_to_fixed, mid_to_moving, spacing, multiple, whole, margin)
     images, weights = zip(*(resample(scan, grid, to) for scan, to in ((fixed, mid_to_fixed), (moving, mid_to_moving))))
     weight = None
     if any(w is not None for w in weights):
@@ -152,6 +171,7 @@ def working_grid(
     spacing: float,
     multiple: int = 1,
     whole: bool = False,
+    margin: float = 0.06,
 ) -> Grid:
     """Isotropic grid over what both scans show, with a margin; its axes lie half-way between theirs.
 
@@ -172,7 +192,7 @@ def working_grid(
             "the two scans do not overlap in space after the initial alignment.",
             "Use --initial centre, rigid or affine, or check that they show the same part of the body.",
         )
-    margin = 0.06 * (high - low).max() + 2 * spacing
+    margin = margin * (high - low).max() + 2 * spacing
     size = (high - low) + 2 * margin
     shape = [max(4, multiple * math.ceil((s / spacing + 1) / multiple)) for s in size]
     return Grid.centred(shape, spacing, axes @ ((low + high) / 2), axes)

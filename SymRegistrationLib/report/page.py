@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..console import duration, jsonable, number
+from ..geometry.resampling import nearest
 from ..geometry.volumes import foreground
 from ..quality.checks import checks, verdict
 from ..quality.outputs import OUTPUTS
@@ -39,9 +40,10 @@ def write_report(path: Path, result, metrics: Mapping[str, Any]) -> None:
         metrics: the content of metrics.json; parts that are missing are left out of the page.
     """
     page = Page(drawing.planes(result.fixed))
-    draw_scans(page, result)
     matrix = (metrics.get("alignment") or {}).get("matrix")
-    limits = draw_maps(page, result, np.eye(4) if matrix is None else np.array(matrix, float))
+    matrix = np.eye(4) if matrix is None else np.array(matrix, float)
+    draw_scans(page, result, matrix)
+    limits = draw_maps(page, result, matrix)
     parts = [
         _head(result, metrics),
         _verdict(metrics),
@@ -222,7 +224,7 @@ def _histogram(result) -> str:
     """Log-Jacobian inside the scan's content, at most about a million voxels, as inline SVG."""
     step = max(1, round((result.jacobian.size / 1e6) ** (1 / 3)))
     part = (slice(None, None, step),) * 3
-    values = result.jacobian[part][foreground(result.fixed.array[part])]
+    values = result.jacobian[part][nearest(foreground(result.fixed.array), result.fixed.grid, result.map_grid)[part]]
     logs = np.log2(values[values > 0])
     widest = np.percentile(np.abs(logs), 99.8) if logs.size else 1.0
     limit = float(next((step for step in (0.5, 1, 1.5, 2, 3) if step >= widest), 3))

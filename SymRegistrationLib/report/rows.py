@@ -65,6 +65,7 @@ def number_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 _FLAGS = {
     "transform_format": "--transform-format",
     "composite": "--composite",
+    "dense": "--dense",
     "guide_with_points": "--guide-with-points",
     "memory_gb": "--memory",
 }

@@ -1,7 +1,7 @@
 """The pictures of ``report.html``: slices of the scans in their stages, and coloured maps over the fixed scan.
 
-A result is anything that offers ``fixed``, ``moving`` (Volume), ``warped_moving``, ``aligned_moving``,
-``jacobian``, ``ice_mm``, ``uncertainty`` ((D, H, W) on the fixed grid, the last may be None) and ``forward``.
+A result is anything that offers ``fixed``, ``moving`` (Volume), ``warped_moving``, ``uncertainty`` ((D, H, W) on the
+fixed grid, the last may be None), ``jacobian``, ``ice_mm`` ((D, H, W) on ``map_grid``) and ``forward``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from html import escape
 
 import numpy as np
 
-from ..geometry.volumes import robust_range
+from ..geometry.grid import transform_points
+from ..geometry.volumes import Volume, robust_range
 from ..quality.outputs import OUTPUTS
 from . import drawing
 from .drawing import DIVERGING, FOLDED, SEQUENTIAL, Plane
@@ -60,10 +61,15 @@ class Page:
         return f'<div class="views">{"".join(panes)}</div>'
 
 
-def draw_scans(page: Page, result) -> None:
+def draw_scans(page: Page, result, matrix: np.ndarray) -> None:
     """Grey pictures of the fixed scan and of the moving scan in its three stages, and the fixed scan's outlines.
 
     Stores ``fixed``, ``before``, ``aligned``, ``after`` and ``lines``.
+
+    Args:
+        page: gets the pictures.
+        result: see the module.
+        matrix: (4, 4) LPS mm, fixed -> moving, the initial alignment.
     """
     low, high = robust_range(result.fixed.array)
     fixed = [drawing.grey(plane.cut(result.fixed.array), low, high) for plane in page.planes]
@@ -72,8 +78,9 @@ def draw_scans(page: Page, result) -> None:
     # Equal medians: a bright rim of fat in one scan must not make its brain look darker than the other's.
     gain = np.clip(_median(fixed) / _median(after), 0.5, 2.0)
     for plane, fixed_cut, after_cut in zip(page.planes, fixed, after):
-        before = drawing.sample_points(result.moving, plane.points(result.fixed.grid), low)
-        aligned = plane.cut(result.aligned_moving)
+        points = plane.points(result.fixed.grid)
+        before = drawing.sample_points(result.moving, points, low)
+        aligned = drawing.sample_points(result.moving, transform_points(matrix, points), low)
         page.picture("fixed", plane, _bytes(fixed_cut))
         page.picture("before", plane, _bytes(gain * drawing.grey(before, low, high)))
         page.picture("aligned", plane, _bytes(gain * drawing.grey(aligned, low, high)))
@@ -97,18 +104,26 @@ def draw_maps(page: Page, result, matrix: np.ndarray) -> dict[str, float]:
     low, high = robust_range(result.fixed.array)
     greys = [0.85 * drawing.grey(plane.cut(result.fixed.array), low, high) for plane in page.planes]
     limits = {
-        "jacobian": _draw_jacobian(page, greys, result.jacobian),
+        "jacobian": _draw_jacobian(page, greys, _cuts(page, result, result.jacobian)),
         "lattice": _draw_lattice(page, greys, result, matrix),
     }
     for output in OUTPUTS:
         values = getattr(result, output.field) if output.colours == "sequential" else None
         if values is not None:
-            limits[output.name] = _draw_millimetres(page, greys, output.name, values)
+            limits[output.name] = _draw_millimetres(page, greys, output.name, _cuts(page, result, values))
     return limits
 
 
-def _draw_jacobian(page: Page, greys: list[np.ndarray], jacobian: np.ndarray) -> float:
-    cuts = [plane.cut(jacobian) for plane in page.planes]
+def _cuts(page: Page, result, values: np.ndarray) -> list[np.ndarray]:
+    """(h, w) per plane: a map on the fixed grid, or on the coarser ``map_grid``, as the planes of the fixed scan show
+    it."""
+    if values.shape == result.fixed.grid.shape:
+        return [plane.cut(values) for plane in page.planes]
+    volume = Volume(values, result.map_grid)
+    return [drawing.sample_points(volume, plane.points(result.fixed.grid), 0.0) for plane in page.planes]
+
+
+def _draw_jacobian(page: Page, greys: list[np.ndarray], cuts: list[np.ndarray]) -> float:
     limit = _scale([np.abs(np.log2(np.maximum(cut, 1e-3))) for cut in cuts], greys, _VOLUME_STEPS)
     for plane, grey, cut in zip(page.planes, greys, cuts):
         share = np.log2(np.maximum(cut, 1e-6)) / limit
@@ -129,8 +144,7 @@ def _draw_lattice(page: Page, greys: list[np.ndarray], result, matrix: np.ndarra
     return spacing
 
 
-def _draw_millimetres(page: Page, greys: list[np.ndarray], name: str, values: np.ndarray) -> float:
-    cuts = [plane.cut(values) for plane in page.planes]
+def _draw_millimetres(page: Page, greys: list[np.ndarray], name: str, cuts: list[np.ndarray]) -> float:
     limit = _scale(cuts, greys, _MM_STEPS)
     for plane, grey, cut in zip(page.planes, greys, cuts):
         share = np.clip(cut / limit, 0, 1)

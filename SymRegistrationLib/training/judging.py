@@ -49,7 +49,7 @@ class JudgedPair:
         """``dice``, ``dice_before`` (what stands in front), ``folded`` (share, of the residual map), ``passes_dice``
         of 1, 2, 4."""
         zero = torch.zeros_like(self.frame.out(None, 1))
-        found = network.within(self.moving, self.fixed).pair
+        found = network.within(self.moving, self.fixed, self.frame).pair
         u = found.fixed_to_moving.float()
         return {
             "dice_before": self.dice(zero),

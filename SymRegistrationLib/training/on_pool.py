@@ -89,7 +89,8 @@ class _Run:
             )
         self._settle_folder()
         self.taken = take_over(self.network, options.start or options.method, options.keep)
-        self.network.to(memory_format=torch.channels_last_3d)
+        device = torch.device("cpu")
+        self.network.to(device=device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if not any(name.startswith("pose.") for name in self.taken):
             raise InputError(
                 "the weights to start from hold no pose and matching.", "Give --start METHOD or a weights file."

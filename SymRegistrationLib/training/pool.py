@@ -17,17 +17,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..files import json_object
 from ..job import InputError
-from ..networks._match import CELL
-from ..networks._passes import content_box
 
 #: Raised when pairs are made another way.
 POOL_VERSION = 1
@@ -56,22 +53,6 @@ class PoolPair:
     to_moving: Tensor
     to_fixed: Tensor
     facts: dict
-
-    def cropped(self, multiple: int = 16, margin: int = 2) -> PoolPair:
-        """The pair without most of the background: the box of what either scan shows, ``margin`` voxels around it,
-        axes raised
-        to ``multiple`` (even)."""
-        low, high = content_box(torch.maximum(self.moving, self.fixed), multiple, margin)
-        cut = {
-            name: value[(..., *(slice(a, b) for a, b in zip(low, high)))]
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor) and value.shape[1] == 1
-        }
-        cells = {
-            name: getattr(self, name)[(..., *(slice(a // CELL, b // CELL) for a, b in zip(low, high)))]
-            for name in ("to_moving", "to_fixed")
-        }
-        return replace(self, **cut, **cells)
 
 
 class Pool:

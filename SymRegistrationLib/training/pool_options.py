@@ -128,8 +128,8 @@ class PoolTraining:
                 raise InputError(f"{name.replace('_', '-')} is {value}.", f"Give at least {least}.")
         if self.steps < 1:
             raise InputError("the run has no step.", "Raise the steps of a phase.")
-        if self.block is not None and any(n < 32 or n % 16 for n in self.block):
-            raise InputError(f"block is {self.block}.", "Give multiples of 16, at least 32, or leave it out.")
+        if self.block is not None and (len(self.block) != 3 or any(n < 32 or n % 16 for n in self.block)):
+            raise InputError(f"block is {self.block}.", "Give three multiples of 16, at least 32, or leave it out.")
         if self.inverse_share > 1 or not 0 <= self.ema < 1:
             raise InputError("a share is above 1, or the average's decay is not below 1.")
         if self.precision not in ("auto", "float32", "bfloat16"):

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from SymRegistrationLib.geometry import transforms
+from SymRegistrationLib.geometry import transform_files, transforms
 from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.geometry.points import read_points
 from SymRegistrationLib.geometry.volumes import foreground, read_labels, read_volume, write_volume
@@ -190,7 +190,7 @@ def score(row: dict, out: Path) -> dict:
     """Dice or TRE, folding and inverse consistency of what a tool left in ``out``."""
     fixed, moving = read_volume(row["fixed"]), read_volume(row["moving"])
     suffix = ".h5" if (out / "forward.h5").exists() else ".nii.gz"
-    forward = transforms.dense(transforms.read_transform(out / f"forward{suffix}"), fixed.grid)
+    forward = transform_files.dense(transform_files.read_transform(out / f"forward{suffix}"), fixed.grid)
     content = foreground(fixed.array)
     scores = {}
     if row.get("fixed_labels"):
@@ -206,7 +206,7 @@ def score(row: dict, out: Path) -> dict:
         scores["tre_outside_mm"] = float(errors[regions != "liver"].mean())
     scores.update(quality.jacobian_summary(transforms.jacobian_on(forward, fixed.grid), content))
     if (out / f"inverse{suffix}").exists():
-        inverse = transforms.dense(transforms.read_transform(out / f"inverse{suffix}"), moving.grid)
+        inverse = transform_files.dense(transform_files.read_transform(out / f"inverse{suffix}"), moving.grid)
         ice = transforms.inverse_consistency_on(forward, inverse, fixed.grid)
         scores.update(quality.ice_summary(ice, content, float(np.mean(fixed.grid.spacing))))
     return scores

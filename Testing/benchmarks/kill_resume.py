@@ -33,7 +33,7 @@ sys.path[:0] = [str(ROOT), str(HERE.parent)]
 
 import bad_inputs  # noqa: E402
 
-from SymRegistrationLib.geometry.transforms import read_transform  # noqa: E402
+from SymRegistrationLib.geometry.transform_files import read_transform  # noqa: E402
 from SymRegistrationLib.geometry.volumes import read_volume  # noqa: E402
 
 

@@ -134,6 +134,7 @@ def main():
         beat = Heartbeat()
         module.engine.wait(module.engine.apply(run, [model]))
         print(f"400 000 points carried along: longest block {1000 * beat.stop():.0f} ms")
+    slicer_harness.unloadModule(module.app)
     seconds = []
     for _attempt in range(4):  # the first one pays for PySide6 reading its signatures, which PythonQt does not do
         started = time.perf_counter()
@@ -142,7 +143,6 @@ def main():
         slicer_harness.unloadModule(other.app)
     print("seconds to open the module:", seconds)
     print("load:", os.getloadavg()[0])
-    slicer_harness.unloadModule(module.app)
     return 0
 
 

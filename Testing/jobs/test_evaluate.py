@@ -6,7 +6,8 @@ import SimpleITK as sitk
 
 from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.geometry.points import PointSet, write_points
-from SymRegistrationLib.geometry.transforms import DenseTransform, write_transform
+from SymRegistrationLib.geometry.transform_files import write_transform
+from SymRegistrationLib.geometry.transforms import DenseTransform
 from SymRegistrationLib.geometry.volumes import write_volume
 from SymRegistrationLib.job import InputError
 from SymRegistrationLib.jobs.evaluate import Evaluation, evaluate, evaluation_table

@@ -11,7 +11,8 @@ from test_report import METRICS, _result
 from SymRegistrationLib.geometry import regions
 from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.geometry.points import PointSet, read_points, write_points
-from SymRegistrationLib.geometry.transforms import DenseTransform, write_transform
+from SymRegistrationLib.geometry.transform_files import write_transform
+from SymRegistrationLib.geometry.transforms import DenseTransform
 from SymRegistrationLib.geometry.volumes import write_volume
 from SymRegistrationLib.jobs.apply import Application, apply_transform
 from SymRegistrationLib.quality import checks

@@ -1,7 +1,9 @@
 """Installing: nothing before Register, one question, the right helpers, repair of half installations, help when
 offline."""
 
+import importlib
 import importlib.metadata
+import inspect
 import json
 import sys
 import types
@@ -34,6 +36,7 @@ class Machine:
 
         self.here, self.calls, self.stopped, self.during = dict(here), [], 0, lambda: None
         monkeypatch.setattr(install, "_state", lambda name: self.here.get(name, "missing"))
+        monkeypatch.setitem(sys.modules, "slicer.packaging", None)  # Slicer before 5.12, until packaging() is called
         monkeypatch.setattr(slicer.util, "pip_install", self._pip, raising=False)
         monkeypatch.setattr(
             slicer.util, "pip_uninstall", lambda name: self.calls.append(("uninstall", name)), raising=False
@@ -205,6 +208,29 @@ def test_what_cannot_be_registered_installs_nothing(fresh):
 
 
 # --------------------------------------------------------------------------------------------- repair, offline, by hand
+
+
+def test_the_calls_fit_the_installers_of_this_release(app, monkeypatch):
+    """Whatever the layer has: slicer.util always, slicer.packaging from 5.12 on."""
+    from SymRegistrationGui import install
+
+    try:
+        packaging = importlib.import_module("slicer.packaging")
+    except ImportError:
+        packaging = None
+    fitted = []
+    for module, name in ((slicer.util, "pip_install"), (slicer.util, "pip_uninstall"), (packaging, "pip_ensure")):
+        if module is not None:
+            expected = inspect.signature(getattr(module, name))
+            monkeypatch.setattr(
+                module, name, lambda *given, e=expected, n=name, **named: fitted.append((n, e.bind(*given, **named)))
+            )
+    states = {"torch": iter(["damaged", ""]), "safetensors": iter(["missing", ""]), "psutil": iter(["missing", ""])}
+    monkeypatch.setattr(install, "_state", lambda name: next(states[name]))
+    logic = types.SimpleNamespace(installTorch=lambda askConfirmation, torchVersionRequirement: "torch")
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", types.SimpleNamespace(PyTorchUtilsLogic=lambda: logic))
+    assert install.ensure(types.SimpleNamespace(stop=lambda: None))
+    assert {name for name, _bound in fitted} == {"pip_uninstall", "pip_install" if packaging is None else "pip_ensure"}
 
 
 def test_half_an_installation_is_replaced(app, monkeypatch):

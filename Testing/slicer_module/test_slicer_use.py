@@ -310,7 +310,7 @@ def test_landmarks_region_mask_and_start_reach_the_job(module, tmp_path):
     from SymRegistrationGui.steps import complete
 
     from SymRegistrationLib.geometry.points import read_points
-    from SymRegistrationLib.geometry.transforms import read_transform
+    from SymRegistrationLib.geometry.transform_files import read_transform
 
     fixed, moving = scenes.pair(module.scene)
     mask = scenes.segmentation(module.scene, fixed, [np.ones((34, 36, 32), bool)])

@@ -300,7 +300,7 @@ def test_learning_rates():
     "arguments, told",
     [
         (["--method", "hsyn"], "--output"),
-        (["--method", "nobody", "-o", "{}"], "no method 'nobody'"),
+        (["--method", "nobody", "-o", "{}"], "no network 'nobody'"),
         (["--method", "hsyn", "-o", "{}", "--data", "{}/missing"], "does not exist"),
         (["--method", "hsyn", "-o", "{}", "--shape", "30,32,32"], "multiple of 16"),
         (["--method", "hsyn", "-o", "{}", "--shape", "a,b"], "list of numbers"),

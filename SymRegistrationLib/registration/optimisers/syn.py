@@ -11,7 +11,6 @@ exchanging the inputs exchanges the results.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,18 +48,21 @@ class Schedule:
         step: length of the longest updates, voxels of the level.
         window: of the local correlation, voxels (odd).
         smooth_update: Gaussian sigma on every update ("fluid"), voxels of the level.
-        smooth_total: Gaussian sigma on the half-way fields after every step ("elastic"), voxels.
+        smooth_total: Gaussian sigma on the half-way fields per step ("elastic"), voxels.
+        smooth_every: that smoothing is done after every so many steps, then with the sigma of all of them together:
+            half the work of every step, and more overlap at the same strain (RESULTS.md).
         least_determinant: half-way fields are eased where their Jacobian determinant falls below.
         tolerance: a level ends when its similarity gained less than this share of its first value in ``patience``
             steps.
     """
 
     shrink: tuple[float, ...] = (4, 2, 1)
-    iterations: tuple[int, ...] = (30, 40, 25)
+    iterations: tuple[int, ...] = (20, 30, 15)
     step: float = 0.6
     window: int = 5
     smooth_update: float = 1.2
     smooth_total: float = 0.7
+    smooth_every: int = 2
     least_determinant: float = 0.3
     tolerance: float = 2e-3
     patience: int = 8
@@ -83,6 +85,8 @@ class Schedule:
 
 #: The longest vectors of a smoothed force are about this many times its root mean square (brain, liver, lung alike).
 TYPICAL_TO_LONGEST = 9.0
+#: Steps between two looks at the similarity.
+_LOOK = 4
 
 
 @torch.no_grad()
@@ -165,7 +169,9 @@ def regularise_folds(halves: Tensor, least: float, rounds: int = 4) -> Tensor:
     """Smooth half-way fields only where they are squeezed below ``least`` in volume, so that they stay invertible."""
     for _ in range(rounds):
         squeezed = (jacobian_determinant(halves) < least).to(halves)
-        if not bool(squeezed.any()):
+        if squeezed.device.type == "cpu" and not bool(
+            squeezed.any()
+        ):  # elsewhere asking costs more than smoothing nothing
             break
         blend = gaussian(squeezed, 1.5).mul_(4).clamp_(max=1)
         halves = halves + blend * (gaussian(halves, 1.5) - halves)
@@ -194,53 +200,58 @@ class _Level:
 
         Since every step is as long as the first, identical scans would otherwise be shaken by rounding errors.
         """
-        schedule, told = self.schedule, time.monotonic()
-        history: list[float] = []
-        best = halves
+        schedule = self.schedule
+        values: list[Tensor] = []
+        best, highest = halves, halves.new_full((), -math.inf)
         for step in range(iterations + 1):
             update, value = self.update(halves)
-            if not history or value > max(history):
-                best = halves
-            history.append(value)
-            if time.monotonic() - told > 0.2 or step == 0:
-                told = time.monotonic()
-                report(step, value)
-            past = step - schedule.patience
-            if step == iterations or (
-                past > 0 and max(history) - max(history[:past]) < schedule.tolerance * abs(history[0])
-            ):
+            values.append(value)
+            # On the device, without reading the value: there the host would wait for every step.
+            better = value > highest
+            best, highest = torch.where(better, halves, best), torch.where(better, value, highest)
+            if step == iterations or self._stands_still(values, report):
                 break
             halves = compose(halves, update)
-            if schedule.smooth_total > 0:
-                halves = gaussian(halves, schedule.smooth_total)
+            if schedule.smooth_total > 0 and step % schedule.smooth_every == schedule.smooth_every - 1:
+                halves = gaussian(halves, schedule.smooth_total * schedule.smooth_every**0.5)
             if step % 10 == 9:
                 halves = regularise_folds(halves, schedule.least_determinant, rounds=1)
         return best
 
-    def update(self, halves: Tensor) -> tuple[Tensor, float]:
-        """The next step (2, 3, D, H, W) in voxels and the present similarity (larger is better)."""
+    def _stands_still(self, values: list[Tensor], report) -> bool:
+        """Whether the similarity gained too little in the last steps; looks, and reports, every few steps only."""
+        step, patience = len(values) - 1, self.schedule.patience
+        if step and step % _LOOK:
+            return False
+        history = torch.stack(values).tolist()
+        report(step, history[-1])
+        past = step - patience
+        return past > 0 and max(history) - max(history[:past]) < self.schedule.tolerance * abs(history[0])
+
+    def update(self, halves: Tensor) -> tuple[Tensor, Tensor]:
+        """The next step (2, 3, D, H, W) in voxels and the present similarity (larger is better), both on the device."""
         warped = warp(self.features, halves)
         weight = None if self.weight is None else warp(self.weight, halves, padding="zeros").prod(0, keepdim=True)
         force, value = _FORCES[self.metric](warped[:1], warped[1:], self.schedule.window, weight)
         # d similarity / d u = force * gradient of the warped image, summed over its channels.
         direction = torch.cat([(force * gradient(warped, axis)).sum(1, keepdim=True) for axis in range(3)], 1)
         direction = gaussian(direction, self.schedule.smooth_update)
-        length = square_sum(direction).sqrt_()
-        typical = TYPICAL_TO_LONGEST * float(length.square().mean()) ** 0.5
+        length = square_sum(direction)
+        typical = TYPICAL_TO_LONGEST * length.mean().sqrt()
         # Scaled by the root mean square, so that one hot voxel does not decide; no vector longer than a voxel.
-        scale = self.schedule.step / max(typical, 1e-12)
-        return direction * (scale / (length * scale).clamp_(min=1.0)), value
+        scale = self.schedule.step / typical.clamp_min(1e-12)
+        return direction * (scale / length.sqrt_().mul_(scale).clamp_(min=1.0)), value
 
 
-def _difference_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None) -> tuple[Tensor, float]:
+def _difference_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Gradient of -mean squared difference; for ``mse`` and, over 12 channels, for ``mind``."""
     difference = a - b
     if weight is not None:
         difference = difference * weight
-    return torch.cat([-difference, difference]), -float(difference.square().mean())
+    return torch.cat([-difference, difference]), -difference.square().mean()
 
 
-def _global_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None) -> tuple[Tensor, float]:
+def _global_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Gradient of the correlation over the whole volume."""
     w = torch.ones_like(a) if weight is None else weight
     total = w.sum()
@@ -248,7 +259,7 @@ def _global_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None) -> t
     aa, bb, ab = (w * a * a).sum(), (w * b * b).sum(), (w * a * b).sum()
     norm = (aa * bb).sqrt().clamp_min(1e-6)
     value = ab / norm
-    return torch.cat([w * (b / norm - value * a / aa), w * (a / norm - value * b / bb)]), float(value)
+    return torch.cat([w * (b / norm - value * a / aa), w * (a / norm - value * b / bb)]), value
 
 
 _FORCES = {"lncc": lncc_force, "mse": _difference_force, "mind": _difference_force, "ncc": _global_force}
