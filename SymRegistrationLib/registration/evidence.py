@@ -91,7 +91,9 @@ def weigh(scans: Sequence[Scan], space: WorkingPair, pair: FieldPair) -> Evidenc
     if gains[0, best] < -CLEAR:
         best = 0
     return Evidence(
-        *values,
+        before=values[0],
+        aligned=values[1],
+        after=values[2],
         gain_aligned=gains[0, 1],
         gain_after=gains[1, 2],
         gain=gains[0, 2],
