@@ -4,7 +4,8 @@ Torch only. One convention throughout (mathematics.md, 1.3): a displacement fiel
 in array-axis order, in voxels of its own grid, and pulls back: ``phi(x) = x + u(x)`` lives on the output grid and
 points into the input image. Voxel centres are integers; sampling is linear with ``align_corners=True``; outside its
 grid a field keeps its border value. All functions leave their arguments alone, work on CPU and CUDA, on batches, in
-float32 and float64, and are differentiable unless they say otherwise.
+float32 and float64, and are differentiable unless they say otherwise. Long because it is one vocabulary: composition,
+inversion and their derivatives are read side by side.
 """
 
 from __future__ import annotations

@@ -223,6 +223,13 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
         "--maps", action="store_true", help="also spread of the runs, contrast and Jacobian from coarse to fine"
     )
     out.add_argument("--no-report", action="store_true", help="no report.html")
+    _add_machine_options(parser)
+    return out
+
+
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """Where a run computes, and with how much."""
+    options = Options()
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default=options.device, help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     machine.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
@@ -230,7 +237,6 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
         "--memory", type=float, metavar="GB", help="stay below this much memory (default: what is free)"
     )
     machine.add_argument("--seed", type=int, default=options.seed, help="of everything random (default: %(default)s)")
-    return out
 
 
 def _preset_options(group: Any) -> None:

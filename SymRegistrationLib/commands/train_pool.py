@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ..console import Console, duration, number
 from ..job import existing_file
 from ..training.pool_options import PoolTraining
-from .arguments import _Parser, switches
+from .arguments import _Parser, add_verbosity_options, switches
 
 _DESCRIPTION = """Train the repeated passes of a method on a pool of pairs (see symreg pool).
 
@@ -92,10 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default=d.precision)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     parser.add_argument("--licence", default=d.licence, help="of the weights, for the model card")
-    group = parser.add_argument_group("what it says")
-    group.add_argument("--json", action="store_true", help="one JSON event a line on stdout: progress, result, error")
-    group.add_argument("-q", "--quiet", action="store_true", help="only errors")
-    group.add_argument("--debug", action="store_true", help="a traceback with an error")
+    add_verbosity_options(parser)
     return parser
 
 

@@ -85,15 +85,17 @@ def weigh(scans: Sequence[Scan], space: WorkingPair, pair: FieldPair) -> Evidenc
     fixed, own = space.fixed[thin], None if space.weight is None else space.weight[:1][thin]
     states = [state[thin] for state in states]
     weights = [_product(own, None if w is None else w[thin]) for w in weights]
-    values, maps = zip(*(_information(fixed, state, weight) for state, weight in zip(states, weights)))
+    (headers_value, aligned_value, after_value), maps = zip(
+        *(_information(fixed, state, weight) for state, weight in zip(states, weights))
+    )
     gains = {(k, m): _z(maps[m] - maps[k]) for k, m in ((0, 1), (1, 2), (0, 2))}
     best = 2 if gains[1, 2] > -CLEAR else 1
     if gains[0, best] < -CLEAR:
         best = 0
     return Evidence(
-        before=values[0],
-        aligned=values[1],
-        after=values[2],
+        headers_value,
+        aligned_value,
+        after_value,
         gain_aligned=gains[0, 1],
         gain_after=gains[1, 2],
         gain=gains[0, 2],

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from .. import networks
 from ..files import write_whole
@@ -32,6 +30,7 @@ from . import result as training_result
 from .loss import step_terms, validate
 from .options import TrainingOptions
 from .plan import TrainingPlan
+from .processes import enable_gradient_checkpointing, joined_processes
 from .samples import Samples, seed_of
 from .stop import Stopper
 
@@ -82,7 +81,7 @@ def train(options: TrainingOptions, progress: Progress = silent) -> dict[str, An
     """
     if options.threads:
         torch.set_num_threads(options.threads)
-    with _processes(options) as (rank, world):
+    with joined_processes(options) as (rank, world):
         if rank == 0:
             prepared = training_plan.prepare(options, progress, _timer(options))
             write_whole(Path(options.output, "plan.json"), prepared.plan.to_json(), checkpoints.GO_ON)
@@ -92,27 +91,6 @@ def train(options: TrainingOptions, progress: Progress = silent) -> dict[str, An
             prepared = training_plan.prepare(options)
         progress("train", 0.0, f"{prepared.plan.iterations} steps")
         return Trainer(prepared, options, rank, world).run(progress)
-
-
-class _processes:
-    """Joins the processes that torchrun started: (rank, world); alone it is (0, 1)."""
-
-    def __init__(self, options: TrainingOptions):
-        self._options = options
-        self._world = int(os.environ.get("WORLD_SIZE", "1"))
-
-    def __enter__(self) -> tuple[int, int]:
-        if self._world == 1:
-            return 0, 1
-        on_gpu = self._options.device != "cpu" and torch.cuda.is_available()
-        if on_gpu:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if on_gpu else "gloo")
-        return dist.get_rank(), self._world
-
-    def __exit__(self, *_) -> None:
-        if self._world > 1 and dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def _timer(options: TrainingOptions):
@@ -453,19 +431,3 @@ def learning_rate(plan: TrainingPlan, stage: int, step: int) -> float:
         return leg.learning_rate * (step + 1) / warm
     along = (step - warm) / max(1, leg.iterations - warm)
     return leg.learning_rate * (_COLD + (1 - _COLD) * 0.5 * (1 + math.cos(math.pi * min(1.0, along))))
-
-
-def enable_gradient_checkpointing(network: SymmetricNetwork) -> None:
-    """Gradient checkpointing: the members of the network's lists forget what happened inside and compute it again."""
-    for child in network.children():
-        for member in child if isinstance(child, torch.nn.ModuleList) else [child]:
-            member.forward = _forgetful(member.forward)
-
-
-def _forgetful(forward):
-    def wrapped(*args, **named):
-        if torch.is_grad_enabled():
-            return checkpoint(forward, *args, use_reentrant=False, **named)
-        return forward(*args, **named)
-
-    return wrapped

@@ -12,36 +12,27 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from .. import networks
 from ..console import duration
 from ..job import InputError, Progress, silent
-from ..networks._base import Recipe, SymmetricNetwork, padded_shape, parameter_count
+from ..networks._base import Recipe, SymmetricNetwork, parameter_count
 from ..registration import devices, weights
 from . import dataset
 from .dataset import Cache, Facts, Listing
-from .loss import step_terms
+from .footprint import working_footprint
 from .options import TrainingOptions
-from .samples import Mixture, Part, Sample, Samples, all_pairs
-from .synthetic import Synthesis, make_pair
+from .samples import Mixture, Part, Samples, all_pairs
+from .synthetic import Synthesis
 
-#: Peak memory of a training step over what its forward pass keeps for the backward pass; 1.5 to 2 on the four networks.
-PEAK = 2.0
-#: Share of the free memory that a plan may count on.
-SHARE = 0.8
-#: Voxels of the working grid that a plan takes when nothing else bounds it.
-MOST_VOXELS = {"cpu": 110_000, "cuda": 1_200_000}
 #: Plans of fewer steps than this share of the published ones learn faster and cool down.
 SHORT = 0.5
-_MARGIN = 1.12
 
 
 @dataclass(frozen=True)
@@ -323,58 +314,13 @@ def _check_disk(output: Path, network: SymmetricNetwork, plan: TrainingPlan, fil
 def _plan(
     options: TrainingOptions, network: SymmetricNetwork, facts: list[Facts], device: torch.device, notes: list[str]
 ) -> TrainingPlan:
-    card = network.card
-    room = options.memory_gb or SHARE * devices.free_memory(device) / 1e9
-    extent = np.percentile([f.extent for f in facts], 90, axis=0) if facts else np.full(3, 180.0)
-    finest = float(np.median([f.spacing for f in facts])) if facts else 0.0
-
-    per_voxel = kept_bytes(network, options)
-
-    def shape_at(spacing: float) -> tuple[int, ...]:
-        return options.shape or padded_shape([math.ceil(e * _MARGIN / spacing) for e in extent], card)
-
-    spacing = options.spacing or max(card.spacing, finest)
-
-    def fits(shape) -> bool:
-        return _step_gb(network, shape, per_voxel) <= room
-
-    bound = MOST_VOXELS["cuda" if device.type == "cuda" else "cpu"]
-    if options.spacing is None and options.shape is not None and facts:
-        spacing = max(spacing, float(max(e * _MARGIN / n for e, n in zip(extent, options.shape))))
-    while (
-        options.spacing is None
-        and options.shape is None
-        and (math.prod(shape_at(spacing)) > bound or not fits(shape_at(spacing)))
-    ):
-        larger = spacing * 1.04
-        if min(math.ceil(e * _MARGIN / larger) for e in extent) < card.minimum_size / 2:
-            break
-        spacing = larger
-    spacing = round(spacing, 3)
-    shape = tuple(int(n) for n in shape_at(spacing))
-    if options.spacing is None and spacing > max(card.spacing, finest) * 1.05:
-        why = "the time a step takes" if fits(shape_at(spacing / 1.04)) else "the memory"
-        notes.append(
-            f"voxels of {spacing:g} mm instead of {max(card.spacing, finest):g} mm, for {why}; --spacing overrides"
-        )
-    if padded_shape(shape, card) != shape:
-        raise InputError(
-            f"{card.name} cannot train on {'x'.join(map(str, shape))} voxels.",
-            f"Every axis must be a multiple of {card.size_multiple} and at least {card.minimum_size}: try "
-            f"--shape {','.join(map(str, padded_shape(shape, card)))}.",
-        )
-    need = _step_gb(network, shape, per_voxel)
-    if need > room:
-        raise InputError(
-            f"a training step at {'x'.join(map(str, shape))} needs about {need:.2f} GB and {room:.2f} GB may be used.",
-            "Choose a larger --spacing, a smaller --shape or --size, or raise --memory.",
-        )
+    grid = working_footprint(options, network, facts, device, notes)
     precision = options.precision if options.precision != "auto" else "bfloat16" if device.type == "cuda" else "float32"
     return TrainingPlan(
-        card.name,
+        network.card.name,
         options.size,
-        spacing,
-        shape,
+        grid.spacing,
+        grid.shape,
         options.batch,
         str(device),
         precision,
@@ -382,42 +328,13 @@ def _plan(
         "published",
         None,
         1,
-        round(need, 3),
-        round(room, 3),
+        round(grid.need_gb, 3),
+        round(grid.room_gb, 3),
         {},
         (),
         tuple(notes),
         json.loads(json.dumps(dataclasses.asdict(options))),
     )
-
-
-def _step_gb(network: SymmetricNetwork, shape: Sequence[int], per_voxel: float) -> float:
-    return (PEAK * per_voxel * math.prod(shape) + 20 * parameter_count(network) + 3e8) / 1e9
-
-
-def kept_bytes(network: SymmetricNetwork, options: TrainingOptions) -> float:
-    """Bytes per voxel that one forward pass in training keeps for the backward pass: counted on a small pair of
-    shapes."""
-    shape = padded_shape((network.card.minimum_size,) * 3, network.card)
-    pair = make_pair(None, Synthesis(shape=shape), 0)
-    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    most = 0
-    for published in (True, False):
-        seen: dict[int, int] = {}
-
-        def count(tensor: Tensor, seen: dict[int, int] = seen) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                seen[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            passes = list(
-                step_terms(network, Sample(pair, published, not published), network.levels, options.weights, 0)
-            )
-        most = max(most, sum(seen.values()))
-        del passes
-    return most / math.prod(shape)
 
 
 # ---------------------------------------------------------------------------------------------- schedule

@@ -1,6 +1,7 @@
 """Poses between contrasts: the initial alignment on pairs whose truth is known, beside SimpleITK and ANTs.
 
-    python Testing/benchmarks/contrast.py --data DEVELOPMENT_DATA [--tries 40] [--tools symreg,sitk]
+    python Testing/benchmarks/contrast.py --data DEVELOPMENT_DATA [--tries 40] [--only p19,kirby]
+        [--tools symreg,sitk,ants]
     python Testing/benchmarks/contrast.py --data DEVELOPMENT_DATA --warps 6 [--preset default]
 
 The first form scores ``align`` alone; ``--warps`` the whole registration of kirby113, one contrast warped by a known

@@ -19,7 +19,7 @@ from SymRegistrationLib import networks
 from SymRegistrationLib.commands import cli
 from SymRegistrationLib.job import InputError, Options, RegistrationError
 from SymRegistrationLib.registration import inference, weights
-from SymRegistrationLib.training import checkpoints, loop
+from SymRegistrationLib.training import checkpoints, loop, processes
 from SymRegistrationLib.training import result as training_result
 from SymRegistrationLib.training.loss import end_point, hard_dice, soft_dice_loss, step_terms, supervised_terms
 from SymRegistrationLib.training.options import TrainingOptions, Weighting
@@ -128,7 +128,7 @@ def test_gradient_checkpointing_changes_no_gradient():
         torch.manual_seed(0)
         network = networks.create("hsyn")
         if spare:
-            loop.enable_gradient_checkpointing(network)
+            processes.enable_gradient_checkpointing(network)
         for terms in step_terms(network, Sample(pair, True, True), 3, Weighting(), 0):
             sum(terms.values()).backward()
         found.append([p.grad for p in network.parameters() if p.grad is not None])
