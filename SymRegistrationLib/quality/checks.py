@@ -129,12 +129,8 @@ def _evident(metrics: Mapping[str, Any]) -> list[Check]:
         )
     if delivered == "as scanned":
         way = " -> ".join(number(evidence[stage], 3) for stage in STAGES)
-        found.append(
-            Check(
-                "bad",
-                f"NOT REGISTERED: the scans share less information than before ({way}); the scans were left where they lay.",
-            )
-        )
+        text = f"NOT REGISTERED: the scans share less information than before ({way})"
+        found.append(Check("bad", f"{text}; they were left where they lay."))
     structure = evidence["structure"]
     if structure is not None:
         text = f"the insides agree better than moved apart by {number(structure, 1)} standard errors"
