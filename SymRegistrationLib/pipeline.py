@@ -186,7 +186,7 @@ def _register(
         uncertain = estimate_uncertainty(solver, pair, fixed, clock.inner)
         pair = uncertain.pair
     clock.enter("output", "transforms and maps")
-    weighed = evidence.weigh(scans, solver.space, pair)
+    weighed = evidence.weigh(scans, solver.space, pair, solver.similarity == "mind")
     if weighed.best != evidence.STATES[-1]:
         pair, uncertain = solver.fall_back(weighed.best), None
     carried = _carried(fixed, moving, pair, solver)
@@ -299,6 +299,7 @@ def _measured(
             "similarity": _number(pose.similarity),
             "measure": pose.measure,
             "likeness": _number(pose.likeness),
+            "mirrored_gain": _number(pose.mirrored_gain),
             "matrix": pose.matrix.tolist(),
         },
         "quality": sound,
