@@ -77,7 +77,8 @@ def align(
 
     Args:
         kind: ``none`` (headers are right), ``centre`` (content middles onto each other), ``rigid``, ``similarity``
-            (one scale; across contrasts rigid), ``affine``, or the path of a linear ITK transform file, fixed -> moving.
+            (one scale; across contrasts rigid), ``affine``, or the path of a linear ITK transform file, fixed ->
+            moving.
         measure: ``ncc`` (one contrast), ``mi`` (any), or ``auto``: ncc, then mi where the scans look like two
             contrasts. With ``mi`` the pose is rigid unless the images insist on a stretch; the result's ``kind`` says.
         seed: of the rotations tried; the search is deterministic given it.

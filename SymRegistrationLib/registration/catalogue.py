@@ -14,8 +14,8 @@ FILE = Path(__file__).with_name("methods.json")
 
 @lru_cache
 def known() -> dict[str, dict]:
-    """Per method's name: ``name``, ``title``, ``description``, ``publication``, ``needs_weights``, ``linear``; optimisers
-    first."""
+    """Per method's name: ``name``, ``title``, ``description``, ``publication``, ``needs_weights``, ``linear``;
+    optimisers first."""
     return {entry["name"]: entry for entry in json.loads(FILE.read_text(encoding="utf-8"))["methods"]}
 
 

@@ -27,8 +27,8 @@ def card(pose: str, label: str, freedom: str) -> OptimiserCard:
         "transforms and exact inverses of each other.",
         publication=PUBLICATION,
         deviations=(
-            "the search is our own: even rotations, all shifts by Fourier correlation, then gradients in a space half-way "
-            "between the scans",
+            "the search is our own: even rotations, all shifts by Fourier correlation, then gradients in a space "
+            "half-way between the scans",
         ),
         licence="Apache-2.0",
         inverse_method="symmetric",
