@@ -74,22 +74,25 @@ def align(
     measure: str = "auto",
     seed: int = 0,
     landmarks: tuple[np.ndarray, np.ndarray] | None = None,
+    near: np.ndarray | None = None,
 ) -> Alignment:
     """Find the pose of two prepared scans.
 
     Args:
-        kind: ``none`` (headers are right), ``centre`` (content middles onto each other), ``rigid``, ``affine``, or the
-            path of a linear ITK transform file, fixed -> moving.
+        kind: ``none`` (headers are right), ``centre`` (content middles onto each other), ``rigid``, ``similarity``
+            (one scale; across contrasts rigid), ``affine``, or the path of a linear ITK transform file, fixed ->
+            moving.
         measure: ``ncc`` (one contrast), ``mi`` (any), or ``auto``: ncc, then mi where the scans look like two
             contrasts. With ``mi`` the pose is rigid unless the images insist on a stretch; the result's ``kind`` says.
         seed: of the rotations tried; the search is deterministic given it.
         landmarks: ((n, 3), (n, 3)) LPS mm of fixed and moving: start there instead of searching; with ``none`` or
             ``centre`` the pose is theirs (rigid, least squares) and is not refined.
+        near: (4, 4) LPS mm, fixed -> moving: refine from this pose instead of searching.
 
     Raises:
         InputError: unreadable or non-linear transform file, or one beside landmarks; fewer than 3 landmarks.
     """
-    if landmarks is not None and kind not in ("rigid", "affine"):
+    if landmarks is not None and kind not in ("rigid", "similarity", "affine"):
         if kind not in ("none", "centre"):
             raise InputError(
                 f"both landmarks and the file '{kind}' shall start the alignment.",
@@ -98,12 +101,14 @@ def align(
         return split_midway(from_landmarks(*landmarks, affine=False), fixed.centroid, "landmarks")
     if kind == "none":
         return Alignment(np.eye(4), np.eye(4), "none")
-    if kind not in ("centre", "rigid", "affine"):
+    if kind not in ("centre", "rigid", "similarity", "affine"):
         return split_midway(read_linear(kind), fixed.centroid, "file")
     if kind == "centre":
         half = (moving.centroid - fixed.centroid) / 2
         return Alignment(pose_search.shift(-half), pose_search.shift(half), "centre")
     search = pose_search.Search(fixed, moving, seed)
+    if near is not None:
+        return _from_guides(search, near, kind, measure)
     if landmarks is not None:
         return _from_guides(search, from_landmarks(*landmarks, affine=False), kind, measure)
     one = None if measure == "mi" else search.one_contrast(kind)

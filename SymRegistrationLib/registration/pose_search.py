@@ -95,8 +95,8 @@ class Search:
 
     def one_contrast(self, kind: str) -> Found:
         """Search by correlation; ``affine`` searches similarities and frees the rest at the end."""
-        candidates = self._candidates("ncc", scaled=kind == "affine")
-        group = "similarity" if kind == "affine" else "rigid"
+        candidates = self._candidates("ncc", scaled=kind != "rigid")
+        group = "rigid" if kind == "rigid" else "similarity"
         candidates, scores = self._refine(candidates, group, "ncc", self.level(MIDDLE), 30, 0.04)
         winner = int(scores.argmax())
         confidence = self._confidence(candidates, scores, winner, "ncc")
@@ -189,6 +189,14 @@ class Search:
         """The X whose exponential is ``matrix`` (LPS mm, fixed -> moving; its stretch is left out) seen between the
         two content middles."""
         between = np.linalg.inv(self.centres[1].cpu().numpy()) @ matrix @ self.centres[0].cpu().numpy()
+        if not np.allclose(between[:3, :3] @ between[:3, :3].T, np.eye(3), atol=1e-6):
+            values, vectors = np.linalg.eig(between)
+            logarithm = (vectors @ np.diag(np.log(values.astype(complex))) @ np.linalg.inv(vectors)).real
+            found = torch.from_numpy(np.ascontiguousarray(logarithm))
+            if np.isfinite(logarithm).all() and np.allclose(torch.matrix_exp(found).numpy(), between, atol=1e-6):
+                return found.to(self.device)
+            u, _, vt = np.linalg.svd(between[:3, :3])  # half a turn with a scale: only the rigid part
+            between[:3, :3] = u @ np.diag([1, 1, np.linalg.det(u @ vt)]) @ vt
         between[:3, :3] = nearest_rotation(between[:3, :3])
         x = np.zeros((4, 4))
         angle = np.arccos(np.clip((np.trace(between[:3, :3]) - 1) / 2, -1, 1))
