@@ -25,7 +25,8 @@ INITIALS = ("none", "centre", "rigid", "affine")
 METRICS = ("auto", "lncc", "mse", "ncc", "mind", "mi")
 #: Fields of a job that name files to read.
 INPUT_PATHS = tuple(f"{side}{part}" for part in ("", "_mask", "_labels", "_points") for side in ("fixed", "moving"))
-FORMATS = ("h5", "nrrd", "nii.gz")
+#: ``tfm`` is text, and for linear methods only.
+FORMATS = ("h5", "nrrd", "nii.gz", "tfm")
 MOST_THREADS = 1024
 
 #: ``progress(stage, fraction, message)``: the only call-back of the pipeline; ``fraction`` is of the whole run, 0 to 1.
@@ -110,6 +111,12 @@ class Options:
         ensemble: names of further methods, separated by commas; each runs once, and where they differ is uncertain.
         average: deliver the mean of all runs, taken in the log domain, instead of the method's own result.
         maps: further maps: spread and largest axis of the runs, contrast and Jacobian from coarse to fine.
+        landmark_weight: 0 = landmarks only judge; up to 1 = the share of what is left that they pull away at each step.
+        landmark_tolerance: mm within which a driving pair counts as met; a number, or one for each pair, separated by
+            commas.
+        drive_labels: labels that pull: ``all``, or numbers separated by commas; "" = labels only judge.
+        label_weight: 0 to 1, how much of a step labels decide where they speak, against the images.
+        stiffness: factor on the smoothing of the whole field; above 1 it bends less.
     """
 
     method: str = "syn"
@@ -129,8 +136,14 @@ class Options:
     ensemble: str = ""
     average: bool = False
     maps: bool = False
+    landmark_weight: float = 0.0
+    landmark_tolerance: float | str = 2.0
+    drive_labels: str = ""
+    label_weight: float = 0.8
+    stiffness: float = 1.0
 
     def __post_init__(self) -> None:
+        self._check_steering()
         _choice("preset", self.preset, PRESETS)
         _choice("metric", self.metric, METRICS)
         if not 0 <= self.refine <= 100:
@@ -160,6 +173,15 @@ class Options:
             raise InputError(f"device '{self.device}' is unknown.", "Choose auto, cpu, cuda or cuda:N.")
         check_seed(self.seed)
 
+    def _check_steering(self) -> None:
+        for name in ("landmark_weight", "label_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}.", "Give a number from 0 to 1.")
+        if not 0.2 <= self.stiffness <= 10:
+            raise InputError(f"stiffness is {self.stiffness}.", "Give a factor from 0.2 to 10; 1 is as usual.")
+        if not all(0 < value < 1000 for value in numbers(self.landmark_tolerance, "landmark_tolerance")):
+            raise InputError(f"landmark_tolerance is {self.landmark_tolerance}.", "Give mm above 0 and below 1000.")
+
     @property
     def others(self) -> tuple[str, ...]:
         """The further methods of the ensemble."""
@@ -175,7 +197,13 @@ class Options:
 class Job:
     """One registration from files to files: what the command line, a batch row and the Slicer module all send.
 
-    Paths are strings. ``output`` is a folder. See :class:`Options` for ``options``.
+    Paths are strings. ``output`` is a folder. See :class:`Options` for ``options``. What steers a run:
+
+    * ``start_from``: folder of a finished registration of these two scans (or the state file in it) to go on from.
+    * ``region``: mask on the fixed scan: only there the registration runs again; ``sphere``: the same as
+      ``"x,y,z,radius"``, LPS mm of the fixed scan. Both need ``start_from``.
+    * ``rim_mm``: so far around the region the change fades out; beyond it nothing changes.
+    * ``keep_state``: also write what a later run needs to go on from this one, and the history of the folder.
     """
 
     fixed: str
@@ -192,11 +220,17 @@ class Job:
     dense: bool = False
     report: bool = True
     guide_with_points: bool = False
+    start_from: str | None = None
+    region: str | None = None
+    sphere: str | None = None
+    rim_mm: float = 10.0
+    keep_state: bool = False
     options: Options = field(default_factory=Options)
 
     def __post_init__(self) -> None:
         _choice("transform_format", self.transform_format, FORMATS)
-        for name in ("output", *INPUT_PATHS):
+        self._check_region()
+        for name in ("output", "start_from", "region", *INPUT_PATHS):
             if getattr(self, name) is not None:
                 usable_path(getattr(self, name), name.replace("_", " "))
         for kind in ("labels", "points"):
@@ -208,6 +242,21 @@ class Job:
             raise InputError("guide_with_points needs landmarks.", "Add --fixed-points and --moving-points.")
         if self.composite and self.transform_format != "h5":
             raise InputError("a composite transform can only be stored as .h5.", "Use --transform-format h5.")
+
+    def _check_region(self) -> None:
+        if self.region and self.sphere:
+            raise InputError("a region and a sphere are given.", "Give one of them.")
+        if (self.region or self.sphere) and not self.start_from:
+            raise InputError("only a finished registration can be repaired.", "Name its folder with --start-from.")
+        if not 0.5 <= self.rim_mm <= 1000:
+            raise InputError(f"rim_mm is {self.rim_mm}.", "Give a width in mm, at least 0.5.")
+        if self.sphere and (len(values := numbers(self.sphere, "sphere")) != 4 or values[3] < 0):
+            raise InputError(f"sphere is '{self.sphere}'.", "Give x,y,z of its centre (LPS mm) and its radius in mm.")
+
+    @property
+    def step(self) -> str:
+        """What the job does to a result: ``register``, ``update`` or ``repair``."""
+        return "repair" if self.region or self.sphere else "update" if self.start_from else "register"
 
     def to_json(self) -> str:
         """The job as one JSON text; :meth:`from_json` gives it back."""
@@ -280,6 +329,20 @@ _WORDS = {
     "dict[str, Any]": "an object",
     "Options": "an object",
 }
+
+
+def numbers(given: float | str, what: str) -> list[float]:
+    """A number, or the numbers of a text separated by commas or blanks. Raises InputError naming ``what``."""
+    if not isinstance(given, str):
+        values = [float(given)]
+    else:
+        try:
+            values = [float(word) for word in given.replace(",", " ").split()]
+        except ValueError:
+            values = []
+    if not values or not all(math.isfinite(value) for value in values):
+        raise InputError(f"{what} is '{str(given)[:100]}'.", "Give numbers, separated by commas.")
+    return values
 
 
 def check_seed(seed: int) -> None:

@@ -23,9 +23,13 @@ from .quality import checks
 from .quality import metrics as quality
 from .quality.schema import Evidence, Landmarks, Measured, Similarity
 from .quality.volume_change import folding_regions
-from .registration import alignment, devices, evidence, methods, working_grid
+from .registration import alignment, devices, evidence, guide, methods, working_grid
+from .registration.continuing import Continuation
+from .registration.guide import Region
+from .registration.live import Watch
 from .registration.physical import map_grid, to_physical
 from .registration.solver import Solver
+from .registration.state import State, fingerprint
 
 if TYPE_CHECKING:
     from .uncertainty.map import UncertaintyMap
@@ -40,8 +44,14 @@ class Extras:
 
     Attributes:
         fixed_mask, moving_mask: (D, H, W) bool on the scan's grid: restrict the similarity.
-        fixed_labels, moving_labels: label maps on any grid: only evaluated.
-        fixed_points, moving_points: landmarks, row by row: evaluated, and with ``guide`` they start the alignment.
+        fixed_labels, moving_labels: label maps on any grid: evaluated, and with ``Options.drive_labels`` they pull.
+        fixed_points, moving_points: landmarks, row by row: evaluated; with ``guide`` they start the alignment, and with
+            ``Options.landmark_weight`` they pull.
+        start: the state of a finished registration of the same scans to go on from.
+        region: with ``start``: only there the registration runs again.
+        restore: with ``start``: deliver that registration again; nothing is optimised.
+        watch: who looks while the optimiser runs, and may end it.
+        keep_state: deliver :attr:`Result.state`.
     """
 
     fixed_mask: np.ndarray | None = None
@@ -51,6 +61,11 @@ class Extras:
     fixed_points: PointSet | None = None
     moving_points: PointSet | None = None
     guide: bool = False
+    start: State | None = None
+    region: Region | None = None
+    restore: bool = False
+    watch: Watch | None = None
+    keep_state: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +83,8 @@ class Result:
         uncertainty: (D, H, W) on the fixed grid, mm, or None: the radius that holds 68 % of the errors when it is
             calibrated.
         maps: further (D, H, W) maps on the fixed grid by name, for ``--maps``.
+        state: what is needed to go on from here, or None when it was not asked for.
+        linear: whether ``transforms.matrix`` and its inverse are the whole result.
         metrics: the numbers, see :mod:`SymRegistrationLib.quality.schema`.
     """
 
@@ -83,6 +100,8 @@ class Result:
     metrics: Measured
     uncertainty: np.ndarray | None = None
     maps: dict[str, np.ndarray] = field(default_factory=dict)
+    state: State | None = None
+    linear: bool = False
 
     @property
     def grids(self) -> dict[str, Grid]:
@@ -174,9 +193,8 @@ def _register(
     if fixed.grid.same_as(moving.grid) and np.array_equal(fixed.array, moving.array):
         notes.append("fixed and moving are the same image; the result should be the identity")
     clock.enter("align", f"initial alignment: {options.initial}")
-    pose = _pose(scans, options, extras, notes)
+    solver = _solver(fixed, moving, scans, options, extras, notes)
     clock.enter("method", f"method: {options.method}")
-    solver = Solver(scans, pose, options, notes)
     runs = options.extra_runs
     pair = solver.run(lambda stage, f, text: clock.inner(stage, f / (runs + 1), text))
     uncertain = None
@@ -186,8 +204,8 @@ def _register(
         uncertain = estimate_uncertainty(solver, pair, fixed, clock.inner)
         pair = uncertain.pair
     clock.enter("output", "transforms and maps")
-    weighed = evidence.weigh(scans, solver.space, pair)
-    if weighed.best != evidence.STATES[-1]:
+    weighed = evidence.weigh(scans, solver.space, pair, solver.similarity == "mind")
+    if weighed.best != evidence.STATES[-1] and isinstance(solver, Solver) and not _asked_for(options):
         pair, uncertain = solver.fall_back(weighed.best), None
     carried = _carried(fixed, moving, pair, solver)
     metrics = _measured(fixed, extras, pair, solver, carried, uncertain.map if uncertain else None)
@@ -210,11 +228,13 @@ def _register(
     return Result(
         fixed,
         moving,
-        alignment=pose,
+        alignment=solver.pose,
         **carried,
         metrics=metrics,
         uncertainty=uncertain.map.mm if uncertain else None,
         maps=maps,
+        state=_state(fixed, moving, pair, solver) if extras.keep_state else None,
+        linear=(extras.start is None or extras.restore) and bool(methods.pose(options.method)),
     )
 
 
@@ -222,12 +242,66 @@ def check_options(options: Options) -> None:
     """Refuse before any work: an unknown method, missing weights, an unusable start transform. Raises InputError."""
     if options.initial not in INITIALS:
         alignment.read_linear(options.initial)
+    if methods.pose(options.method) and (options.uncertainty or options.landmark_weight or options.drive_labels):
+        raise InputError(
+            f"{options.method} does not bend, so nothing can pull and no map of uncertainty can be made.",
+            "Its confidence is among the numbers of the alignment; for the rest choose another method.",
+        )
+    if any(methods.pose(name) for name in (options.method, *options.others)) and options.ensemble:
+        raise InputError("linear methods cannot be part of an ensemble.", "Name methods that bend.")
     for name in (options.method, *options.others):
         if methods.is_learned(name):
             from .registration import inference
 
             own = options if name == options.method else replace(options, weights=None, method_options={})
             inference.load_network(name, own)  # it is kept, so the run itself does not load it again
+
+
+def _solver(
+    fixed: Volume, moving: Volume, scans: list, options: Options, extras: Extras, notes: list[str]
+) -> Solver | Continuation:
+    """Who computes the fields, and from where; raises InputError before anything long is done."""
+    steer = guide.steer_by(fixed.grid, moving.grid, scans[1], options, _pulling(extras), extras.watch, notes)
+    if extras.start is None:
+        solver = Solver(scans, _pose(scans, options, extras, notes), options, notes)
+        if solver.learned and not options.refine and (options.landmark_weight or options.drive_labels):
+            raise InputError(
+                f"landmarks and labels cannot pull the network {options.method} itself.",
+                "Add --refine 2, so that the optimiser lets them.",
+            )
+        solver.steer = steer
+        return solver
+    extras.start.check_inputs(fixed, moving)
+    if options.uncertainty or options.ensemble:
+        raise InputError(
+            "going on from a finished registration makes no uncertainty map.", "Leave --uncertainty and --ensemble out."
+        )
+    if not (extras.restore or extras.region or bool(extras.start.halves.any())):  # only aligned so far
+        solver = Solver(scans, extras.start.pose, options, notes)
+        solver.steer = steer
+        return solver
+    return Continuation(scans, extras.start, options, notes, fixed.grid, extras.region, steer, extras.restore)
+
+
+def _pulling(extras: Extras) -> guide.Pulling:
+    return guide.Pulling(extras.fixed_points, extras.moving_points, extras.fixed_labels, extras.moving_labels)
+
+
+def _step(extras: Extras) -> dict[str, Any]:
+    """Where a result went on from, for metrics.json."""
+    if extras.start is None or extras.restore:
+        return {}
+    return {"from": "repair", "rim_mm": extras.region.rim_mm} if extras.region else {"from": "update"}
+
+
+def _state(fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver | Continuation) -> State:
+    inputs = fingerprint(fixed), fingerprint(moving)
+    return State.of(pair, solver.space, solver.pose, solver.similarity, inputs)
+
+
+def _asked_for(options: Options) -> bool:
+    """Whether the user's own knowledge made the result, which the images alone must not overrule."""
+    return bool(options.landmark_weight or options.drive_labels or methods.pose(options.method))
 
 
 def _guides(extras: Extras) -> tuple[np.ndarray, np.ndarray] | None:
@@ -245,7 +319,12 @@ def _pose(
 ) -> alignment.Alignment:
     """The initial alignment; doubts about it go into ``notes``."""
     measure = "mi" if options.metric in ("mi", "mind") else "auto"
-    pose = alignment.align(*scans, options.initial, measure, options.seed, _guides(extras))
+    kind, near = options.initial, None
+    if linear := methods.pose(options.method):  # a start that is not searched for is where the search goes on
+        if kind not in ("rigid", "affine"):
+            near = alignment.align(*scans, kind).matrix
+        kind = linear
+    pose = alignment.align(*scans, kind, measure, options.seed, _guides(extras), near)
     if pose.unsure:
         notes.append(
             f"the initial alignment is unsure (confidence {pose.confidence:.2f}): another pose fits nearly as "
@@ -254,7 +333,7 @@ def _pose(
     return pose
 
 
-def _carried(fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver) -> dict[str, Any]:
+def _carried(fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver | Continuation) -> dict[str, Any]:
     """The fields of :class:`Result` that lie on the scans' own grids: transforms, warped scans, Jacobian,
     consistency."""
     physical = to_physical(pair, solver.space)
@@ -273,7 +352,7 @@ def _measured(
     fixed: Volume,
     extras: Extras,
     pair: FieldPair,
-    solver: Solver,
+    solver: Solver | Continuation,
     carried: Mapping[str, Any],
     uncertain: UncertaintyMap | None,
 ) -> Measured:
@@ -299,6 +378,7 @@ def _measured(
             "similarity": _number(pose.similarity),
             "measure": pose.measure,
             "likeness": _number(pose.likeness),
+            "mirrored_gain": _number(pose.mirrored_gain),
             "matrix": pose.matrix.tolist(),
         },
         "quality": sound,
@@ -308,6 +388,7 @@ def _measured(
         "folding": folding_regions(jacobian, grid),
         "labels": _labels(extras, physical),
         "landmarks": _landmarks(extras, physical, fixed.grid, uncertain),
+        "steering": guide.outcome(_pulling(extras), solver.options, physical.forward, _step(extras), notes),
     }
     if extras.fixed_labels is not None:
         from .uncertainty.estimate import label_volumes
@@ -327,7 +408,7 @@ def _further_maps(
     return {**(uncertain.maps if uncertain else {}), **coarse_to_fine(solver.space, pair, fixed.grid)}
 
 
-def _similarities(solver: Solver, pair: FieldPair) -> Similarity:
+def _similarities(solver: Solver | Continuation, pair: FieldPair) -> Similarity:
     """Local correlation before anything, after the alignment, after the method, all on working-type grids."""
     space = solver.space
     after = quality.similarity(space.fixed, warp(space.moving, pair.fixed_to_moving))

@@ -33,6 +33,8 @@ FILES = {
     "jacobian.nii.gz",
     "inverse_consistency.nii.gz",
     "metrics.json",
+    "history.json",
+    "state-1.safetensors",
 }
 KILL, TERM, INT = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGINT)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import __version__
 from ..job import ANATOMIES, FORMATS, INITIALS, METRICS, PRESETS, InputError, Options
+from . import steering
 
 #: Commands of rooms that may not be there; each module offers ``main(arguments) -> exit code``.
 SUBCOMMANDS = {
@@ -23,6 +24,11 @@ SUBCOMMANDS = {
 }
 _USAGE = {
     "register": "FIXED MOVING -o DIR [options]",
+    "update": "DIR [options]",
+    "repair": "DIR --region MASK [options]",
+    "undo": "DIR",
+    "redo": "DIR",
+    "history": "DIR",
     "apply": "INPUT --transform T [--reference R] -o OUT [options]",
     "evaluate": "[--transform T] [--inverse T] [options]",
     "methods": "[options]",
@@ -126,6 +132,16 @@ def _commands() -> dict[str, tuple[str, str, str, Any]]:
     """Per command: one line, description, examples, and what adds its arguments."""
     return {
         "register": ("register two scans, both ways", _REGISTER, _REGISTER_EXAMPLES, _register_arguments),
+        "update": (
+            "let landmarks or labels pull a finished result",
+            steering.UPDATE,
+            steering.UPDATE_EXAMPLES,
+            _update,
+        ),
+        "repair": ("register again in one region only", steering.REPAIR, steering.REPAIR_EXAMPLES, _repair),
+        "undo": ("go back one step", steering.UNDO, "", steering.folder_argument),
+        "redo": ("take an undone step again", steering.REDO, "", steering.folder_argument),
+        "history": ("list the steps of a result", steering.HISTORY, "", steering.folder_argument),
         "apply": ("carry an image, labels or points through a transform", _APPLY, _APPLY_EXAMPLES, _apply_arguments),
         "evaluate": (
             "score transforms: Dice, landmarks, folding, inverse consistency",
@@ -136,6 +152,14 @@ def _commands() -> dict[str, tuple[str, str, str, Any]]:
         "methods": ("list the methods", "The methods that --method takes.", "", lambda parser: None),
         "demo": ("see it work on real brain scans", _DEMO, "example:\n  symreg demo -o demo --seed 3", _demo_arguments),
     }
+
+
+def _update(parser: argparse.ArgumentParser) -> None:
+    steering.continuing_arguments(parser, region=False)
+
+
+def _repair(parser: argparse.ArgumentParser) -> None:
+    steering.continuing_arguments(parser, region=True)
 
 
 def _runs(text: str) -> int | str:
@@ -163,8 +187,11 @@ def _register_arguments(parser: argparse.ArgumentParser) -> None:
         for side in ("fixed", "moving"):
             extra.add_argument(f"--{side}-{kind}", metavar="FILE", help=f"{side} scan: {text}")
     add_options(parser).add_argument(
-        "--job", metavar="FILE", help="take everything from a job JSON or the metrics.json of an earlier run"
+        "--job",
+        metavar="FILE",
+        help="take everything from a job JSON, the metrics.json of an earlier run, or the history.json of many steps",
     )
+    steering.add_start_options(parser)
 
 
 def add_options(parser: argparse.ArgumentParser) -> Any:
@@ -172,14 +199,7 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
     options = Options()
     how = parser.add_argument_group("how to register")
     how.add_argument("--method", default=options.method, help="see 'symreg methods' (default: %(default)s)")
-    how.add_argument(
-        "--preset",
-        choices=(*PRESETS, *ANATOMIES),
-        default=options.preset,
-        metavar="NAME",
-        help=f"what is registered: {', '.join(ANATOMIES)}; or how much time it may take, as --effort does",
-    )
-    how.add_argument("--effort", choices=PRESETS, help=f"how much time it may take (default: {options.preset})")
+    _preset_options(how)
     how.add_argument(
         "--initial",
         default=options.initial,
@@ -204,6 +224,7 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
     )
     how.add_argument("--weights", metavar="FILE", help="weights of a network (default: the shipped ones)")
     how.add_argument("--guide-with-points", action="store_true", help="let the landmarks guide the initial alignment")
+    steering.add_steering_options(parser)
     out = parser.add_argument_group("results")
     out.add_argument(
         "--transform-format", choices=FORMATS, default="h5", help="of forward and inverse (default: %(default)s)"
@@ -246,6 +267,17 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     machine.add_argument("--seed", type=int, default=options.seed, help="of everything random (default: %(default)s)")
 
 
+def _preset_options(group: Any) -> None:
+    group.add_argument(
+        "--preset",
+        choices=(*PRESETS, *ANATOMIES),
+        default=Options.preset,
+        metavar="NAME",
+        help=f"what is registered: {', '.join(ANATOMIES)}; or how much time it may take, as --effort does",
+    )
+    group.add_argument("--effort", choices=PRESETS, help=f"how much time it may take (default: {Options.preset})")
+
+
 def add_verbosity_options(parser: argparse.ArgumentParser) -> None:
     """How a command speaks."""
     group = parser.add_argument_group("what it says")
@@ -257,8 +289,12 @@ def add_verbosity_options(parser: argparse.ArgumentParser) -> None:
 def options_of(args: argparse.Namespace) -> Options:
     """What the arguments of :func:`add_options` ask for. Raises InputError."""
     names = {f.name for f in dataclasses.fields(Options)} - {"memory_gb", "method_options"}
-    values = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    values |= {name: value for name, value in anatomy_options(args.preset).items() if values[name] == DEFAULTS[name]}
+    values = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    values |= {
+        name: value
+        for name, value in anatomy_options(args.preset).items()
+        if values.get(name, DEFAULTS[name]) == DEFAULTS[name]
+    }
     values["preset"] = args.effort or (Options.preset if args.preset in ANATOMIES else args.preset)
     return Options(**values, memory_gb=args.memory, method_options=switches(args.option))
 

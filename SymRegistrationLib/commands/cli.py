@@ -22,6 +22,7 @@ from typing import Any
 from ..console import Console, jsonable, number, share_cores
 from ..job import INITIALS, INPUT_PATHS, InputError, Job, RegistrationError, existing_file, parsed_json
 from ..registration.catalogue import needs_weights
+from . import steering
 from .arguments import SUBCOMMANDS, available_subcommands, build_parser, options_of
 
 
@@ -94,15 +95,24 @@ def _catch_sigterm() -> Any:
 
 
 def _register(args: argparse.Namespace, console: Console) -> None:
+    if args.job and _is_history(args.job):
+        from ..jobs.history import replay
+
+        if args.fixed or not args.output:
+            raise InputError("a history is done again into a folder of its own.", "Give -o DIR, and no scans.")
+        steering.told(replay(args.job, args.output, console.progress), args.output, console)
+        return
     job = _job_of(args)
     check_job(job)
     from ..jobs.register import run
-    from ..report.rows import summary
 
-    metrics = run(job, console.progress)
-    for note in metrics.get("notes", []):
-        console.note(note)
-    console.result(metrics, summary(metrics, job.output))
+    steering.told(run(job, console.progress), job.output, console)
+
+
+def _is_history(path: str) -> bool:
+    from ..files import json_object
+
+    return "steps" in (json_object(path) or {})
 
 
 def _job_of(args: argparse.Namespace) -> Job:
@@ -129,8 +139,11 @@ def _job_of(args: argparse.Namespace) -> Job:
         dense=args.dense,
         report=not args.no_report,
         guide_with_points=args.guide_with_points,
+        sphere=args.sphere,
+        rim_mm=args.rim_mm,
+        keep_state=args.keep_state,
         options=options_of(args),
-        **{name: getattr(args, name) for name in INPUT_PATHS},
+        **{name: getattr(args, name) for name in (*INPUT_PATHS, "start_from", "region")},
     )
 
 
@@ -140,7 +153,7 @@ def check_job(job: Job) -> None:
     Raises:
         InputError: naming the input and the remedy.
     """
-    for name in INPUT_PATHS:
+    for name in (*INPUT_PATHS, "start_from", "region"):
         path = getattr(job, name)
         if path is not None:
             existing_file(path, name.replace("_", " "))
@@ -219,4 +232,11 @@ def _demo(args: argparse.Namespace, console: Console) -> None:
     console.result(metrics, text)
 
 
-_COMMANDS = {"register": _register, "apply": _apply, "evaluate": _evaluate, "methods": _methods, "demo": _demo}
+_COMMANDS = {
+    "register": _register,
+    **steering.COMMANDS,
+    "apply": _apply,
+    "evaluate": _evaluate,
+    "methods": _methods,
+    "demo": _demo,
+}

@@ -7,7 +7,11 @@ tracebacks) on stderr. Networks, CUDA and torch stay loaded between jobs. Protoc
 * in: ``{"id": "1", "command": "register", "job": {...}, "outputs": [...]}``; ``pair`` takes what
 :mod:`SymRegistrationLib.cohort.pair` says; ``apply``, ``evaluate`` and ``report`` take
   ``"arguments": {...}``; ``methods``, ``ping`` and ``shutdown`` take nothing.
-* out, with the request's id: ``progress`` (stage, fraction, seconds_left, message), then one ``result`` or one
+  ``undo``, ``redo`` and ``history`` take ``"folder"`` (and the first two ``"outputs"``); ``enough``, also while a job
+  runs, ends that job's optimisation: it then delivers a complete result.
+* out, with the request's id: with ``"live": true`` in a register request one ``level`` after each level of the
+  optimiser (level, levels, similarity, folded_percent, and ``image``, the path of a small NRRD that is there until the
+  job ends); ``progress`` (stage, fraction, seconds_left, message), then one ``result`` or one
 ``error``
   (message, hint, exit_code). A failed job ends nothing: the next line is served.
 
@@ -25,6 +29,7 @@ import os
 import queue
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -41,7 +46,11 @@ PROTOCOL = 1
 #: Longest request line, bytes; a job with all its paths needs a few thousand.
 LONGEST_LINE = 1 << 20
 _FIELDS = {
-    "register": {"job", "outputs"},
+    "register": {"job", "outputs", "live"},
+    "undo": {"folder", "outputs"},
+    "redo": {"folder", "outputs"},
+    "history": {"folder"},
+    "enough": set(),
     "pair": {"pair"},
     "apply": {"arguments"},
     "evaluate": {"arguments"},
@@ -95,6 +104,8 @@ class Worker:
         self._answers = answers
         self._queue: queue.Queue[bytes | None] = queue.Queue()
         self._working = False
+        self._enough = threading.Event()
+        self._writing = threading.Lock()
         self._last: tuple[Any, dict] | None = None
 
     def serve(self) -> int:
@@ -138,19 +149,36 @@ class Worker:
                 while line and not line.endswith(b"\n"):
                     line = self._requests.readline(LONGEST_LINE)
                 line = b"\0"  # stands for a line that is too long
-            if line.strip():
+            if line.strip() and not self._ends_optimisation(line):
                 self._queue.put(line)
         self._queue.put(None)
         if self._working:
             _thread.interrupt_main()
 
+    def _ends_optimisation(self, line: bytes) -> bool:
+        """Serve an ``enough`` at once, beside the job that runs; False for every other line."""
+        if b'"enough"' not in line:
+            return False
+        try:
+            request = _parsed(line)
+            if _checked(request) != "enough":
+                return False
+        except InputError:
+            return False
+        if self._working:
+            self._enough.set()
+        self._emit({"id": request.get("id"), "event": "result", "result": {"running": self._working}})
+        return True
+
     def _emit(self, event: dict) -> None:
-        self._answers.write(json.dumps(jsonable(event)).encode() + b"\n")
-        self._answers.flush()
+        with self._writing:
+            self._answers.write(json.dumps(jsonable(event)).encode() + b"\n")
+            self._answers.flush()
 
     def _answer(self, line: bytes) -> bool:
         """Serve one line; False after ``shutdown``. Whatever goes wrong becomes one error line."""
         identity: Any = None
+        self._enough.clear()
         self._working = True
         try:
             request = _parsed(line)
@@ -229,6 +257,54 @@ class Worker:
         from ..jobs import register
 
         job = Job.from_dict(request.get("job"))
+        with tempfile.TemporaryDirectory(prefix="symreg-live-") as folder:
+            watch = self._watch(request.get("id"), Path(folder), request.get("live") is True)
+            return self._delivered(request, lambda write: register.run(job, progress, write, watch))
+
+    def _undo(self, request: dict, progress: Callable) -> dict:
+        from ..jobs import history
+
+        return self._delivered(request, lambda write: history.undo(_folder(request), progress, write))
+
+    def _redo(self, request: dict, progress: Callable) -> dict:
+        from ..jobs import history
+
+        return self._delivered(request, lambda write: history.redo(_folder(request), progress, write))
+
+    def _history(self, request: dict, progress: Callable) -> dict:
+        from ..jobs import history
+
+        found = history.read(_folder(request))
+        return {"current": found.current, "steps": list(found.steps)}
+
+    def _watch(self, identity: Any, folder: Path, live: bool) -> Any:
+        """Who looks for the client: tells of each level when it asked to, and knows when it has had enough."""
+        from ..geometry.volumes import to_itk
+        from ..registration.live import Watch
+
+        def show(look: Any) -> None:
+            import SimpleITK as sitk
+
+            path = folder / f"level-{look.level}.nrrd"
+            sitk.WriteImage(to_itk(look.image, look.grid), str(path), useCompression=False)
+            self._emit(
+                {
+                    "id": identity,
+                    "event": "level",
+                    "level": look.level,
+                    "levels": look.levels,
+                    "similarity": look.similarity,
+                    "folded_percent": look.folded_percent,
+                    "image": str(path),
+                }
+            )
+
+        return Watch(show if live else None, self._enough.is_set)
+
+    def _delivered(self, request: dict, run: Callable) -> dict:
+        """The answer to a request whose ``run(write)`` registers; the result is kept for a report."""
+        from ..jobs import register
+
         wanted = request.get("outputs")
         self._last = None  # frees the arrays of the run before
 
@@ -236,7 +312,7 @@ class Worker:
             self._last = (result, {})
             return register.write_result(folder, job, result) if wanted is None else write_raw(folder, wanted, result)
 
-        metrics = register.run(job, progress, write)
+        metrics = run(write)
         if self._last is not None:
             self._last[1].update(metrics)
         return {**metrics, "verdict": judged(metrics)}
@@ -269,6 +345,13 @@ class Worker:
             raise InputError("there is no registration to report on.", "Register first.")
         write_report(Path(arguments["path"]), *self._last)
         return {"path": arguments["path"]}
+
+
+def _folder(request: dict) -> str:
+    folder = request.get("folder")
+    if not isinstance(folder, str) or not folder:
+        raise InputError("the request names no folder.", 'Send "folder": the output folder of the registration.')
+    return folder
 
 
 def judged(metrics: Mapping[str, Any]) -> dict:

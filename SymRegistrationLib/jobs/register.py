@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ import torch
 from .. import __version__
 from ..files import reason
 from ..geometry.grid import Grid
+from ..geometry.linear import write_linear
 from ..geometry.points import PointSet, paired, read_points
 from ..geometry.transform_files import write_transform
 from ..geometry.transforms import Transform
@@ -37,19 +39,32 @@ from ..pipeline import Extras, Result, register
 from ..quality.outputs import OUTPUTS
 from ..quality.schema import SCHEMA, Metrics
 from ..registration import devices
+from ..registration.catalogue import is_linear
+from ..registration.live import Watch
 from ..registration.physical import DENSE_BYTES, dense_grid
+from . import history
 
+#: Formats in which a linear transform stays one; the others hold a grid of vectors.
+LINEAR_FORMATS = ("h5", "tfm")
 PARTIAL = ".symreg-partial-"
 Writer = Callable[[Path, Job, Result], "dict[str, str]"]
 
 
-def run(job: Job, progress: Progress = silent, write: Writer | None = None) -> Metrics:
+def run(
+    job: Job,
+    progress: Progress = silent,
+    write: Writer | None = None,
+    watch: Watch | None = None,
+    shown: history.History | None = None,
+) -> Metrics:
     """Register the files a job names.
 
     Args:
         job: see :class:`~SymRegistrationLib.job.Job`.
         progress: ``progress(stage, fraction of the whole run, message)``.
         write: ``write(folder, job, result) -> file per name``, instead of :func:`write_result`.
+        watch: who looks while the optimiser runs, and may end it.
+        shown: only write again what the current step of this history left; nothing is optimised.
 
     Returns:
         The content of ``metrics.json``.
@@ -59,12 +74,17 @@ def run(job: Job, progress: Progress = silent, write: Writer | None = None) -> M
         RegistrationError: the run failed, or the disk is full; nothing is left behind.
     """
     started = time.perf_counter()
+    if job.transform_format == "tfm" and not is_linear(job.options.method):
+        raise InputError("only a linear transform can be stored as .tfm.", "Use --transform-format h5.")
     check_output(job.output)
     progress("read", 0.0, "reading the scans")
     fixed = read_volume(job.fixed, "fixed image")
     moving = read_volume(job.moving, "moving image")
     check_dense(job, fixed.grid, moving.grid)
     extras = read_extras(job, fixed.grid, moving.grid)
+    start, before = (shown.state(shown.current), shown) if shown else history.start_of(job)
+    keep, region = job.keep_state and shown is None, history.region_of(job)
+    extras = replace(extras, start=start, restore=bool(shown), region=region, watch=watch, keep_state=keep)
     read = time.perf_counter() - started
     result = register(fixed, moving, job.options, extras, lambda stage, f, text: progress(stage, 0.03 + 0.87 * f, text))
     progress("write", 0.9, "writing")
@@ -92,7 +112,13 @@ def run(job: Job, progress: Progress = silent, write: Writer | None = None) -> M
         else:
             report(write(folder, job, result))
         metrics["seconds"]["total"] = round(time.perf_counter() - started, 3)
+        if shown is not None:
+            (folder / history.FILE).write_text(shown.text(), encoding="utf-8")
+        elif keep:
+            before = history.record(folder, job, before, result, metrics)
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    if keep:
+        history.sweep_states(before)
     progress("write", 1.0, "done")
     return metrics
 
@@ -160,6 +186,9 @@ def _tasks(job: Job, result: Result) -> dict[str, tuple[str, Callable[[Path], No
 
 def _write_transform(job: Job, result: Result, side: str, transform: Transform, path: Path) -> None:
     matrix = result.transforms.matrix if side == "fixed" else np.linalg.inv(result.transforms.matrix)
+    if result.linear and job.transform_format in LINEAR_FORMATS:
+        write_linear(path, matrix)
+        return
     if _is_dense(job):
         transform = transform.resampled(dense_grid(result.grids[side], float(transform.grid.spacing.min())))
     write_transform(path, transform, matrix if job.composite and job.dense else None)
@@ -171,7 +200,7 @@ def _write_map(array: np.ndarray, grid: Grid, bits: int, path: Path) -> None:
 
 def _is_dense(job: Job) -> bool:
     """Whether transforms are written voxel by voxel: on request, and in formats that hold nothing but a grid."""
-    return job.dense or job.transform_format != "h5"
+    return job.dense or job.transform_format not in LINEAR_FORMATS
 
 
 def check_dense(job: Job, *scans: Grid) -> None:

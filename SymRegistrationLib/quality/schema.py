@@ -34,6 +34,7 @@ class Alignment(TypedDict):
     similarity: float | None
     measure: str
     likeness: float | None
+    mirrored_gain: float | None
     matrix: list[list[float]]
 
 
@@ -158,6 +159,7 @@ class Measured(TypedDict, total=False):
     labels: LabelOverlap | None
     landmarks: Landmarks | None
     volumes: dict[str, dict[str, float | None]]
+    steering: dict[str, Any] | None
     method: str
     preset: str
     metric: str

@@ -43,6 +43,8 @@ class Alignment:
         confidence: 0..1, how much better this pose is than the best one found elsewhere; 1 when nothing was searched.
         measure: ``ncc``, or ``mi`` where the scans were taken for two contrasts.
         likeness: mean signed local correlation of the aligned scans, -1..1; nan when nothing was compared.
+        mirrored_gain: by what share the mutual information grows when the moving scan is mirrored left to right and
+            refined; nan when nothing was searched.
     """
 
     mid_to_fixed: np.ndarray
@@ -52,6 +54,7 @@ class Alignment:
     confidence: float = 1.0
     measure: str = "ncc"
     likeness: float = float("nan")
+    mirrored_gain: float = float("nan")
 
     @property
     def matrix(self) -> np.ndarray:
@@ -71,22 +74,25 @@ def align(
     measure: str = "auto",
     seed: int = 0,
     landmarks: tuple[np.ndarray, np.ndarray] | None = None,
+    near: np.ndarray | None = None,
 ) -> Alignment:
     """Find the pose of two prepared scans.
 
     Args:
-        kind: ``none`` (headers are right), ``centre`` (content middles onto each other), ``rigid``, ``affine``, or the
-            path of a linear ITK transform file, fixed -> moving.
+        kind: ``none`` (headers are right), ``centre`` (content middles onto each other), ``rigid``, ``similarity``
+            (one scale; across contrasts rigid), ``affine``, or the path of a linear ITK transform file, fixed ->
+            moving.
         measure: ``ncc`` (one contrast), ``mi`` (any), or ``auto``: ncc, then mi where the scans look like two
             contrasts. With ``mi`` the pose is rigid unless the images insist on a stretch; the result's ``kind`` says.
         seed: of the rotations tried; the search is deterministic given it.
         landmarks: ((n, 3), (n, 3)) LPS mm of fixed and moving: start there instead of searching; with ``none`` or
             ``centre`` the pose is theirs (rigid, least squares) and is not refined.
+        near: (4, 4) LPS mm, fixed -> moving: refine from this pose instead of searching.
 
     Raises:
         InputError: unreadable or non-linear transform file, or one beside landmarks; fewer than 3 landmarks.
     """
-    if landmarks is not None and kind not in ("rigid", "affine"):
+    if landmarks is not None and kind not in ("rigid", "similarity", "affine"):
         if kind not in ("none", "centre"):
             raise InputError(
                 f"both landmarks and the file '{kind}' shall start the alignment.",
@@ -95,12 +101,14 @@ def align(
         return split_midway(from_landmarks(*landmarks, affine=False), fixed.centroid, "landmarks")
     if kind == "none":
         return Alignment(np.eye(4), np.eye(4), "none")
-    if kind not in ("centre", "rigid", "affine"):
+    if kind not in ("centre", "rigid", "similarity", "affine"):
         return split_midway(read_linear(kind), fixed.centroid, "file")
     if kind == "centre":
         half = (moving.centroid - fixed.centroid) / 2
         return Alignment(pose_search.shift(-half), pose_search.shift(half), "centre")
     search = pose_search.Search(fixed, moving, seed)
+    if near is not None:
+        return _from_guides(search, near, kind, measure)
     if landmarks is not None:
         return _from_guides(search, from_landmarks(*landmarks, affine=False), kind, measure)
     one = None if measure == "mi" else search.one_contrast(kind)
@@ -139,7 +147,8 @@ def _from_guides(search: pose_search.Search, start: np.ndarray, kind: str, measu
 
 
 def _alignment(search: pose_search.Search, found: pose_search.Found, kind: str, likeness: float) -> Alignment:
-    return Alignment(*search.matrix(found.x), kind, found.score, found.confidence, found.measure, likeness)
+    mirrored = search.mirrored_gain(found.x)
+    return Alignment(*search.matrix(found.x), kind, found.score, found.confidence, found.measure, likeness, mirrored)
 
 
 def from_landmarks(fixed: np.ndarray, moving: np.ndarray, affine: bool) -> np.ndarray:

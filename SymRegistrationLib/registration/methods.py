@@ -32,6 +32,11 @@ def card(name: str) -> MethodCard:
     return networks.card(name) if is_learned(name) else optimisers.card(name)
 
 
+def pose(name: str) -> str:
+    """The kind of pose that is all a linear method finds; "" for a method that bends. Raises InputError."""
+    return "" if is_learned(name) else optimisers.card(name).pose
+
+
 def catalogue_text() -> str:
     """The registry as the text of ``methods.json``, which the Slicer panel and checks without torch read."""
     entries = [
@@ -41,6 +46,7 @@ def catalogue_text() -> str:
             "description": one.description,
             "publication": one.publication,
             "needs_weights": is_learned(one.name),
+            "linear": bool(pose(one.name)),
         }
         for one in map(card, names())
     ]

@@ -3,6 +3,7 @@ request."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from ..losses import ncc
 from . import devices, methods, optimisers, working_grid
 from .alignment import Alignment, shows_one_contrast, split_midway
 from .presets import presets
+from .steering import Steering
 from .working_grid import Scan, WorkingPair
 
 #: Bytes per voxel of a network's working grid for the two images and their weights; the network plans its own lattice.
@@ -64,6 +66,7 @@ class Solver:
 
     def __init__(self, scans: tuple[Scan, Scan], pose: Alignment, options: Options, notes: list[str]):
         self.scans, self.pose, self.options, self.notes = scans, pose, options, notes
+        self.steer: Callable[[WorkingPair], Steering] | None = None  # set by who wants to steer the optimiser
         self.finest = float(min(scan.grid.spacing.min() for scan in scans))
         self.preset = presets()[options.preset]
         self.learned = methods.is_learned(options.method)
@@ -99,7 +102,14 @@ class Solver:
             space = self.space
             if perturbation is not None:
                 space = perturbation.geometry(perturbation.intensities(space))
-            pair = self.optimiser.run(space, self.preset, self.similarity, stiffness=stiffness, progress=progress)
+            pair = self.optimiser.run(
+                space,
+                self.preset,
+                self.similarity,
+                stiffness=stiffness * self.options.stiffness,
+                progress=progress,
+                steering=self._steering(space, perturbation),
+            )
             return pair if perturbation is None else perturbation.undone(pair)
         share = 0.5 if self.options.refine else 1.0
         pair = self._predict(lambda stage, f, text: progress(stage, share * f, text), perturbation)
@@ -115,8 +125,9 @@ class Solver:
             self.similarity,
             start,
             self.options.refine,
-            stiffness,
+            stiffness * self.options.stiffness,
             lambda stage, f, text: progress(stage, share + (1 - share) * f, text),
+            self._steering(space, perturbation),
         )
 
     def fall_back(self, state: str) -> FieldPair:
@@ -127,6 +138,10 @@ class Solver:
             self.space = self._space(self.pose, float(self.space.grid.spacing[0]))
         nothing = self.space.fixed.new_zeros((1, 3, *self.space.grid.shape))
         return FieldPair(nothing, nothing.clone(), "symmetric", 0.0)
+
+    def _steering(self, space: WorkingPair, perturbation: Perturbation | None) -> Steering | None:
+        """What steers the optimiser; perturbed runs, which ask how sure the images are, are not steered."""
+        return None if self.steer is None or perturbation is not None else self.steer(space)
 
     def _volume(self, pose: Alignment, whole: bool = False) -> float:
         halves = pose.mid_to_fixed, pose.mid_to_moving
@@ -145,7 +160,8 @@ class Solver:
         self.space = self._space(
             pose, self.options.spacing or max(self.finest, (self._volume(pose) / budget) ** (1 / 3)), margin=MARGIN
         )
-        self.similarity = _similarity(self.options.metric, self.scans, pose, self.notes)
+        linear = not self.learned and self.optimiser.card.pose
+        self.similarity = pose.measure if linear else _similarity(self.options.metric, self.scans, pose, self.notes)
 
     def _found(self, pair: FieldPair) -> Alignment:
         """The affine part of what a network found from the headers, and how alike it makes the scans."""

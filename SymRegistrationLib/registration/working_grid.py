@@ -154,6 +154,11 @@ def working_pair(
         InputError: after alignment the two contents do not overlap.
     """
     grid = working_grid(fixed, moving, mid_to_fixed, mid_to_moving, spacing, multiple, whole, margin)
+    return pair_on(grid, fixed, moving, mid_to_fixed, mid_to_moving)
+
+
+def pair_on(grid: Grid, fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid_to_moving: np.ndarray) -> WorkingPair:
+    """Resample both scans onto a given grid between them. Raises InputError when the masks leave nothing there."""
     images, weights = zip(*(resample(scan, grid, to) for scan, to in ((fixed, mid_to_fixed), (moving, mid_to_moving))))
     weight = None
     if any(w is not None for w in weights):

@@ -86,6 +86,8 @@ def test_a_run_improves_everything_and_speaks_json(run):
         "inverse_consistency.nii.gz",
         "metrics.json",
         "report.html",
+        "history.json",
+        "state-1.safetensors",
     } == {p.name for p in out.iterdir()}
     fractions = [event["fraction"] for event in events if event["event"] == "progress"]
     assert fractions == sorted(fractions) and fractions[-1] == 1 and len(fractions) > 5
@@ -189,11 +191,11 @@ def test_methods_lists_the_registry(capsys):
 
     assert main(["methods"]) == 0
     text = capsys.readouterr().out
-    for name in ["syn", *networks.names()]:
+    for name in ["syn", "affine", "rigid", "similarity", *networks.names()]:
         assert f"{name}: " in text
     assert main(["methods", "--json"]) == 0
     methods = json.loads(capsys.readouterr().out)["result"]["methods"]
-    assert [m["name"] for m in methods] == ["syn", *networks.names()] and all(
+    assert [m["name"] for m in methods] == ["syn", "affine", "rigid", "similarity", *networks.names()] and all(
         m["publication"] and m["licence"] for m in methods
     )
 

@@ -368,3 +368,30 @@ def test_progress_is_throttled(monkeypatch):
         progress("align" if k < 1000 else "optimise", k / 2000, "step")
     stages = [json.loads(line)["stage"] for line in answers.getvalue().splitlines()]
     assert stages == sorted(stages) and [stages.count(stage) for stage in ("align", "optimise")] == [10, 10]
+
+
+def test_levels_good_enough_undo_and_redo(worker, scans, tmp_path):
+    out = str(tmp_path / "out")
+    job = Job(
+        str(scans / "fixed.nrrd"),
+        str(scans / "moving.nrrd"),
+        out,
+        report=False,
+        keep_state=True,
+        options=Options(**QUICK),
+    )
+    outputs = ["forward", "warped_moving"]
+    worker.send({"id": "1", "command": "register", "job": json.loads(job.to_json()), "outputs": outputs, "live": True})
+    levels, last = [], {}
+    while last.get("event") not in ("result", "error"):
+        last = worker.next()
+        if last["event"] == "level":
+            levels.append((last["level"], last["levels"], sitk.ReadImage(last["image"]).GetSize()))
+    assert last["event"] == "result" and [entry[0] for entry in levels] == [1, 2, 3] and levels[0][1] == 3
+    worker.send({"id": "2", "command": "enough"})
+    assert worker.next() == {"id": "2", "event": "result", "result": {"running": False}}
+    worker.send({"id": "3", "command": "undo", "folder": out})
+    answer = worker.next()
+    assert answer["event"] == "error" and "nothing to undo" in answer["message"]
+    worker.send({"id": "4", "command": "history", "folder": out})
+    assert worker.next()["result"]["current"] == 1

@@ -13,11 +13,11 @@ REFINER = "syn"
 
 
 def names() -> list[str]:
-    """Names of all optimisers, sorted."""
+    """Names of all optimisers: the one that refines first, the others sorted."""
     for module in pkgutil.iter_modules(__path__):
         if not module.name.startswith("_"):
             importlib.import_module(f"{__name__}.{module.name}")
-    return sorted(_base._REGISTRY)
+    return sorted(_base._REGISTRY, key=lambda name: (name != REFINER, name))
 
 
 def card(name: str) -> OptimiserCard:

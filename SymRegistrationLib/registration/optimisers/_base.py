@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ...fields import FieldPair
 from ...job import InputError, MethodCard, Progress, silent
 from ..presets import Preset
+from ..steering import Steering
 from ..working_grid import WorkingPair
 
 
@@ -18,10 +19,12 @@ class OptimiserCard(MethodCard):
     Attributes:
         similarities: what it can maximise, by the names of ``--metric``.
         bytes_per_voxel: peak memory of a run per voxel of the working grid, float32, measured.
+        pose: ``rigid``, ``similarity`` or ``affine`` when the alignment is the whole result; "" when it bends.
     """
 
     similarities: tuple[str, ...]
     bytes_per_voxel: float
+    pose: str = ""
 
 
 class Optimiser(ABC):
@@ -39,6 +42,7 @@ class Optimiser(ABC):
         levels: int = 0,
         stiffness: float = 1.0,
         progress: Progress = silent,
+        steering: Steering | None = None,
     ) -> FieldPair:
         """Register the two images of a working pair.
 
@@ -50,6 +54,7 @@ class Optimiser(ABC):
             levels: with ``start``, refine on so many of the finest levels only; 0 = the whole schedule.
             stiffness: factor on the smoothing of the whole field, for runs that ask how stable a result is.
             progress: called as ``progress("optimise", fraction of this call, message)``.
+            steering: landmarks and labels that pull, a region that confines, an observer that may end the run.
 
         Returns:
             Both directions in voxels of the grid, the residual of their composition measured.

@@ -34,6 +34,7 @@ from ...fields import (
 from ...job import Progress, silent
 from ...losses import lncc_force, mind
 from ..presets import Preset
+from ..steering import SteeredLevel, Steering
 from ..working_grid import WorkingPair
 from ._base import Optimiser, OptimiserCard, check_similarity, register
 
@@ -98,6 +99,7 @@ def optimise(
     weight: Tensor | None = None,
     start: FieldPair | None = None,
     progress: Progress = silent,
+    steering: Steering | None = None,
 ) -> FieldPair:
     """Register two images on one grid.
 
@@ -107,10 +109,27 @@ def optimise(
         weight: (2, 1, D, H, W), where fixed and moving may be looked at; ``None`` = everywhere.
         start: begin from this result (it is split into halves) instead of from the identity.
         progress: called as ``progress("optimise", fraction, message)``.
+        steering: what else pulls, where it may move, from which state, and who watches.
 
     Returns:
-        :class:`FieldPair` in voxels of the grid, ``inverse_method="symmetric"``, residual measured.
+        :class:`FieldPair` in voxels of the grid, ``inverse_method="symmetric"``, residual measured; its
+        ``details["halves"]`` are the (2, 3, D, H, W) half-way fields, fixed first.
     """
+    return compose_halves(optimise_halves(fixed, moving, schedule, metric, weight, start, progress, steering))
+
+
+@torch.no_grad()
+def optimise_halves(
+    fixed: Tensor,
+    moving: Tensor,
+    schedule: Schedule,
+    metric: str,
+    weight: Tensor | None = None,
+    start: FieldPair | None = None,
+    progress: Progress = silent,
+    steering: Steering | None = None,
+) -> Tensor:
+    """The half-way fields (2, 3, D, H, W) behind :func:`optimise`, whose arguments these are."""
     images = torch.cat([fixed, moving])
     shapes = [_level_shape(fixed.shape[2:], factor) for factor in schedule.shrink]
     halves = (
@@ -131,10 +150,15 @@ def optimise(
                 f"level {level} of {len(shapes)}, step {step}, similarity {value:.4f}",
             )
 
-        halves = level.run(halves, iterations, report)
-        halves = regularise_folds(halves, schedule.least_determinant)
+        steered = None if steering is None else steering.at(shape)
+        halves, value = level.run(halves, iterations, report, steered)
+        eased = regularise_folds(halves, schedule.least_determinant)
+        halves = eased if steered is None else steered.hold(halves, eased)
         done += work[k]
-    return compose_halves(resize_field(halves, fixed.shape[2:]))
+        if steered is not None and not steered.leave_level(halves, value, k + 1, len(shapes)):
+            break
+    halves = resize_field(halves, fixed.shape[2:])
+    return halves if steering is None else steering.settled(halves, schedule.least_determinant)
 
 
 def _resized(pair: FieldPair, shape: tuple[int, ...]) -> FieldPair:
@@ -150,7 +174,8 @@ def compose_halves(halves: Tensor) -> FieldPair:
     residual = max(
         float(inverse_consistency(forward, backward).max()), float(inverse_consistency(backward, forward).max())
     )
-    return FieldPair(forward, backward, "symmetric", residual, {"half_inverse_residual": inverse.residual})
+    details = {"half_inverse_residual": inverse.residual, "halves": halves}
+    return FieldPair(forward, backward, "symmetric", residual, details)
 
 
 def split_halves(pair: FieldPair) -> Tensor:
@@ -195,8 +220,11 @@ class _Level:
         self.features = mind(images) if metric == "mind" else images
         self.weight = weight
 
-    def run(self, halves: Tensor, iterations: int, report) -> Tensor:
-        """At most ``iterations`` steps; stops when the similarity no longer rises, and returns the best state seen.
+    def run(
+        self, halves: Tensor, iterations: int, report, steered: SteeredLevel | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """At most ``iterations`` steps; stops when the similarity no longer rises, and returns the best state seen and
+        its similarity.
 
         Since every step is as long as the first, identical scans would otherwise be shaken by rounding errors.
         """
@@ -204,19 +232,26 @@ class _Level:
         values: list[Tensor] = []
         best, highest = halves, halves.new_full((), -math.inf)
         for step in range(iterations + 1):
-            update, value = self.update(halves)
+            if steered is None:
+                update, value = self.update(halves)
+            else:
+                update, value = steered.update(halves, self.update)
             values.append(value)
             # On the device, without reading the value: there the host would wait for every step.
             better = value > highest
             best, highest = torch.where(better, halves, best), torch.where(better, value, highest)
             if step == iterations or self._stands_still(values, report):
                 break
-            halves = compose(halves, update)
+            if steered is not None and steered.enough():
+                break
+            halves = moved = compose(halves, update)
             if schedule.smooth_total > 0 and step % schedule.smooth_every == schedule.smooth_every - 1:
                 halves = gaussian(halves, schedule.smooth_total * schedule.smooth_every**0.5)
             if step % 10 == 9:
                 halves = regularise_folds(halves, schedule.least_determinant, rounds=1)
-        return best
+            if steered is not None:
+                halves = steered.hold(moved, halves)
+        return best, highest
 
     def _stands_still(self, values: list[Tensor], report) -> bool:
         """Whether the similarity gained too little in the last steps; looks, and reports, every few steps only."""
@@ -295,8 +330,9 @@ class SyN(Optimiser):
         levels: int = 0,
         stiffness: float = 1.0,
         progress: Progress = silent,
+        steering: Steering | None = None,
     ) -> FieldPair:
         """See :meth:`Optimiser.run`."""
         check_similarity(self.card, similarity)
         schedule = Schedule.of(preset, levels).stiffer(stiffness)
-        return optimise(space.fixed, space.moving, schedule, similarity, space.weight, start, progress)
+        return optimise(space.fixed, space.moving, schedule, similarity, space.weight, start, progress, steering)
