@@ -10,6 +10,7 @@ inversion and their derivatives are read side by side.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -356,9 +357,15 @@ def _band(kind: str, width: float, n: int, device: torch.device, dtype: torch.dt
     return matrix.to(device=device, dtype=dtype)
 
 
+def no_autocast(image: Tensor) -> contextlib.AbstractContextManager:
+    """A context without half precision, on devices that have any."""
+    kind = image.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
+
+
 def _filter(image: Tensor, kind: str, widths: Sequence[float]) -> Tensor:
     """Separable filter as three small matrix products: on CPU twice as fast as running sums, and exact in float32."""
-    with torch.autocast(image.device.type, enabled=False):  # half precision would round what is filtered
+    with no_autocast(image):  # half precision would round what is filtered
         return _filtered(image, kind, widths)
 
 

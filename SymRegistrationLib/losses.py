@@ -5,22 +5,15 @@ Every similarity is a loss: smaller is better. All are computed in float32 or be
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fields import box_mean, jacobian_determinant
+from .fields import box_mean, jacobian_determinant, no_autocast
 
 
 def _full_precision(*images: Tensor) -> tuple[Tensor, ...]:
     return tuple(image.float() if image.dtype in (torch.float16, torch.bfloat16) else image for image in images)
-
-
-def _no_autocast(image: Tensor):
-    kind = image.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
 
 
 def local_moments(a: Tensor, b: Tensor, window: int) -> tuple[Tensor, ...]:
@@ -39,7 +32,7 @@ def local_moments(a: Tensor, b: Tensor, window: int) -> tuple[Tensor, ...]:
 def lncc_map(a: Tensor, b: Tensor, window: int = 9, eps: float = 1e-5) -> Tensor:
     """Squared local correlation, 0..1, over a cube of ``window`` voxels (mathematics.md, 3.2)."""
     a, b = _full_precision(a, b)
-    with _no_autocast(a):
+    with no_autocast(a):
         _, _, var_a, var_b, cov = local_moments(a, b, window)
         return cov * cov / (var_a * var_b + eps)
 
@@ -103,7 +96,7 @@ def ssim(a: Tensor, b: Tensor, window: int = 7, mask: Tensor | None = None) -> T
     """1 - mean local structural similarity (AD-RegNet eq. 22), cube window, C1 = 0.01^2, C2 = 0.03^2 for [0, 1]
     data."""
     a, b = _full_precision(a, b)
-    with _no_autocast(a):
+    with no_autocast(a):
         mean_a, mean_b, var_a, var_b, cov = local_moments(a, b, window)
         c1, c2 = 0.01**2, 0.03**2
         value = (2 * mean_a * mean_b + c1) * (2 * cov + c2)
@@ -120,7 +113,7 @@ def mind(image: Tensor, radius: int = 1, dilation: int = 2) -> Tensor:
         (N, 12, D, H, W), each channel 0..1.
     """
     (image,) = _full_precision(image)
-    with _no_autocast(image):
+    with no_autocast(image):
         shifts = [tuple(s if axis == k else 0 for k in range(3)) for axis in range(3) for s in (-dilation, dilation)]
         padded = F.pad(image, (dilation,) * 6, mode="replicate")
         shape = image.shape[2:]
