@@ -5,6 +5,8 @@ Every similarity is a loss: smaller is better. All are computed in float32 or be
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +19,8 @@ def _full_precision(*images: Tensor) -> tuple[Tensor, ...]:
 
 
 def _no_autocast(image: Tensor):
-    return torch.autocast(image.device.type, enabled=False)
+    kind = image.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
 
 
 def local_moments(a: Tensor, b: Tensor, window: int) -> tuple[Tensor, ...]:

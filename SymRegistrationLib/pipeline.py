@@ -164,7 +164,7 @@ def _register(
         uncertain = estimate_uncertainty(solver, pair, fixed, clock.inner)
         pair = uncertain.pair
     clock.enter("output", "transforms and maps")
-    weighed = evidence.weigh(scans, solver.space, pair)
+    weighed = evidence.weigh(scans, solver.space, pair, solver.similarity == "mind")
     if weighed.best != evidence.STATES[-1] and isinstance(solver, Solver) and not _asked_for(options):
         pair, uncertain = solver.fall_back(weighed.best), None
     carried = _carried(fixed, moving, pair, solver)
@@ -338,6 +338,7 @@ def _measured(
             "similarity": _number(pose.similarity),
             "measure": pose.measure,
             "likeness": _number(pose.likeness),
+            "mirrored_gain": _number(pose.mirrored_gain),
             "matrix": pose.matrix.tolist(),
         },
         "quality": sound,

@@ -18,10 +18,9 @@ from pathlib import Path
 import bad_inputs
 import numpy as np
 import pytest
-import SimpleITK as sitk
 from safetensors.numpy import load_file
 
-from SymRegistrationLib.geometry.transform_files import read_transform
+from SymRegistrationLib.geometry.transform_files import physical, read_transform
 from SymRegistrationLib.geometry.volumes import read_volume
 from SymRegistrationLib.jobs.register import PARTIAL, sweep
 
@@ -85,8 +84,7 @@ def content(folder: Path) -> dict:
     found = {}
     for path in folder.iterdir():
         if path.name.endswith(".h5"):
-            field = sitk.DisplacementFieldTransform(read_transform(path)).GetDisplacementField()
-            found[path.name] = sitk.GetArrayFromImage(field)
+            found[path.name] = physical(read_transform(path), None).displacement
         elif path.name.endswith(".nii.gz"):
             found[path.name] = read_volume(path).array
         elif path.name == "metrics.json":

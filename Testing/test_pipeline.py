@@ -295,10 +295,14 @@ def test_unusable_output_folders_are_refused_before_any_work(files, tmp_path, mo
 
 
 def test_scans_that_do_not_belong_together_are_not_called_registered(head):
-    """Noise in the shape of a head: its silhouette can be laid onto the head, its inside cannot."""
+    """An ellipsoid of smooth noise as large as a head: it can be laid onto the head, its inside does not fit."""
     print("seed", SEED)
-    noise = np.random.default_rng(SEED).normal(300, 100, head.array.shape) * (head.array > 30)
-    done = pipeline.register(head, Volume(noise.astype(np.float32), head.grid, "noise"), FAST)
+    shape = np.array(head.array.shape)
+    radius = np.linalg.norm((np.indices(shape).T - (shape - 1) / 2) / (0.45 * shape), axis=-1).T
+    noise = torch.randn((1, 1, *shape), generator=torch.Generator().manual_seed(SEED))
+    noise = fields.gaussian(noise, 2.0)[0, 0].numpy()
+    body = (300 + 100 * noise / noise.std()).clip(60) * (radius < 1)
+    done = pipeline.register(head, Volume(body.astype(np.float32), head.grid, "noise"), FAST)
     verdict = done.metrics["verdict"]
     assert verdict["level"] == "FAIL" and not verdict["registered"]
     assert "NOT REGISTERED" in " ".join(verdict["reasons"])

@@ -167,7 +167,8 @@ def _fillSegments(segmentationNode, labels, identities):
 
 def _resampled(array, grid, target, pull, folder, ask, kind):
     """Generator: the worker resamples an array onto the target volume's grid; returns (array, Grid)."""
-    paths = {name: folder.file(f"{name}.nrrd") for name in ("input", "transform", "reference", "output")}
+    paths = {name: folder.file(f"{name}.nrrd") for name in ("input", "reference", "output")}
+    paths["transform"] = folder.file("transform.h5")
     yield from exchange.writeVolume(paths["input"], array, grid)
     yield from exchange.writeVolume(paths["reference"], *nodes.worldVolume(target))
     yield from exporting.exportField(pull, paths["transform"])
@@ -180,7 +181,7 @@ def evaluateSteps(run, labels, points, folder, ask):
     fixed, moving = run.node("fixed"), run.node("moving")
     if fixed is None or moving is None or run.node("forward") is None:
         raise InputError(_("A part of this registration was deleted."), _("Register again."))
-    arguments = {"transform": folder.file("forward.nrrd"), "fixed": folder.file("fixed.nrrd")}
+    arguments = {"transform": folder.file("forward.h5"), "fixed": folder.file("fixed.nrrd")}
     for pair, export, kind in ((labels, exporting.exportLabels, "labels"), (points, exporting.exportPoints, "points")):
         if (pair[0] is None) != (pair[1] is None):
             raise InputError(

@@ -156,12 +156,22 @@ def readVolume(path):
     return array, grid
 
 
+def readTransform(path):
+    """Generator: read a transform of the worker; returns (lattice, Grid, before, after), the affines (4, 4) in LPS
+    mm."""
+    with open(path, "rb") as file:
+        fields = _header(file)
+    affines = [np.array(fields[key].split(), float).reshape(4, 4) for key in ("before", "after")]
+    lattice, grid = yield from readVolume(path)
+    return (lattice, grid, *affines)
+
+
 def _header(file):
     if not file.readline().startswith(b"NRRD"):
         raise RegistrationError("a result file is not NRRD.", "Register again.")
     fields = {}
     for line in iter(file.readline, b"\n"):
-        name, colon, value = line.decode().partition(": ")
+        name, colon, value = line.decode().replace(":=", ": ", 1).partition(": ")
         if colon:
             fields[name.strip()] = value.strip()
         elif not line:

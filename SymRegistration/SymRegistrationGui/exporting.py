@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from slicer.i18n import tr as _
 
-from SymRegistrationLib.job import InputError, Job, Options
+from SymRegistrationLib.geometry import itk_hdf5
+from SymRegistrationLib.job import InputError, Job, Options, RegistrationError
 
 from . import exchange, nodes
 
@@ -208,9 +209,20 @@ def exportPoints(node, volumeNode, folder, name):
 
 
 def exportField(node, path):
-    """Generator: a result transform as displacement file."""
-    field, grid = yield from nodes.fieldOf(node)
-    yield from exchange.writeVolume(path, field, grid)
+    """Generator: a result transform as .h5 file, not compressed."""
+    field, grid, before, after = yield from nodes.fieldOf(node)
+    if before is None:
+        parts = [itk_hdf5.grid_part(grid, field)]
+    else:
+        parts = itk_hdf5.compact_parts(grid, field, before, after)
+    yield
+    try:
+        itk_hdf5.write_transforms(path, parts, level=0)
+    except OSError as error:
+        raise RegistrationError(
+            f"the transform could not be handed over ({error.strerror}).", _("Free some space on the temporary disk.")
+        ) from None
+    yield
 
 
 def _withStart(options, request, folder):

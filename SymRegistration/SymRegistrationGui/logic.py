@@ -93,9 +93,13 @@ class RegistrationLogic:
         fillers = {}
         for part, name in metrics["files"].items():
             if part in runs.PARTS:
-                array, grid = yield from exchange.readVolume(self._task.folder.file(f"result/{name}"))
-                make = nodes.gridTransformFiller if part in runs.TRANSFORMS else nodes.volumeFiller
-                fillers[part] = yield from make(array, grid)
+                transform = part in runs.TRANSFORMS
+                read, make = (
+                    (exchange.readTransform, nodes.gridTransformFiller)
+                    if transform
+                    else (exchange.readVolume, nodes.volumeFiller)
+                )
+                fillers[part] = yield from make(*(yield from read(self._task.folder.file(f"result/{name}"))))
         metrics["job"]["names"] = {"fixed": request.fixedNode.GetName(), "moving": request.movingNode.GetName()}
         run = runs.commit(request.fixedNode, request.movingNode, fillers, request.outputs, metrics)
         yield

@@ -251,12 +251,13 @@ def volumeFiller(array, grid):
     return fill
 
 
-def gridTransformFiller(displacement, grid):
+def gridTransformFiller(displacement, grid, before=None, after=None):
     """Generator: as :func:`volumeFiller`, for a field that becomes FromParent of a transform node.
 
     Args:
         displacement: (D, H, W, 3) float32, LPS mm.
         grid: its grid; oblique grids keep their axes.
+        before, after: (4, 4) LPS mm, affines applied before and after the field; None = none.
     """
     matrix = ijkToRas(grid)
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
@@ -268,6 +269,11 @@ def gridTransformFiller(displacement, grid):
     transform = slicer.vtkOrientedGridTransform()
     transform.SetDisplacementGridData(image)
     transform.SetGridDirectionMatrix(vtkFromMatrix(directions))
+    if before is not None:
+        whole = vtk.vtkGeneralTransform()  # each concatenated one is applied before those that are there
+        for part in (_linear(after), transform, _linear(before)):
+            whole.Concatenate(part)
+        transform = whole
 
     def fill(node):
         with slicer.util.NodeModify(node):
@@ -277,13 +283,35 @@ def gridTransformFiller(displacement, grid):
     return fill
 
 
+def _linear(matrix):
+    """vtkTransform (RAS) of a (4, 4) matrix in LPS mm."""
+    transform = vtk.vtkTransform()
+    transform.SetMatrix(vtkFromMatrix(FLIP @ matrix @ FLIP))
+    return transform
+
+
 def gridTransform(node):
-    """((D, H, W, 3) float32 view in RAS, Grid) of the field in a transform node that holds one FromParent grid.
+    """The field in a transform node: one FromParent grid, alone (older scenes) or between two linear transforms.
+
+    Returns:
+        (D, H, W, 3) view in RAS, its Grid, and the affines before and after it, (4, 4) LPS mm, None where it is alone.
 
     Raises:
         InputError: the node holds something else.
     """
-    transform = node.GetTransformFromParentAs("vtkOrientedGridTransform", False, False)
+    parts = vtk.vtkCollection()
+    if node.GetTransformFromParent() is not None:
+        node.FlattenGeneralTransform(parts, node.GetTransformFromParent())
+    parts = [parts.GetItemAsObject(index) for index in range(parts.GetNumberOfItems())]
+    fields = [part for part in parts if part.IsA("vtkOrientedGridTransform") and not part.GetInverseFlag()]
+    transform = fields[0] if len(fields) == 1 else None
+    linear = [part for part in parts if part.IsA("vtkLinearTransform")]
+    if len(parts) == 3 and len(linear) == 2 and parts[1] is transform:
+        before, after = (FLIP @ matrixFromVtk(part.GetMatrix()) @ FLIP for part in linear)
+    elif len(parts) == 1:
+        before = after = None
+    else:
+        transform = None
     if transform is None or transform.GetDisplacementGrid() is None:
         raise InputError(
             _("'{name}' is not a result of this module.").format(name=node.GetName()),
@@ -297,18 +325,20 @@ def gridTransform(node):
     matrix[:3, 3] = image.GetOrigin()
     shape = image.GetDimensions()[::-1]
     array = numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(*shape, 3)
-    return array, gridFromIjk(shape, matrix)
+    return array, gridFromIjk(shape, matrix), before, after
 
 
 def fieldOf(node):
-    """Generator: ((D, H, W, 3) float32 in LPS mm, Grid), a copy of a result transform."""
-    array, grid = gridTransform(node)
+    """Generator: a copy of a result transform: (D, H, W, 3) float32 in LPS mm, Grid, and the affines before and
+    after it,
+    (4, 4) LPS mm or None."""
+    array, grid, before, after = gridTransform(node)
     field = np.empty(array.shape, np.float32)
     for start, stop in pieces(array.shape[0], array[0].nbytes):
         field[start:stop] = array[start:stop]
         field[start:stop, ..., :2] *= -1
         yield
-    return field, grid
+    return field, grid, before, after
 
 
 def movePoints(vtkPoints, transform):

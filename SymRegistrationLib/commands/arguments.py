@@ -199,14 +199,7 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
     options = Options()
     how = parser.add_argument_group("how to register")
     how.add_argument("--method", default=options.method, help="see 'symreg methods' (default: %(default)s)")
-    how.add_argument(
-        "--preset",
-        choices=(*PRESETS, *ANATOMIES),
-        default=options.preset,
-        metavar="NAME",
-        help=f"what is registered: {', '.join(ANATOMIES)}; or how much time it may take, as --effort does",
-    )
-    how.add_argument("--effort", choices=PRESETS, help=f"how much time it may take (default: {options.preset})")
+    _preset_options(how)
     how.add_argument(
         "--initial",
         default=options.initial,
@@ -272,6 +265,17 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
         "--memory", type=float, metavar="GB", help="stay below this much memory (default: what is free)"
     )
     machine.add_argument("--seed", type=int, default=options.seed, help="of everything random (default: %(default)s)")
+
+
+def _preset_options(group: Any) -> None:
+    group.add_argument(
+        "--preset",
+        choices=(*PRESETS, *ANATOMIES),
+        default=Options.preset,
+        metavar="NAME",
+        help=f"what is registered: {', '.join(ANATOMIES)}; or how much time it may take, as --effort does",
+    )
+    group.add_argument("--effort", choices=PRESETS, help=f"how much time it may take (default: {Options.preset})")
 
 
 def add_verbosity_options(parser: argparse.ArgumentParser) -> None:

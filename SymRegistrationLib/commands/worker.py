@@ -415,7 +415,9 @@ def write_raw(folder: Path, wanted: Sequence[str], result: Any) -> dict[str, str
     """Write the ``wanted`` parts of a :class:`~SymRegistrationLib.pipeline.Result` as uncompressed NRRD.
 
     Returns:
-        File name per part; ``uncertainty`` is left out when the run made none.
+        File name per part; ``uncertainty`` is left out when the run made none. A transform is its lattice, with
+        the affines
+        before and after it as the keys ``before`` and ``after``.
     """
     import SimpleITK as sitk
 
@@ -429,6 +431,8 @@ def write_raw(folder: Path, wanted: Sequence[str], result: Any) -> dict[str, str
             continue
         if output.kind == "transform":
             image = to_itk(delivered.displacement, delivered.grid, vector=True)
+            for key in ("before", "after"):  # the affines around the lattice, (4, 4) LPS mm, row by row
+                image.SetMetaData(key, " ".join(repr(float(v)) for v in getattr(delivered, key).ravel()))
         else:
             image = to_itk(delivered, result.grids[output.grid])
         files[output.name] = f"{output.name}.nrrd"

@@ -13,7 +13,7 @@ from ..job import InputError, existing_file
 from .file_checks import check_written, quiet
 from .grid import Grid, transform_points
 from .itk_hdf5 import COMPOSITE, affine_part, compact_parts, grid_part, write_transforms
-from .transforms import CompactTransform, DenseTransform, Transform
+from .transforms import CompactTransform, DenseTransform, Transform, itk_affine
 from .volumes import grid_of, itk_reason, read_image, to_itk
 
 
@@ -134,6 +134,11 @@ def read_transform(path: str | os.PathLike) -> sitk.Transform:
                 f"transform '{path}' is an image, not a displacement grid.", "Give the transform, not the scan."
             )
         transform: sitk.Transform = sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
+        if image.HasMetaDataKey("before") and image.HasMetaDataKey("after"):  # what the worker hands to Slicer
+            before, after = (
+                np.array(image.GetMetaData(key).split(), float).reshape(4, 4) for key in ("before", "after")
+            )
+            transform = sitk.CompositeTransform([itk_affine(after), transform, itk_affine(before)])
     else:
         try:
             with quiet():

@@ -21,7 +21,8 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from ..fields import folded_cells, gradient, sample
+from ..fields import gradient, sample
+from .folds import folded_cells
 from .grid import Grid, transform_points
 from .lattice import affine_displacement, affine_grid
 from .volumes import Volume, to_itk, whole_numbers
@@ -143,7 +144,7 @@ class CompactTransform:
     def to_itk(self) -> sitk.CompositeTransform:
         """The same map as SimpleITK's transform (double precision), also beyond the lattice."""
         lattice = sitk.DisplacementFieldTransform(to_itk(self.displacement.astype(np.float64), self.grid, vector=True))
-        return sitk.CompositeTransform([_itk_affine(self.after), lattice, _itk_affine(self.before)])
+        return sitk.CompositeTransform([itk_affine(self.after), lattice, itk_affine(self.before)])
 
     def folds(self) -> tuple[np.ndarray, np.ndarray]:
         """The cells of the lattice that fold at one of their eight corners.
@@ -170,7 +171,8 @@ def _coordinates(matrix: np.ndarray, points: Tensor, shape: Sequence[int]) -> Te
     return out.flip(0).view_as(points).permute(1, 2, 3, 0)[None]
 
 
-def _itk_affine(matrix: np.ndarray) -> sitk.AffineTransform:
+def itk_affine(matrix: np.ndarray) -> sitk.AffineTransform:
+    """A (4, 4) matrix in LPS mm as SimpleITK's transform."""
     affine = sitk.AffineTransform(3)
     affine.SetMatrix(matrix[:3, :3].ravel().tolist())
     affine.SetTranslation(matrix[:3, 3].tolist())

@@ -177,7 +177,8 @@ class MeanFramePasses(nn.Module):
                     moving, fixed, state, unlike, fitted, f"{self.adapt} steps of adaptation", notes
                 )
         if not self.training:
-            state = self._unfolded(state, notes)
+            with torch.autocast(moving.device.type, enabled=False):
+                state = self._unfolded(state, notes)
         return state, notes
 
     def _unfolded(self, state: HalfFields, notes: list[str]) -> HalfFields:

@@ -77,8 +77,16 @@ class PreAligned(SymmetricNetwork):
         )
 
     def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
+        """The method alone may run in half precision; frames, their joining and easing may not: they are places."""
+        kind = moving.device.type
+        ambient = torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
+        with torch.autocast(kind, enabled=False):
+            return self._forward(moving, fixed, ambient)
+
+    def _forward(self, moving: Tensor, fixed: Tensor, ambient: torch.autocast) -> NetworkOutput:
         frame, met_moving, met_fixed = self._met(moving, fixed)
-        found = self.within(met_moving, met_fixed, frame)
+        with ambient:
+            found = self.within(met_moving, met_fixed, frame)
         there = frame.through(found.pair.fixed_to_moving.float(), 1)
         back = frame.through(found.pair.moving_to_fixed.float(), -1)
         if not self.training:
@@ -189,6 +197,11 @@ class _Frame:
 @torch.no_grad()
 def eased(u: Tensor) -> Tensor:
     """A whole map, voxels, smoothed where the parts that it was joined of squeeze space together to nearly nothing."""
+    with torch.autocast(u.device.type, enabled=False):
+        return _eased(u)
+
+
+def _eased(u: Tensor) -> Tensor:
     for _ in range(_ROUNDS):
         squeezed = (jacobian_determinant(u) < _LEAST_DETERMINANT).to(u)
         if not bool(squeezed.any()):

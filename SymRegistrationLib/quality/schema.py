@@ -34,6 +34,7 @@ class Alignment(TypedDict):
     similarity: float | None
     measure: str
     likeness: float | None
+    mirrored_gain: float | None
     matrix: list[list[float]]
 
 

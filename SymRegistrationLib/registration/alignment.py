@@ -43,6 +43,8 @@ class Alignment:
         confidence: 0..1, how much better this pose is than the best one found elsewhere; 1 when nothing was searched.
         measure: ``ncc``, or ``mi`` where the scans were taken for two contrasts.
         likeness: mean signed local correlation of the aligned scans, -1..1; nan when nothing was compared.
+        mirrored_gain: by what share the mutual information grows when the moving scan is mirrored left to right and
+            refined; nan when nothing was searched.
     """
 
     mid_to_fixed: np.ndarray
@@ -52,6 +54,7 @@ class Alignment:
     confidence: float = 1.0
     measure: str = "ncc"
     likeness: float = float("nan")
+    mirrored_gain: float = float("nan")
 
     @property
     def matrix(self) -> np.ndarray:
@@ -144,7 +147,8 @@ def _from_guides(search: pose_search.Search, start: np.ndarray, kind: str, measu
 
 
 def _alignment(search: pose_search.Search, found: pose_search.Found, kind: str, likeness: float) -> Alignment:
-    return Alignment(*search.matrix(found.x), kind, found.score, found.confidence, found.measure, likeness)
+    mirrored = search.mirrored_gain(found.x)
+    return Alignment(*search.matrix(found.x), kind, found.score, found.confidence, found.measure, likeness, mirrored)
 
 
 def from_landmarks(fixed: np.ndarray, moving: np.ndarray, affine: bool) -> np.ndarray:

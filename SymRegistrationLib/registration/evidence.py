@@ -68,13 +68,15 @@ class Evidence:
 
 
 @torch.no_grad()
-def weigh(scans: Sequence[Scan], space: WorkingPair, pair: FieldPair) -> Evidence:
+def weigh(scans: Sequence[Scan], space: WorkingPair, pair: FieldPair, two_contrasts: bool = False) -> Evidence:
     """Compare the three states of a run.
 
     Args:
         scans: fixed and moving, prepared.
         space: the working pair at its alignment.
         pair: the method's result on it.
+        two_contrasts: a deformation must then be clearly better than the alignment, because the similarity that drove
+            it is noisy (a warp of kirby113 T1 <- T2 went from 0.78 mm aligned to 1.03 mm); else it must not be worse.
     """
     stride = max(1, round((space.fixed.numel() / VOXELS) ** (1 / 3)))
     thin = (..., *(slice(None, None, stride),) * 3)
@@ -89,7 +91,7 @@ def weigh(scans: Sequence[Scan], space: WorkingPair, pair: FieldPair) -> Evidenc
         *(_information(fixed, state, weight) for state, weight in zip(states, weights))
     )
     gains = {(k, m): _z(maps[m] - maps[k]) for k, m in ((0, 1), (1, 2), (0, 2))}
-    best = 2 if gains[1, 2] > -CLEAR else 1
+    best = 2 if gains[1, 2] > (CLEAR if two_contrasts else -CLEAR) else 1
     if gains[0, best] < -CLEAR:
         best = 0
     return Evidence(

@@ -13,13 +13,12 @@ from torch import Tensor
 from ..fields import (
     FieldPair,
     compose,
-    corner_determinants_at,
-    folded_cells,
     resize,
     resize_field,
     sample_at,
     square_sum,
 )
+from ..geometry.folds import corner_determinants_at, folded_cells
 from ..geometry.grid import Grid, transform_points
 from ..geometry.transforms import CompactTransform, TransformPair
 from .alignment import split_midway

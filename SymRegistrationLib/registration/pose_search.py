@@ -12,7 +12,7 @@ plain correlation, two by normalised mutual information and, for the shifts, by 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -173,6 +173,18 @@ class Search:
         steps = (torch.arange(n, device=self.device) - n // 2).float() * level.spacing
         return torch.cartesian_prod(steps, steps, steps), n
 
+    def mirrored_gain(self, x: Tensor) -> float:
+        """By what share the normalised mutual information of a pose grows when the moving scan is mirrored left to
+        right and its pose is refined anew; above 0 the mirror image fits better."""
+        fixed, moving = self.scans
+        other = Search(fixed, mirrored(moving), self.seed)
+        with torch.no_grad():
+            own = float(self.level(MIDDLE).score(*self.poses(x[None]), "mi")[0])
+        _, scores = self._refine(x[None], "affine", "mi", self.level(MIDDLE), 8, 0.01)
+        own = max(own, float(scores[0]))
+        _, scores = other._refine(x[None], "affine", "mi", other.level(MIDDLE), 30, 0.03)
+        return float(scores[0]) / max(own, 1e-6) - 1
+
     def generator(self, matrix: np.ndarray) -> Tensor:
         """The X whose exponential is ``matrix`` (LPS mm, fixed -> moving; its stretch is left out) seen between the
         two content middles."""
@@ -320,6 +332,15 @@ class Adam:
         self.square.mul_(two).addcmul_(slope, slope, value=1 - two)
         size = (self.square.sqrt() / (1 - two**self.steps) ** 0.5).add_(1e-8)
         self.x.addcdiv_(self.mean, size, value=-rate / (1 - one**self.steps))
+
+
+def mirrored(scan: Scan) -> Scan:
+    """The scan flipped along its axis that runs most nearly left to right, same grid."""
+    axis = int(np.abs(scan.grid.axes[0]).argmax())
+    indices = scan.grid.indices(scan.inside)
+    indices[:, axis] = scan.grid.shape[axis] - 1 - indices[:, axis]
+    mask = None if scan.mask is None else scan.mask.flip(axis + 2)
+    return replace(scan, image=scan.image.flip(axis + 2), mask=mask, inside=scan.grid.points(indices))
 
 
 def rigid_part(x: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 from safetensors.numpy import load_file
 
 HERE = Path(__file__).resolve().parent
@@ -33,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(HERE.parent)]
 
 import bad_inputs  # noqa: E402
 
-from SymRegistrationLib.geometry.transform_files import read_transform  # noqa: E402
+from SymRegistrationLib.geometry.transform_files import physical, read_transform  # noqa: E402
 from SymRegistrationLib.geometry.volumes import read_volume  # noqa: E402
 
 
@@ -81,9 +80,7 @@ def content(folder: Path) -> dict:
         if ".symreg-partial" in name or path.name.endswith(".part"):
             found[name] = "left behind"
         elif path.name.endswith(".h5"):
-            found[name] = sitk.GetArrayFromImage(
-                sitk.DisplacementFieldTransform(read_transform(path)).GetDisplacementField()
-            )
+            found[name] = physical(read_transform(path), None).displacement
         elif path.name.endswith(".nii.gz"):
             found[name] = read_volume(path).array
         elif path.name.endswith(".safetensors") and "cache" not in name:

@@ -2,7 +2,9 @@
 
     python peers.py TOOL FIXED MOVING OUTDIR
 
-TOOL is one of ``ants-syn``, ``ants-syncc``, ``greedy``, ``elastix``. Written to OUTDIR:
+TOOL is one of ``ants-syn``, ``ants-quick`` (antsRegistrationSyNQuick[s]), ``ants-syncc``, ``greedy``,
+``greedy-half`` (without
+its full-resolution level), ``elastix``. Written to OUTDIR:
 
 * ``forward.nii.gz``: displacement in mm (LPS) on the fixed grid, fixed point -> moving point, the
   tool's own affine stage included;
@@ -38,12 +40,12 @@ def run_ants(fixed, moving, out, kind):
     return seconds
 
 
-def run_greedy(fixed, moving, out):
+def run_greedy(fixed, moving, out, steps="100x50x10"):
     from picsl_greedy import Greedy3D
 
     start = time.perf_counter()
     greedy = Greedy3D()
-    common = f"-i {fixed} {moving} -m NCC 2x2x2 -n 100x50x10 -threads {THREADS}"
+    common = f"-i {fixed} {moving} -m NCC 2x2x2 -n {steps} -threads {THREADS}"
     greedy.execute(f"{common} -a -ia-image-centers -o {out}/affine.mat")
     greedy.execute(f"{common} -it {out}/affine.mat -o {out}/warp.nii.gz -oinv {out}/warp_inv.nii.gz")
     seconds = time.perf_counter() - start
@@ -73,6 +75,8 @@ def run_elastix(fixed, moving, out):
 
 TOOLS = {
     "ants-syn": lambda *a: run_ants(*a, kind="SyN"),
+    "ants-quick": lambda *a: run_ants(*a, kind="antsRegistrationSyNQuick[s]"),
+    "greedy-half": lambda *a: run_greedy(*a, steps="100x50x0"),
     "ants-syncc": lambda *a: run_ants(*a, kind="SyNCC"),
     "greedy": run_greedy,
     "elastix": run_elastix,

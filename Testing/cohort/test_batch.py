@@ -83,7 +83,8 @@ def hashes(out):
     found = {}
     for path in sorted(out.glob("*/*")):
         if path.suffix == ".h5":
-            field = sitk.DisplacementFieldTransform(sitk.ReadTransform(str(path))).GetDisplacementField()
+            parts = sitk.CompositeTransform(sitk.ReadTransform(str(path)))
+            field = sitk.DisplacementFieldTransform(parts.GetNthTransform(1)).GetDisplacementField()
             content = sitk.GetArrayFromImage(field).tobytes() + repr(field.GetOrigin()).encode()
         elif path.name in ("metrics.json", "report.html", RECORD):
             continue

@@ -157,6 +157,7 @@ def test_register_reports_progress_and_writes_raw_files_on_demand(worker, scans,
 
 def test_transforms_are_those_of_the_library_bit_by_bit(worker, scans, tmp_path):
     from SymRegistrationLib import pipeline, read_volume, run
+    from SymRegistrationLib.geometry.transform_files import physical, read_transform
 
     worker.ask(
         {"id": "r", "command": "register", "job": job(scans, tmp_path / "raw"), "outputs": ["forward", "inverse"]}
@@ -170,10 +171,11 @@ def test_transforms_are_those_of_the_library_bit_by_bit(worker, scans, tmp_path)
         assert np.allclose(raw.GetOrigin(), field.grid.itk[2], atol=1e-9) and np.allclose(
             raw.GetSpacing(), field.grid.itk[1], atol=1e-12
         )
-        stored = sitk.DisplacementFieldTransform(
-            sitk.ReadTransform(str(tmp_path / f"files/{part}.h5"))
-        ).GetDisplacementField()
-        assert np.array_equal(sitk.GetArrayFromImage(stored).astype(np.float32), field.displacement)
+        stored = physical(read_transform(tmp_path / f"files/{part}.h5"), None)
+        assert np.array_equal(stored.displacement, field.displacement)
+        for key in ("before", "after"):
+            told = np.array(raw.GetMetaData(key).split(), float).reshape(4, 4)
+            assert np.array_equal(told, getattr(field, key)) and np.allclose(getattr(stored, key), told, atol=1e-12)
 
 
 def test_a_failed_job_tells_why_and_the_next_one_runs(worker, scans, tmp_path):

@@ -7,15 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from pairs import SEED, phantom
+from pairs import SEED, end_point_error, known_pair, phantom
 
 from SymRegistrationLib import networks
-from SymRegistrationLib.fields import compose, gaussian, inverse_consistency, warp
-from SymRegistrationLib.job import InputError
+from SymRegistrationLib.fields import compose, gaussian, inverse_consistency, jacobian_determinant, warp
+from SymRegistrationLib.job import InputError, Options
 from SymRegistrationLib.losses import lncc
 from SymRegistrationLib.networks import _passes
-from SymRegistrationLib.networks._passes import HalfFields, content_box, no_motion, of_velocity, similarity_force
-from SymRegistrationLib.registration import devices, weights
+from SymRegistrationLib.networks._passes import (
+    HalfFields,
+    adapting,
+    content_box,
+    no_motion,
+    of_velocity,
+    similarity_force,
+)
+from SymRegistrationLib.registration import devices, inference, weights
 
 SHAPE = (32, 48, 32)
 NAMES = ["ad-regnet", "caml", "hsyn", "sm-gicnet"]
@@ -257,3 +264,56 @@ def test_half_precision_is_chosen_by_measurement(monkeypatch):
     devices.fastest_convolutions.cache_clear()
     source = Path(devices.__file__).read_text(encoding="utf-8")
     assert "avx" not in source and "amx" not in source
+
+
+@pytest.mark.parametrize("name", ["hsyn", "sm-gicnet"])
+def test_the_loss_itself_finds_the_map(name):
+    """The ceiling of what training can reach: minimised on the fields of one pair, the loss halves the error."""
+    moving, fixed, true = known_pair()
+    network = recurrent(name)
+    with torch.no_grad():
+        state = network.adapted(moving, fixed, no_motion(moving, network.stationary), 60)
+        found = state.full()[0]
+    before, after = (end_point_error(u, true, fixed) for u in (0 * true, found))
+    print(f"{name}: end-point error {before:.2f} -> {after:.2f} voxels")
+    assert after < 0.5 * before
+    assert (jacobian_determinant(found) <= 0).sum() == 0
+
+
+def test_adaptation_ends_with_the_call_and_needs_passes(images):
+    network = recurrent("hsyn")
+    with torch.no_grad():
+        plain = network(*images)
+        with adapting(network, 3) as can:
+            assert can and network.adapt == 3
+            fitted = network(*images)
+        assert network.adapt == 0 and torch.equal(network(*images).pair.fixed_to_moving, plain.pair.fixed_to_moving)
+    assert (fitted.pair.fixed_to_moving - plain.pair.fixed_to_moving).abs().max() > 0.01
+    options = Options(method="hsyn", device="cpu", adapt=3)
+    with pytest.raises(InputError, match="cannot adapt"):
+        inference.run_network(*images, "hsyn", options, networks.create("hsyn", "small"))
+    with pytest.raises(InputError, match="adapt is"):
+        Options(adapt=-1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_changes_little_where_fields_are_eased_too(name, monkeypatch):
+    """All of what comes behind the network stays in full precision; every voxel is eased here."""
+    monkeypatch.setattr(_passes, "_LEAST_DETERMINANT", 2.0)
+    torch.manual_seed(SEED)
+    network = networks.create(name, "recurrent", prealign=True).eval()
+    moving, fixed = phantom((48, 48, 48), 1), phantom((48, 48, 48), 2)
+    with torch.no_grad():
+        whole = network(moving, fixed).pair.fixed_to_moving
+        with torch.autocast("cpu", torch.bfloat16):
+            half = network(moving, fixed).pair.fixed_to_moving
+    assert half.dtype is torch.float32 and (whole - half).abs().mean() < 0.05
+
+
+def test_filters_stay_in_full_precision_under_autocast():
+    """On a volume long enough for the banded product, and on a short one."""
+    for shape in ((96, 32, 32), (16, 16, 16)):
+        image = torch.rand(1, 2, *shape)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = gaussian(image, 1.5)
+        assert half.dtype is torch.float32 and torch.equal(half, gaussian(image, 1.5))

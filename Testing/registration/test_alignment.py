@@ -159,3 +159,13 @@ def test_landmarks_guide_every_start_or_are_refused(head, tmp_path):
     sitk.WriteTransform(sitk.AffineTransform(3), str(tmp_path / "start.tfm"))
     with pytest.raises(InputError, match="both landmarks and the file"):
         solve(head, head, str(tmp_path / "start.tfm"), landmarks=pairs)
+
+
+def test_a_mirrored_scan_is_told_from_a_right_one(head):
+    uneven = head.array.copy()
+    uneven[: head.array.shape[0] * 2 // 3, :, : head.array.shape[2] // 3] *= 0.4  # one side is ill
+    one = Volume(uneven, head.grid, "uneven")
+    other = other_contrast(one)
+    flipped = Volume(np.ascontiguousarray(other.array[:, :, ::-1]), head.grid, "mirrored")
+    assert solve(one, other, "rigid", measure="mi").mirrored_gain < 0
+    assert solve(one, flipped, "rigid", measure="mi").mirrored_gain > 0.04

@@ -41,7 +41,9 @@ def test_a_right_pose_is_evident_in_any_contrast(head, contrast):
 @pytest.mark.parametrize("degrees, shift", [(40, (0, 0, 0)), (0, (15, 0, 0)), (180, (0, 0, 20))])
 def test_a_wrong_pose_has_no_structure(head, degrees, shift):
     wrong = movement(head.grid.centre, turn((1, 0.4, 0), degrees), shift)
-    assert weigh(head, inverted(head), wrong).structure < checks.STRUCTURE_LOOK
+    away = movement(head.grid.centre, turn((0, 0, 1), 75), (60, 0, 0))  # the headers are no better
+    found = weigh(head, moved(inverted(head), away), away @ wrong)
+    assert found.structure < checks.STRUCTURE_LOOK
 
 
 def test_a_pose_worse_than_the_headers_is_not_delivered(head):
@@ -69,7 +71,7 @@ def metrics(**evident):
         ({"structure": 0.4}, "FAIL", False),
         ({"covered": 0.6}, "WARN", True),
         ({"covered": 0.3}, "FAIL", False),
-        ({"delivered": "aligned"}, "FAIL", False),
+        ({"delivered": "aligned"}, "WARN", True),
         ({"delivered": "as scanned"}, "FAIL", False),
     ],
 )

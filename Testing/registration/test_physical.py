@@ -5,6 +5,7 @@ import torch
 from conftest import turn
 
 from SymRegistrationLib import fields
+from SymRegistrationLib.geometry import folds
 from SymRegistrationLib.geometry.grid import Grid, transform_points
 from SymRegistrationLib.registration.physical import faded, to_physical
 from SymRegistrationLib.registration.working_grid import WorkingPair
@@ -34,7 +35,7 @@ def test_a_field_is_untouched_inside_and_zero_at_the_faces_of_the_larger_grid():
     assert float(changed.double().mean()) < 0.01  # only around cells that folded while the field fades
     faces = [grown.select(axis, end) for axis in (2, 3, 4) for end in (0, -1)]
     assert all(float(face.abs().max()) == 0 for face in faces)
-    assert len(fields.folded_cells(grown)[0]) == 0
+    assert len(folds.folded_cells(grown)[0]) == 0
 
 
 def test_beyond_the_working_grid_both_directions_stay_inverse():
@@ -51,10 +52,10 @@ def test_single_folded_cells_are_smoothed_away_and_only_there():
     both = [pair.fixed_to_moving.clone(), pair.moving_to_fixed.clone()]
     both[0][0, 2, 15, 15, 15] += 2.4
     both[1][0, 0, 8, 9, 10] -= 2.4
-    assert all(len(fields.folded_cells(u)[0]) for u in both)
+    assert all(len(folds.folded_cells(u)[0]) for u in both)
     grown, before = faded(fields.FieldPair(*both, "svf", 0.0))
-    assert len(fields.folded_cells(grown)[0]) == 0
-    assert float(fields.corner_determinants(grown).min()) > 0
+    assert len(folds.folded_cells(grown)[0]) == 0
+    assert float(folds.corner_determinants(grown).min()) > 0
     clean, _ = faded(pair)
     changed = ((grown - clean).abs().amax((0, 1)) > 1e-3).nonzero() - torch.tensor(before)
     near = [(changed - torch.tensor(place)).double().norm(dim=1) for place in ((15, 15, 15), (8, 9, 10))]
@@ -63,9 +64,9 @@ def test_single_folded_cells_are_smoothed_away_and_only_there():
 
 def test_the_search_for_folds_finds_what_all_determinants_find():
     u = fields.gaussian(torch.randn((2, 3, 24, 25, 26), generator=torch.Generator().manual_seed(SEED)), 1.3) * 7
-    least = fields.corner_determinants(u)[:, 0]
+    least = folds.corner_determinants(u)[:, 0]
     for bound in (0.0, 0.05, 0.3):
-        cells, values = fields.folded_cells(u, bound)
+        cells, values = folds.folded_cells(u, bound)
         assert 10 < len(cells) < least.numel() / 2
         assert torch.equal(cells, (least <= bound).nonzero())
         torch.testing.assert_close(values, least[least <= bound])

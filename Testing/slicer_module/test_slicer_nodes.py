@@ -124,12 +124,14 @@ def test_fields_go_in_and_out_and_map_points_as_itk_does(app, tmp_path, transfor
     field = rng.normal(0, 3, (*SHAPE, 3)).astype(np.float32)
     node = app.scene.AddNewNodeByClass("vtkMRMLTransformNode", "field")
     complete(nodes.gridTransformFiller(field.copy(), grid))(node)
-    back, backGrid = complete(nodes.fieldOf(node))
+    back, backGrid, *around = complete(nodes.fieldOf(node))
+    assert around == [None, None]
     assert np.array_equal(back, field) and backGrid.same_as(grid, 1e-9)
     complete(writeVolume(tmp_path / "field.nrrd", field, grid))
     itk = sitk.DisplacementFieldTransform(sitk.ReadImage(str(tmp_path / "field.nrrd"), sitk.sitkVectorFloat64))
-    complete(exporting.exportField(node, tmp_path / "again.nrrd"))
-    assert (tmp_path / "again.nrrd").read_bytes() == (tmp_path / "field.nrrd").read_bytes()
+    complete(exporting.exportField(node, tmp_path / "again.h5"))
+    again = sitk.DisplacementFieldTransform(sitk.ReadTransform(str(tmp_path / "again.h5"))).GetDisplacementField()
+    assert np.array_equal(sitk.GetArrayFromImage(again), field)
     storage = slicer.vtkMRMLTransformStorageNode()
     storage.SetFileName(str(tmp_path / "slicer.h5"))
     assert storage.WriteData(node)
@@ -140,6 +142,45 @@ def test_fields_go_in_and_out_and_map_points_as_itk_does(app, tmp_path, transfor
         ras = np.array(node.GetTransformFromParent().TransformPoint(lps * (-1, -1, 1)))
         assert np.abs(ras * (-1, -1, 1) - expected).max() < 1e-3, f"seed {SEED}"
         assert np.abs(np.array(stored.TransformPoint(lps)) - expected).max() < 1e-3
+
+
+def test_a_lattice_between_affines_goes_in_out_and_through_a_saved_scene(app, tmp_path):
+    from SymRegistrationGui import exporting, nodes
+    from SymRegistrationGui.steps import complete
+
+    from SymRegistrationLib.geometry.transforms import CompactTransform
+
+    rng = np.random.default_rng(SEED)
+    grid = nodes.gridFromIjk(SHAPE, scenes.geometry(SHAPE, (3, 4, 5), OBLIQUE))
+    inner = np.zeros((*SHAPE, 1), np.float32)
+    inner[1:-1, 1:-1, 1:-1] = 1
+    field = inner * rng.normal(0, 2, (*SHAPE, 3)).astype(np.float32)
+    affines = [np.eye(4), np.eye(4)]
+    for matrix in affines:
+        matrix[:3, :3] += 0.05 * rng.normal(size=(3, 3))
+        matrix[:3, 3] = rng.normal(0, 5, 3)
+    whole = CompactTransform(grid, field, *affines)
+    node = app.scene.AddNewNodeByClass("vtkMRMLTransformNode", "compact")
+    complete(nodes.gridTransformFiller(field.copy(), grid, *affines))(node)
+    points = grid.points(rng.uniform(-0.5, 1.5, (60, 3)) * SHAPE)
+    truth = whole.map_points(points)
+    flip = np.array([-1, -1, 1])
+
+    def through(transform):
+        return np.array([transform.TransformPoint(*(p * flip)) for p in points]) * flip
+
+    np.testing.assert_allclose(through(node.GetTransformFromParent()), truth, atol=1e-3)
+    complete(exporting.exportField(node, tmp_path / "again.h5"))
+    read = sitk.ReadTransform(str(tmp_path / "again.h5"))
+    np.testing.assert_allclose([read.TransformPoint(p) for p in points.tolist()], truth, atol=1e-4)
+    storage = slicer.vtkMRMLTransformStorageNode()
+    storage.SetFileName(str(tmp_path / "slicer.h5"))
+    assert storage.WriteData(node)
+    loaded = app.scene.AddNewNodeByClass("vtkMRMLTransformNode", "loaded")
+    assert storage.ReadData(loaded)
+    back, backGrid, before, after = complete(nodes.fieldOf(loaded))
+    np.testing.assert_allclose(back, field, atol=1e-5)
+    assert backGrid.same_as(grid) and np.allclose(before, affines[0]) and np.allclose(after, affines[1])
 
 
 def test_outside_the_grid_the_border_holds(app):

@@ -7,6 +7,7 @@ import slicer_harness
 import slicer_scenes as scenes
 import vtk
 from slicer_scenes import clientFixture, doneFixture, moduleFixture  # noqa: F401
+from SymRegistrationGui import nodes
 
 slicer_harness.pythonqtStyle(__name__)
 
@@ -27,9 +28,9 @@ def test_nodes_know_of_each_other(done):
         and inverse.GetNodeReference("SymRegistration.inverseOf") is forward
     )
     for node in (forward, inverse):
-        assert node.GetTransformFromParentAs("vtkOrientedGridTransform", False, False) is not None, (
-            "stored as FromParent"
-        )
+        assert node.GetTransformFromParent().IsA("vtkGeneralTransform")
+        lattice, grid, before, after = nodes.gridTransform(node)  # stored as FromParent
+        assert before.shape == after.shape == (4, 4) and lattice.shape == (*grid.shape, 3)
         assert node.GetDisplayNode() is not None and not node.GetDisplayNode().GetVisibility()
         assert node.GetParentTransformNode() is None
     tree = hierarchy(module.scene)
@@ -51,12 +52,12 @@ def test_nodes_know_of_each_other(done):
 def test_a_second_run_updates_the_chosen_outputs(done):
     module, run = done
     before = scenes.names(module.scene)
-    field = slicer.util.arrayFromGridTransform(run.node("forward")).copy()
+    field = nodes.gridTransform(run.node("forward"))[0].copy()
     slicer.util.arrayFromVolume(run.node("fixed"))[:10] //= 2
     module.state.initial = "rigid"
     again = module.register()
     assert again.table is run.table and scenes.names(module.scene) == before
-    assert not np.array_equal(slicer.util.arrayFromGridTransform(run.node("forward")), field)
+    assert not np.array_equal(nodes.gridTransform(run.node("forward"))[0], field)
     module.settle()
     for name in ("outputForward", "outputInverse", "outputWarpedMoving", "outputJacobian", "outputConsistency"):
         setattr(module.state, name, None)
@@ -104,7 +105,7 @@ def test_saving_and_loading_the_scene_keeps_everything(done, tmp_path):
     module, run = done
     module.click("jacobianButton")
     module.state.metric = "lncc"
-    field = slicer.util.arrayFromGridTransform(run.node("forward")).copy()
+    field = nodes.gridTransform(run.node("forward"))[0].copy()
     jacobian = slicer.util.arrayFromVolume(run.node("jacobian")).copy()
     metrics, report = run.metrics, run.node("report").GetText()
     created = sorted(node.GetName() for node in run.created())
@@ -114,8 +115,8 @@ def test_saving_and_loading_the_scene_keeps_everything(done, tmp_path):
     assert module.scene.ReadFromMRB(str(tmp_path / "scene.mrb"))
     found = module.panel.results.run
     assert found is not None and found.id is not None
-    assert np.allclose(slicer.util.arrayFromGridTransform(found.node("forward")), field, atol=1e-6)
-    assert found.node("inverse").GetTransformFromParentAs("vtkOrientedGridTransform", False, False) is not None
+    assert np.allclose(nodes.gridTransform(found.node("forward"))[0], field, atol=1e-6)
+    assert len(nodes.gridTransform(found.node("inverse"))) == 4
     assert np.array_equal(slicer.util.arrayFromVolume(found.node("jacobian")), jacobian)
     assert found.metrics == metrics and found.node("report").GetText() == report
     assert sorted(node.GetName() for node in found.created()) == created
