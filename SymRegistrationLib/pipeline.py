@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +23,7 @@ from .quality import metrics as quality
 from .quality.schema import Evidence, Landmarks, Measured, Similarity
 from .quality.volume_change import folding_regions
 from .registration import alignment, devices, evidence, guide, methods, working_grid
+from .registration.clock import Clock
 from .registration.continuing import Continuation
 from .registration.guide import Region
 from .registration.live import Watch
@@ -33,9 +33,6 @@ from .registration.state import State, fingerprint
 
 if TYPE_CHECKING:
     from .uncertainty.map import UncertaintyMap
-
-#: Share of the whole run that each stage is expected to take, for progress.
-SHARES = {"prepare": 0.05, "align": 0.2, "method": 0.55, "output": 0.2}
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,43 +116,6 @@ class Result:
         return self.transforms.inverse
 
 
-@dataclass
-class _Clock:
-    """Seconds per stage, and progress as a share of the whole run."""
-
-    progress: Progress
-    seconds: dict = field(default_factory=dict)
-    base: float = 0.0
-    stage: str = ""
-    started: float = 0.0
-
-    def enter(self, stage: str, message: str) -> None:
-        self.leave()
-        self.stage, self.started = stage, time.perf_counter()
-        self.progress(stage, self.base, message)
-
-    def leave(self) -> None:
-        if self.stage:
-            self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + time.perf_counter() - self.started
-            self.base += SHARES[self.stage]
-            self.stage = ""
-
-    def move(self, stage: str, part: str, seconds: float) -> None:
-        """Count ``seconds`` of a stage as a part of its own."""
-        self.seconds[stage], self.seconds[part] = self.seconds[stage] - seconds, seconds
-
-    def told(self) -> dict[str, float]:
-        """Seconds per stage and in total, for metrics.json."""
-        return {
-            **{name: round(s, 3) for name, s in self.seconds.items()},
-            "total": round(sum(self.seconds.values()), 3),
-        }
-
-    def inner(self, stage: str, fraction: float, message: str) -> None:
-        """Progress call-back for what runs inside the present stage."""
-        self.progress(stage, self.base + SHARES[self.stage] * min(max(fraction, 0.0), 1.0), message)
-
-
 def register(
     fixed: Volume, moving: Volume, options: Options = Options(), extras: Extras = Extras(), progress: Progress = silent
 ) -> Result:
@@ -182,7 +142,7 @@ def register(
 def _register(
     fixed: Volume, moving: Volume, options: Options, extras: Extras, progress: Progress, device: torch.device
 ) -> Result:
-    clock = _Clock(progress)
+    clock = Clock(progress)
     check_options(options)
     clock.enter("prepare", "normalising intensities")
     scans = (

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,17 +109,31 @@ def region_of(job: Job) -> Region | None:
     return None
 
 
-def record(folder: Path, job: Job, before: History | None, result: Result, metrics: dict[str, Any]) -> History:
+def record(
+    folder: Path,
+    job: Job,
+    before: History | None,
+    result: Result,
+    metrics: Mapping[str, Any],
+    shown: History | None = None,
+) -> History | None:
     """Write the state and the new history into ``folder``, from where they are published with the other files.
 
     Args:
         before: the history of the start, or None; a new registration goes on with that of the output folder when it is
             of the same scans.
 
+        shown: the history whose current step was written again; it is kept as it is.
+
     Returns:
-        The new history.
+        The new history; None when the job keeps none.
     """
+    if shown is not None:
+        (folder / FILE).write_text(shown.text(), encoding="utf-8")
+        return shown
     state = result.state
+    if state is None:
+        return None
     if before is None and not job.start_from:
         before = _of_same_scans(Path(job.output), state.inputs)
     kept = before.steps[: before.current] if before else ()
@@ -142,8 +156,10 @@ def record(folder: Path, job: Job, before: History | None, result: Result, metri
     return history
 
 
-def sweep_states(history: History) -> None:
+def sweep_states(history: History | None) -> None:
     """Remove the states of steps that a new one has replaced."""
+    if history is None:
+        return
     for path in history.folder.glob("state-*.safetensors"):
         if path.name not in {step["state"] for step in history.steps}:
             path.unlink(missing_ok=True)
@@ -157,7 +173,7 @@ def _of_same_scans(folder: Path, inputs: tuple[str, ...]) -> History | None:
     return history if history.inputs == tuple(inputs) else None
 
 
-def numbers_of(metrics: dict[str, Any]) -> dict[str, Any]:
+def numbers_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What is compared between steps."""
     labels, marks, quality = metrics.get("labels"), metrics.get("landmarks"), metrics["quality"]
     return {

@@ -81,10 +81,7 @@ def run(
     fixed = read_volume(job.fixed, "fixed image")
     moving = read_volume(job.moving, "moving image")
     check_dense(job, fixed.grid, moving.grid)
-    extras = read_extras(job, fixed.grid, moving.grid)
-    start, before = (shown.state(shown.current), shown) if shown else history.start_of(job)
-    keep, region = job.keep_state and shown is None, history.region_of(job)
-    extras = replace(extras, start=start, restore=bool(shown), region=region, watch=watch, keep_state=keep)
+    extras, before = _steered(job, read_extras(job, fixed.grid, moving.grid), watch, shown)
     read = time.perf_counter() - started
     result = register(fixed, moving, job.options, extras, lambda stage, f, text: progress(stage, 0.03 + 0.87 * f, text))
     progress("write", 0.9, "writing")
@@ -112,15 +109,20 @@ def run(
         else:
             report(write(folder, job, result))
         metrics["seconds"]["total"] = round(time.perf_counter() - started, 3)
-        if shown is not None:
-            (folder / history.FILE).write_text(shown.text(), encoding="utf-8")
-        elif keep:
-            before = history.record(folder, job, before, result, metrics)
+        steps = history.record(folder, job, before, result, metrics, shown)
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-    if keep:
-        history.sweep_states(before)
+    history.sweep_states(steps)
     progress("write", 1.0, "done")
     return metrics
+
+
+def _steered(
+    job: Job, extras: Extras, watch: Watch | None, shown: history.History | None
+) -> tuple[Extras, history.History | None]:
+    """The extras with where to go on from and who looks, and the history that the start belongs to."""
+    start, before = (shown.state(shown.current), shown) if shown else history.start_of(job)
+    keep, region = job.keep_state and shown is None, history.region_of(job)
+    return replace(extras, start=start, restore=bool(shown), region=region, watch=watch, keep_state=keep), before
 
 
 def read_extras(job: Job, fixed, moving) -> Extras:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,7 +117,7 @@ class Steering:
 class SteeredLevel:
     """One resolution of a :class:`Steering`."""
 
-    def __init__(self, whole: Steering, shape: tuple[int, int, int]):
+    def __init__(self, whole: Steering, shape: Sequence[int]):
         self.observer = whole.observer
         self.base = None if whole.base is None else resize_field(whole.base, shape)
         self.window = None if whole.window is None else resize(whole.window, shape)
@@ -278,7 +279,7 @@ class _Overlap:
         shown = (channels.amax((0, 1)) > 0.02).nonzero()
         low = (shown.amin(0) - 10).clamp_min(0)
         high = torch.minimum(shown.amax(0) + 11, torch.tensor(shape, device=shown.device))
-        self.box = (..., *(slice(int(a), int(b)) for a, b in zip(low, high)))
+        self.box: Any = (..., *(slice(int(a), int(b)) for a, b in zip(low, high)))
         self.channels, self.weight = channels[self.box].contiguous(), labels.weight
 
     def blended(self, halves: Tensor, update: Tensor) -> tuple[Tensor, float]:
@@ -291,9 +292,9 @@ class _Overlap:
         a, b = warped[:1], warped[1:]
         difference = a - b
         slopes = [gradient(a, axis) + gradient(b, axis) for axis in range(3)]
-        parts = [(difference * slope).sum(1, keepdim=True) for slope in slopes]
-        sure = (sum(slope * slope for slope in slopes) + difference * difference).sum(1, keepdim=True)
-        parts = gaussian(torch.cat([*parts, sure], 1), 1.5)
+        pushes = [(difference * slope).sum(1, keepdim=True) for slope in slopes]
+        sure = (slopes[0] ** 2 + slopes[1] ** 2 + slopes[2] ** 2 + difference**2).sum(1, keepdim=True)
+        parts = gaussian(torch.cat([*pushes, sure], 1), 1.5)
         share = self.weight * parts[:, 3:] / (parts[:, 3:] + 0.01)
         step = parts[:, :3] / (parts[:, 3:] + 1e-3)
         step = step * (1.0 / square_sum(step).sqrt().clamp_min(1e-9)).clamp(max=1)

@@ -97,7 +97,8 @@ def labels(data: Path, preset: str) -> None:
             own = np.mean([table[n] for n in DRIVEN])
             others = np.mean([table[n] for n in ASEG if n not in DRIVEN and n in table])
             print(
-                f"  {name:8} driven {own:.4f}, others {others:.4f}, folded {result.metrics['quality']['folded_voxels']}, "
+                f"  {name:8} driven {own:.4f}, others {others:.4f}, folded "
+                f"{result.metrics['quality']['folded_voxels']}, "
                 f"{seconds:.1f} s; " + " ".join(f"{n}:{table[n]:.3f}" for n in DRIVEN),
                 flush=True,
             )
@@ -138,7 +139,8 @@ def repair(data: Path, preset: str) -> None:
             f"{left[inside & content].mean():.2f} mean, {np.percentile(left[inside & content], 95):.2f} 95 %, "
             f"{left[inside & content].max():.2f} largest; outside changed {changed[beyond].max():.4f} mm forward, "
             f"{np.linalg.norm(back[0] - back[1], axis=1)[far].max():.4f} inverse; folded "
-            f"{mended.metrics['quality']['folded_voxels']}; {seconds:.1f} s = {100 * seconds / full:.0f} % of a full run",
+            f"{mended.metrics['quality']['folded_voxels']}; {seconds:.1f} s = "
+            f"{100 * seconds / full:.0f} % of a full run",
             flush=True,
         )
 
