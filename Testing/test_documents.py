@@ -226,7 +226,8 @@ def test_commands_in_documents_are_understood(document, command):
     if "--help" in words:
         words = []
     elif name in arguments.SUBCOMMANDS:
-        module = importlib.import_module(f"SymRegistrationLib.commands.{arguments.SUBCOMMANDS[name][0]}")
+        file = "train_pool" if name == "train" and "--pool" in words else arguments.SUBCOMMANDS[name][0]
+        module = importlib.import_module(f"SymRegistrationLib.commands.{file}")
         module.build_parser().parse_args(words)
         return
     if name == "evaluate" and not words:
