@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from .uncertainty.map import UncertaintyMap
 
 
+#: Fixed and moving, prepared.
+Pair = tuple[working_grid.Scan, working_grid.Scan]
+
+
 @dataclass(frozen=True, eq=False)
 class Extras:
     """What may come with the two scans; every part is optional.
@@ -161,7 +165,7 @@ def _register(
     if options.uncertainty or options.ensemble:
         from .uncertainty.estimate import estimate_uncertainty
 
-        uncertain = estimate_uncertainty(solver, pair, fixed, clock.inner)
+        uncertain = estimate_uncertainty(solver, pair, fixed, clock.inner)  # type: ignore[arg-type]  # _solver refuses it when going on
         pair = uncertain.pair
     clock.enter("output", "transforms and maps")
     weighed = evidence.weigh(scans, solver.space, pair, solver.similarity == "mind")
@@ -218,7 +222,12 @@ def check_options(options: Options) -> None:
 
 
 def _solver(
-    fixed: Volume, moving: Volume, scans: list, options: Options, extras: Extras, notes: list[str]
+    fixed: Volume,
+    moving: Volume,
+    scans: tuple[working_grid.Scan, working_grid.Scan],
+    options: Options,
+    extras: Extras,
+    notes: list[str],
 ) -> Solver | Continuation:
     """Who computes the fields, and from where; raises InputError before anything long is done."""
     steer = guide.steer_by(fixed.grid, moving.grid, scans[1], options, _pulling(extras), extras.watch, notes)
@@ -360,7 +369,7 @@ def _measured(
 
 
 def _further_maps(
-    fixed: Volume, pair: FieldPair, solver: Solver, uncertain: UncertaintyMap | None
+    fixed: Volume, pair: FieldPair, solver: Solver | Continuation, uncertain: UncertaintyMap | None
 ) -> dict[str, np.ndarray]:
     """What ``--maps`` adds: spread of the runs, contrast and Jacobian from coarse to fine."""
     from .uncertainty.estimate import coarse_to_fine
@@ -375,7 +384,9 @@ def _similarities(solver: Solver | Continuation, pair: FieldPair) -> Similarity:
     # Behind a network that found the pose itself, aligned means at the affine part of what it found, as for labels.
     aligned = quality.similarity(space.fixed, space.moving)
     try:
-        raw = working_grid.working_pair(*solver.scans, np.eye(4), np.eye(4), float(space.grid.spacing[0]))
+        raw = working_grid.working_pair(
+            solver.scans[0], solver.scans[1], np.eye(4), np.eye(4), float(space.grid.spacing[0])
+        )
         before = quality.similarity(raw.fixed, raw.moving)
     except InputError:  # as scanned, the two do not even overlap
         before = 0.0

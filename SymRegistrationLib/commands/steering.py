@@ -7,6 +7,7 @@ from typing import Any
 
 from ..console import Console
 from ..job import METRICS, PRESETS, InputError
+from ..quality.schema import Metrics
 
 UPDATE = """Go on from a finished registration instead of starting again: new landmark pairs or labels pull, the rest
 follows. Takes seconds. What is not given stays as it was in the last step.
@@ -142,7 +143,7 @@ def list_history(args: argparse.Namespace, console: Console) -> None:
     console.result({"current": history.current, "steps": list(history.steps)}, history_table(history))
 
 
-def told(metrics: dict, output: str, console: Console) -> None:
+def told(metrics: Metrics | dict, output: str, console: Console) -> None:
     """Notes and the result of a run."""
     from ..report.rows import summary
 

@@ -7,9 +7,15 @@ import slicer_harness
 import slicer_scenes as scenes
 import vtk
 from slicer_scenes import clientFixture, doneFixture, moduleFixture  # noqa: F401
-from SymRegistrationGui import nodes
 
 slicer_harness.pythonqtStyle(__name__)
+
+
+def gridTransform(node):
+    """Lattice, grid, and the matrices before and after of a result's transform node."""
+    from SymRegistrationGui import nodes  # imports of the module need a Slicer that runs
+
+    return nodes.gridTransform(node)
 
 
 def hierarchy(scene):
@@ -29,7 +35,7 @@ def test_nodes_know_of_each_other(done):
     )
     for node in (forward, inverse):
         assert node.GetTransformFromParent().IsA("vtkGeneralTransform")
-        lattice, grid, before, after = nodes.gridTransform(node)  # stored as FromParent
+        lattice, grid, before, after = gridTransform(node)  # stored as FromParent
         assert before.shape == after.shape == (4, 4) and lattice.shape == (*grid.shape, 3)
         assert node.GetDisplayNode() is not None and not node.GetDisplayNode().GetVisibility()
         assert node.GetParentTransformNode() is None
@@ -52,12 +58,12 @@ def test_nodes_know_of_each_other(done):
 def test_a_second_run_updates_the_chosen_outputs(done):
     module, run = done
     before = scenes.names(module.scene)
-    field = nodes.gridTransform(run.node("forward"))[0].copy()
+    field = gridTransform(run.node("forward"))[0].copy()
     slicer.util.arrayFromVolume(run.node("fixed"))[:10] //= 2
     module.state.initial = "rigid"
     again = module.register()
     assert again.table is run.table and scenes.names(module.scene) == before
-    assert not np.array_equal(nodes.gridTransform(run.node("forward"))[0], field)
+    assert not np.array_equal(gridTransform(run.node("forward"))[0], field)
     module.settle()
     for name in ("outputForward", "outputInverse", "outputWarpedMoving", "outputJacobian", "outputConsistency"):
         setattr(module.state, name, None)
@@ -105,7 +111,7 @@ def test_saving_and_loading_the_scene_keeps_everything(done, tmp_path):
     module, run = done
     module.click("jacobianButton")
     module.state.metric = "lncc"
-    field = nodes.gridTransform(run.node("forward"))[0].copy()
+    field = gridTransform(run.node("forward"))[0].copy()
     jacobian = slicer.util.arrayFromVolume(run.node("jacobian")).copy()
     metrics, report = run.metrics, run.node("report").GetText()
     created = sorted(node.GetName() for node in run.created())
@@ -115,8 +121,8 @@ def test_saving_and_loading_the_scene_keeps_everything(done, tmp_path):
     assert module.scene.ReadFromMRB(str(tmp_path / "scene.mrb"))
     found = module.panel.results.run
     assert found is not None and found.id is not None
-    assert np.allclose(nodes.gridTransform(found.node("forward"))[0], field, atol=1e-6)
-    assert len(nodes.gridTransform(found.node("inverse"))) == 4
+    assert np.allclose(gridTransform(found.node("forward"))[0], field, atol=1e-6)
+    assert len(gridTransform(found.node("inverse"))) == 4
     assert np.array_equal(slicer.util.arrayFromVolume(found.node("jacobian")), jacobian)
     assert found.metrics == metrics and found.node("report").GetText() == report
     assert sorted(node.GetName() for node in found.created()) == created
