@@ -30,6 +30,7 @@ from .registration.live import Watch
 from .registration.physical import map_grid, to_physical
 from .registration.solver import Solver
 from .registration.state import State, fingerprint
+from .registration.working_grid import Scan
 
 if TYPE_CHECKING:
     from .uncertainty.map import UncertaintyMap
@@ -158,7 +159,7 @@ def _register(
     runs = options.extra_runs
     pair = solver.run(lambda stage, f, text: clock.inner(stage, f / (runs + 1), text))
     uncertain = None
-    if options.uncertainty or options.ensemble:
+    if isinstance(solver, Solver) and (options.uncertainty or options.ensemble):
         from .uncertainty.estimate import estimate_uncertainty
 
         uncertain = estimate_uncertainty(solver, pair, fixed, clock.inner)
@@ -218,7 +219,7 @@ def check_options(options: Options) -> None:
 
 
 def _solver(
-    fixed: Volume, moving: Volume, scans: list, options: Options, extras: Extras, notes: list[str]
+    fixed: Volume, moving: Volume, scans: tuple[Scan, Scan], options: Options, extras: Extras, notes: list[str]
 ) -> Solver | Continuation:
     """Who computes the fields, and from where; raises InputError before anything long is done."""
     steer = guide.steer_by(fixed.grid, moving.grid, scans[1], options, _pulling(extras), extras.watch, notes)
@@ -360,7 +361,7 @@ def _measured(
 
 
 def _further_maps(
-    fixed: Volume, pair: FieldPair, solver: Solver, uncertain: UncertaintyMap | None
+    fixed: Volume, pair: FieldPair, solver: Solver | Continuation, uncertain: UncertaintyMap | None
 ) -> dict[str, np.ndarray]:
     """What ``--maps`` adds: spread of the runs, contrast and Jacobian from coarse to fine."""
     from .uncertainty.estimate import coarse_to_fine
