@@ -30,13 +30,10 @@ from .registration.live import Watch
 from .registration.physical import map_grid, to_physical
 from .registration.solver import Solver
 from .registration.state import State, fingerprint
+from .registration.working_grid import Scan
 
 if TYPE_CHECKING:
     from .uncertainty.map import UncertaintyMap
-
-
-#: Fixed and moving, prepared.
-Pair = tuple[working_grid.Scan, working_grid.Scan]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,10 +159,10 @@ def _register(
     runs = options.extra_runs
     pair = solver.run(lambda stage, f, text: clock.inner(stage, f / (runs + 1), text))
     uncertain = None
-    if options.uncertainty or options.ensemble:
+    if isinstance(solver, Solver) and (options.uncertainty or options.ensemble):
         from .uncertainty.estimate import estimate_uncertainty
 
-        uncertain = estimate_uncertainty(solver, pair, fixed, clock.inner)  # type: ignore[arg-type]  # _solver refuses it when going on
+        uncertain = estimate_uncertainty(solver, pair, fixed, clock.inner)
         pair = uncertain.pair
     clock.enter("output", "transforms and maps")
     weighed = evidence.weigh(scans, solver.space, pair, solver.similarity == "mind")
@@ -222,12 +219,7 @@ def check_options(options: Options) -> None:
 
 
 def _solver(
-    fixed: Volume,
-    moving: Volume,
-    scans: tuple[working_grid.Scan, working_grid.Scan],
-    options: Options,
-    extras: Extras,
-    notes: list[str],
+    fixed: Volume, moving: Volume, scans: tuple[Scan, Scan], options: Options, extras: Extras, notes: list[str]
 ) -> Solver | Continuation:
     """Who computes the fields, and from where; raises InputError before anything long is done."""
     steer = guide.steer_by(fixed.grid, moving.grid, scans[1], options, _pulling(extras), extras.watch, notes)

@@ -7,7 +7,6 @@ from typing import Any
 
 from ..console import Console
 from ..job import METRICS, PRESETS, InputError
-from ..quality.schema import Metrics
 
 UPDATE = """Go on from a finished registration instead of starting again: new landmark pairs or labels pull, the rest
 follows. Takes seconds. What is not given stays as it was in the last step.
@@ -112,8 +111,8 @@ def go_on(args: argparse.Namespace, console: Console) -> None:
 
     names = ("fixed_labels", "moving_labels", "fixed_points", "moving_points", "region", "sphere", "rim_mm")
     changes = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
-    names = ("landmark_weight", "landmark_tolerance", "drive_labels", "label_weight", "stiffness")
-    options = {name: getattr(args, name) for name in (*names, "preset", "metric", "spacing")}
+    steers = ("landmark_weight", "landmark_tolerance", "drive_labels", "label_weight", "stiffness")
+    options = {name: getattr(args, name) for name in (*steers, "preset", "metric", "spacing")}
     options = {name: value for name, value in options.items() if value is not None}
     if "fixed_points" in changes:
         options.setdefault("landmark_weight", 1.0)
@@ -143,7 +142,7 @@ def list_history(args: argparse.Namespace, console: Console) -> None:
     console.result({"current": history.current, "steps": list(history.steps)}, history_table(history))
 
 
-def told(metrics: Metrics | dict, output: str, console: Console) -> None:
+def told(metrics: Any, output: str, console: Console) -> None:
     """Notes and the result of a run."""
     from ..report.rows import summary
 

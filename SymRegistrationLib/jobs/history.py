@@ -102,8 +102,8 @@ def start_of(job: Job) -> tuple[State | None, History | None]:
 def region_of(job: Job) -> Region | None:
     """Where a job may work. Raises InputError: the mask cannot be read."""
     if job.sphere:
-        *centre, radius = numbers(job.sphere, "sphere")
-        return Region(None, tuple(centre), radius, job.rim_mm)
+        x, y, z, radius = numbers(job.sphere, "sphere")
+        return Region(None, (x, y, z), radius, job.rim_mm)
     if job.region:
         return Region(read_labels(job.region, "region"), rim_mm=job.rim_mm)
     return None
@@ -218,20 +218,25 @@ def show(history: History, k: int, progress: Progress = silent, write: Callable 
     job = dataclasses.replace(job, output=str(history.folder), start_from=None, region=None, sphere=None)
     options = dataclasses.replace(job.options, uncertainty=0, ensemble="", average=False)
     shown = dataclasses.replace(history, current=k)
-    return run(dataclasses.replace(job, options=options), progress, write, shown=shown)
+    return dict(run(dataclasses.replace(job, options=options), progress, write, shown=shown))
 
 
 def replay(path: str | Path, output: str, progress: Progress = silent) -> dict[str, Any]:
     """Do all steps up to the current one again, into another folder. Returns the last one's ``metrics.json``."""
     from .register import run
 
-    history, metrics = read(path), {}
+    history = read(path)
+    metrics: dict[str, Any] = {}
     steps = history.steps[: history.current]
     for k, step in enumerate(steps):
         job = Job.from_dict({**step["job"], "output": output})
         if job.start_from:
             job = dataclasses.replace(job, start_from=output)
-        metrics = run(job, lambda stage, f, text, k=k: progress(stage, (k + f) / len(steps), f"step {k + 1}: {text}"))
+
+        def told(stage: str, f: float, text: str, k: int = k) -> None:
+            progress(stage, (k + f) / len(steps), f"step {k + 1}: {text}")
+
+        metrics = dict(run(job, told))
     return metrics
 
 

@@ -55,7 +55,7 @@ class Continuation:
         similarity: what is maximised.
     """
 
-    scans: Sequence[Scan]
+    scans: tuple[Scan, Scan]
     state: State
     options: Options
     notes: list[str]
@@ -136,7 +136,7 @@ class Continuation:
         whole = syn.Schedule.of(self.preset)
         smallest = min(inside[box].shape[2:])
         kept = [k for k, factor in enumerate(whole.shrink) if factor == 1 or smallest / factor >= 10]
-        shrink, steps = ([values[k] for k in kept] for values in (whole.shrink, whole.iterations))
+        shrink, steps = [whole.shrink[k] for k in kept], [whole.iterations[k] for k in kept]
         steered = landmarks, labels, observer
         images = self.space.fixed[box], self.space.moving[box]
         before = self._alike(images, self.halves[box], inside[box])
@@ -165,9 +165,7 @@ class Continuation:
             None if space.weight is None else space.weight[box],
             None,
             progress,
-            Steering(
-                tuple(window.shape[2:]), crop.landmarks(landmarks), crop.labels(labels), base[box], window, observer
-            ),
+            Steering(grid_shape(window), crop.landmarks(landmarks), crop.labels(labels), base[box], window, observer),
         )
         whole = self.halves.clone()
         whole[box] = torch.where(window > 0, halves, whole[box])
@@ -180,7 +178,7 @@ class Continuation:
             a, b = mind(warped).split(1)
             alike = 1 - (a - b).square().mean(1, keepdim=True)
         else:
-            alike = lncc_map(*warped.split(1), 5)
+            alike = lncc_map(warped[:1], warped[1:], 5)
         return float((alike * inside).sum() / inside.sum().clamp_min(1e-6))
 
 
@@ -203,6 +201,12 @@ class _Crop:
         channels = labels.channels[self.box]
         kept = (channels.amax((2, 3, 4)) > 0.5).all(0)
         return LabelChannels(channels[:, kept].contiguous(), labels.weight) if bool(kept.any()) else None
+
+
+def grid_shape(image: Tensor) -> tuple[int, int, int]:
+    """(D, H, W) of an image."""
+    d, h, w = image.shape[2:]
+    return d, h, w
 
 
 def _box(window: Tensor, margin: int) -> tuple[tuple, Tensor]:

@@ -144,7 +144,7 @@ def tolerances(given: float | str, count: int) -> np.ndarray:
     return np.broadcast_to(np.array(values, float), (count,))
 
 
-def named(points: PointSet, k: int) -> str:
+def named(points: PointSet, k: Any) -> str:
     """A landmark for messages: its number from 1, and its name where it has one."""
     return f"{k + 1} ({points.labels[k]})" if points.labels[k] else str(k + 1)
 
@@ -193,7 +193,8 @@ def landmark_pairs(
         space.grid.indices(transform_points(np.linalg.inv(to), points.points))
         for to, points in ((space.mid_to_fixed, fixed), (space.mid_to_moving, moving))
     ]
-    inside = np.logical_and(*(((index >= 0) & (index <= size)).all(1) for index in there))
+    one, other = (((index >= 0) & (index <= size)).all(1) for index in there)
+    inside = one & other
     if not inside.all():
         lost = ", ".join(named(fixed, k) for k in np.flatnonzero(~inside))
         notes.append(f"landmark {lost} lies beyond what both scans show, and did not pull")
@@ -201,7 +202,8 @@ def landmark_pairs(
         return None
     device = space.fixed.device
     return LandmarkPairs(
-        *(torch.from_numpy(index[inside]).to(device) for index in there),
+        torch.from_numpy(there[0][inside]).to(device),
+        torch.from_numpy(there[1][inside]).to(device),
         torch.from_numpy(tolerance[inside] / float(space.grid.spacing[0])).to(device),
         weight,
     )

@@ -68,7 +68,8 @@ class State:
     def on(self, shape: Sequence[int]) -> State:
         """The same on another number of voxels over the same corners, for finer work."""
         factor = [(o - 1) / max(n - 1, 1) for n, o in zip(shape, self.grid.shape)]
-        grid = Grid(tuple(shape), self.grid.matrix @ np.diag([*factor, 1.0]))
+        d, h, w = shape
+        grid = Grid((d, h, w), self.grid.matrix @ np.diag([*factor, 1.0]))
         return replace(self, halves=resize_field(self.halves, shape), grid=grid)
 
     def check_inputs(self, fixed: Volume, moving: Volume) -> None:
