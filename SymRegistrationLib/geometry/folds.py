@@ -14,7 +14,7 @@ def corner_determinants(u: Tensor) -> Tensor:
 
     Each corner takes the differences along the three edges that meet there: the derivatives of the linearly
     interpolated map
-    itself. Central differences, as in :func:`jacobian_determinant`, can miss a fold of one voxel.
+    itself. Central differences, as in :func:`SymRegistrationLib.fields.jacobian_determinant`, can miss a fold of one voxel.
 
     Args:
         u: (N, 3, D, H, W) voxels, every axis at least 2 long.

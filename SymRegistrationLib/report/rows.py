@@ -62,6 +62,7 @@ def number_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
+_ON = {"report": "--no-report", "keep_state": "--no-keep-state"}
 _FLAGS = {
     "transform_format": "--transform-format",
     "composite": "--composite",
@@ -78,10 +79,10 @@ def command_of(job: dict) -> str:
     switches = options.pop("method_options", None) or {}
     defaults = {f.name: f.default for f in (*fields(Job), *fields(Options))}
     for name, value in [*job.items(), *options.items()]:
-        if name in ("fixed", "moving", "output", "options") or value is None or value == defaults.get(name):
+        if name in _ON:  # the command line has these on unless told otherwise, whatever a job says by default
+            words += [] if value else [_ON[name]]
             continue
-        if name == "report":
-            words.append("--no-report")
+        if name in ("fixed", "moving", "output", "options") or value is None or value == defaults.get(name):
             continue
         flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
         words += [flag] if value is True else [flag, str(value)]
