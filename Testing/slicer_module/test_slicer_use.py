@@ -56,7 +56,7 @@ def test_markup_volume_and_command_line_agree(module, tmp_path, under):
     from SymRegistrationLib.commands import cli
 
     folder = PrivateFolder()
-    paths = {part: str(tmp_path / f"{part}.nrrd") for part in ("forward", "inverse")}
+    paths = {part: str(tmp_path / f"{part}.h5") for part in ("forward", "inverse")}
     for part, path in paths.items():
         complete(exporting.exportField(run.node(part), path))
     points = complete(exporting.exportPoints(markup, moving, folder, "points"))
