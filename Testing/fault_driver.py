@@ -134,6 +134,7 @@ def _at_the_moment(fault: dict) -> None:
     """Let the fault happen at the count-th call of what ``at`` names."""
     import SimpleITK
 
+    from SymRegistrationLib.geometry import transform_files
     from SymRegistrationLib.training import checkpoints
 
     left = [fault["count"]]
@@ -178,7 +179,7 @@ def _at_the_moment(fault: dict) -> None:
         during(checkpoints, "save_file", 1)
     else:
         during(SimpleITK, "WriteImage", 1)
-        during(SimpleITK, "WriteTransform", 1)
+        during(transform_files, "write_transforms", 0)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,7 @@ def test_a_batch_gives_what_register_gives(cohort, tmp_path):
     folder = cohort[0]
     words = [
         "register",
+        "--no-keep-state",
         str(folder / "Köpf 0.nii.gz"),
         str(folder / "Köpf 1.nii.gz"),
         "-o",
