@@ -88,8 +88,10 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def json_object(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The JSON object in a file, or None where there is no file, no JSON, or no object."""
+    """The JSON object in a file, or None where there is none: no regular file (a pipe would wait for ever), no JSON."""
     try:
+        if not Path(path).is_file():
+            return None
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None

@@ -13,8 +13,8 @@ def corner_determinants(u: Tensor) -> Tensor:
     """The smallest of the eight determinants det(I + grad u) at the corners of every cell; (N, 1, D-1, H-1, W-1).
 
     Each corner takes the differences along the three edges that meet there: the derivatives of the linearly
-    interpolated map
-    itself. Central differences, as in :func:`SymRegistrationLib.fields.jacobian_determinant`, can miss a fold of one voxel.
+    interpolated map itself. Central differences, as in :func:`SymRegistrationLib.fields.jacobian_determinant`, can miss
+    a fold of one voxel.
 
     Args:
         u: (N, 3, D, H, W) voxels, every axis at least 2 long.
