@@ -66,6 +66,8 @@ def restore(name: str, size: str, options: Mapping[str, Any]) -> SymmetricNetwor
         InputError: as :func:`create`.
     """
     cls, options = network_class(name), dict(options)
+    if size and size not in cls.card.sizes:
+        raise InputError(f"{name} has no size '{size}'.", f"Known: {', '.join(cls.card.sizes)}.")
     if "front" in options:
         options.setdefault("prealign", options.pop("front"))
     return _built(cls, size, options)

@@ -83,7 +83,7 @@ class Solver:
 
             spacing = options.spacing or max(self.finest, inference.working_spacing(options.method, options))
             self.coarse = self._space(pose, spacing, networks.card(options.method).size_multiple, whole)
-        if not refined:
+        if not refined and not whole:
             self.space = self.coarse
         elif whole:
             self.space = None  # type: ignore[assignment]  # it follows from what the network finds
@@ -114,7 +114,7 @@ class Solver:
         share = 0.5 if self.options.refine else 1.0
         pair = self._predict(lambda stage, f, text: progress(stage, share * f, text), perturbation)
         if not self.options.refine:
-            return pair
+            return self._recentred(pair)
         if self.space is None:
             self._refine_on(self._found(pair))
         space = self.space if perturbation is None else perturbation.intensities(self.space)
@@ -168,6 +168,17 @@ class Solver:
         found = split_midway(*working_grid.fit_affine(pair, self.coarse), "affine")
         alike = 1 - float(ncc(self.coarse.fixed, warp(self.coarse.moving, pair.fixed_to_moving)))
         return replace(found, similarity=alike)
+
+    def _recentred(self, pair: FieldPair) -> FieldPair:
+        """A network's result on the working pair at the pose that it found itself.
+
+        From the headers its field holds a whole pose; a lattice that fades out at its border would fold there.
+        """
+        if self.space is self.coarse:
+            return pair
+        if self.space is None:
+            self.space = self._space(self._found(pair), float(self.coarse.grid.spacing[0]), whole=True)
+        return replace(working_grid.to_working_grid(pair, self.coarse, self.space), details=pair.details)
 
     def _predict(self, progress: Progress, perturbation: Perturbation | None) -> FieldPair:
         from . import inference

@@ -55,8 +55,7 @@ def errors_mm(name: str, head) -> tuple[float, float, float]:
         )
     )
     print(f"{name}: {before:.1f} mm -> {after:.2f} mm, back {back:.2f} mm")
-    # Weights of size small may fold a few of the voxels of the map's grid; ad-regnet 0.013 % of them here.
-    assert result.metrics["quality"]["folded_percent"] < 0.02
+    assert result.metrics["quality"]["folded_percent"] < 0.01
     return before, after, back
 
 
