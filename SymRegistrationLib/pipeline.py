@@ -285,7 +285,11 @@ def _pose(
         if kind not in ("rigid", "affine"):
             near = alignment.align(*scans, kind).matrix
         kind = linear
-    pose = alignment.align(*scans, kind, measure, options.seed, _guides(extras), near)
+    guides = _guides(extras)
+    if guides is not None and kind not in INITIALS:
+        guides = None
+        notes.append("the start transform was taken; the landmarks did not guide the alignment, they were only measured")
+    pose = alignment.align(*scans, kind, measure, options.seed, guides, near)
     if pose.unsure:
         notes.append(
             f"the initial alignment is unsure (confidence {pose.confidence:.2f}): another pose fits nearly as "
