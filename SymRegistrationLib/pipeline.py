@@ -286,7 +286,7 @@ def _pose(
             near = alignment.align(*scans, kind).matrix
         kind = linear
     guides = _guides(extras)
-    if guides is not None and linear is None and kind not in INITIALS:
+    if guides is not None and not linear and kind not in INITIALS:
         guides = None
         notes.append("the start transform was taken; the landmarks were measured but did not guide the alignment")
     pose = alignment.align(*scans, kind, measure, options.seed, guides, near)
