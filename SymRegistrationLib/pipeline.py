@@ -167,6 +167,8 @@ def _register(
     clock.enter("output", "transforms and maps")
     weighed = evidence.weigh(scans, solver.space, pair, solver.similarity == "mind")
     if weighed.best != evidence.STATES[-1] and isinstance(solver, Solver) and not _asked_for(options):
+        if uncertain:
+            notes.append("the uncertainty map was of the result that was given up, so there is none")
         pair, uncertain = solver.fall_back(weighed.best), None
     carried = _carried(fixed, moving, pair, solver)
     metrics = _measured(fixed, extras, pair, solver, carried, uncertain.map if uncertain else None)
