@@ -108,10 +108,9 @@ def test_one_direction_is_the_papers_result(images):
         ab, ba = plain.run(*images)[-1]
         output = plain(*images)
         mean = awake(antisymmetric="result")(*images)
-    assert torch.equal(
-        output.velocity,
-        2 * torch.nn.functional.interpolate(ab.velocity, scale_factor=2.0, mode="trilinear", align_corners=False),
-    )
+    # Not to the bit: alone, a direction passes the convolutions as another batch than in company.
+    alone = torch.nn.functional.interpolate(ab.velocity, scale_factor=2.0, mode="trilinear", align_corners=False)
+    assert torch.allclose(output.velocity, 2 * alone, atol=1e-5)
     half = torch.nn.functional.interpolate((ab.velocity - ba.velocity) / 2, scale_factor=2.0, mode="trilinear")
     assert torch.allclose(mean.velocity, 2 * half, atol=1e-5)
     assert (output.velocity - mean.velocity).abs().max() > 0.01
@@ -209,5 +208,5 @@ def test_switches_that_cannot_be_are_refused(switch):
 def test_overfits_one_pair():
     """24 steps on a warp of up to 4 voxels: similarity up, end-point error less than half, no folds."""
     torch.manual_seed(SEED)
-    pair = overfitted(networks.create("sm-gicnet", "small"), known_pair(), steps=24, rate=4e-3, gain=0.2)
+    pair = overfitted(networks.create("sm-gicnet", "small"), known_pair(), steps=24, rate=1.5e-3, gain=0.2)
     assert fields.inverse_consistency(pair.fixed_to_moving, pair.moving_to_fixed).mean() < 0.05

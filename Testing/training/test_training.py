@@ -60,7 +60,7 @@ def run(arguments: list[str], **environment) -> subprocess.Popen:
         [sys.executable, "-m", "SymRegistrationLib", *arguments],
         cwd=ROOT,
         stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), **environment},
     )
 
 
