@@ -218,14 +218,16 @@ class Opened:
 
 
 def workers():
-    """psutil.Process of every worker below this process; its parent PythonSlicer, the launcher, is not among them."""
+    """psutil.Process of every worker below this process; its parent PythonSlicer, the launcher, is not among them, nor
+    is what other tests leave to Python, such as the resource tracker of multiprocessing."""
     import psutil
 
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
             words = process.cmdline()
-            if Path(words[0]).name.startswith("python") and process.status() != psutil.STATUS_ZOMBIE:
+            ours = Path(words[0]).name.startswith("python") and {"SymRegistrationLib", "worker"} < set(words)
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (psutil.Error, IndexError):  # it is just going
             continue
