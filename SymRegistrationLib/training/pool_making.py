@@ -323,4 +323,4 @@ def _met(front: PreAligned, moving: Tensor, fixed: Tensor, pose_only: bool) -> _
     if not pose_only:
         return frame
     zero = torch.zeros_like(frame.halves.to_moving)
-    return _Frame(frame.pose, Halves(zero, zero, (zero,)), frame.here)
+    return _Frame(frame.pose, Halves(zero, zero, ((zero, zero),)), frame.here)
