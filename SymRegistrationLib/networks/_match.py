@@ -24,6 +24,8 @@ from ._blocks import Conv3d
 
 #: Per round: cells of the input's voxels, and the longest shift to each side in half cells.
 _ROUNDS = ((4, 2), (2, 1), (2, 1), (2, 1), (2, 1))
+#: So many of them are enough in front of a method that goes on by itself, pass by pass (RESULTS.md).
+ROUNDS_BEFORE_PASSES = 3
 #: Voxels of the input per cell of the resulting fields.
 CELL = 2
 #: Smoothing of the evidence and of the shift, cells.
@@ -78,14 +80,14 @@ class Match(nn.Module):
         up = F.interpolate(y, scale_factor=2.0, mode="trilinear", align_corners=False)
         return {4: F.normalize(self.coarse(y)), 2: F.normalize(self.fine(torch.cat([up, x], 1)))}
 
-    def forward(self, moving: Tensor, fixed: Tensor) -> Halves:
-        """Axes of the scans are multiples of 4."""
+    def forward(self, moving: Tensor, fixed: Tensor, rounds: int | None = None) -> Halves:
+        """Axes of the scans are multiples of 4; ``rounds``: only the first ones."""
         with torch.autocast(moving.device.type, enabled=False):
             both = self.descriptors(torch.cat([moving, fixed]).float())
         parts = {cell: x.chunk(2) for cell, x in both.items()}
         to_moving = to_fixed = None
         steps = []
-        for (cell, reach), sharp in zip(_ROUNDS, self.sharpness):
+        for (cell, reach), sharp in zip(_ROUNDS[:rounds], self.sharpness):
             m, f = parts[cell]
             if to_moving is not None:
                 m, f = warp(m, to_moving), warp(f, to_fixed)
