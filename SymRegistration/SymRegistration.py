@@ -135,9 +135,9 @@ class SymRegistrationLogic(ScriptedLoadableModuleLogic):
         self.engine = RegistrationLogic(slicer.mrmlScene)
 
     def getParameterNode(self):
-        from SymRegistrationGui.parameters import Parameters
+        from SymRegistrationGui.parameters import Parameters, renamed
 
-        return Parameters(super().getParameterNode())
+        return Parameters(renamed(super().getParameterNode()))
 
     def register(self, fixedNode, movingNode, method="syn", wait=True, onDone=None, inputs=None, **options):
         """Register two volume nodes.

@@ -180,7 +180,7 @@ def _register(
     metrics |= {
         "method": options.method,
         "preset": options.preset,
-        "metric": solver.similarity,
+        "similarity_measure": solver.similarity,
         "device": str(device),
         "seed": options.seed,
         "peak_memory_gb": round(devices.peak_memory_gb(), 3),
@@ -281,7 +281,7 @@ def _pose(
     scans: tuple[working_grid.Scan, working_grid.Scan], options: Options, extras: Extras, notes: list[str]
 ) -> alignment.Alignment:
     """The initial alignment; doubts about it go into ``notes``."""
-    measure = "mi" if options.metric in ("mi", "mind") else "auto"
+    measure = "mi" if options.similarity in ("mi", "mind") else "auto"
     kind, near = options.initial, None
     if linear := methods.pose(options.method):  # a start that is not searched for is where the search goes on
         if kind not in ("rigid", "affine"):

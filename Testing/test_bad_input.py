@@ -282,7 +282,7 @@ def _cases():
             --uncertainty -3 => uncertainty is -3
             --uncertainty 1000000 => uncertainty is 1000000
             --preset slow => invalid choice
-            --metric taste => invalid choice
+            --similarity taste => invalid choice
             --transform-format exe => invalid choice
             --composite --transform-format nrrd => composite
             --option speed => not NAME=VALUE

@@ -161,7 +161,7 @@ class Solver:
             pose, self.options.spacing or max(self.finest, (self._volume(pose) / budget) ** (1 / 3)), margin=MARGIN
         )
         linear = not self.learned and self.optimiser.card.pose
-        self.similarity = pose.measure if linear else _similarity(self.options.metric, self.scans, pose, self.notes)
+        self.similarity = pose.measure if linear else _similarity(self.options.similarity, self.scans, pose, self.notes)
 
     def _found(self, pair: FieldPair) -> Alignment:
         """The affine part of what a network found from the headers, and how alike it makes the scans."""
@@ -252,5 +252,5 @@ def _similarity(asked: str, scans: tuple[Scan, Scan], pose: Alignment, notes: li
         return asked
     if shows_one_contrast(*scans, pose):
         return "lncc"
-    notes.append("the scans look like different contrasts; the modality-independent metric 'mind' was used")
+    notes.append("the scans look like different contrasts; the modality-independent similarity 'mind' was used")
     return "mind"

@@ -60,7 +60,7 @@ def lights(metrics: Mapping[str, Any]) -> list[Light]:
                 "likeness",
                 f"{similarity['name']} {number(before, 2)} aligned, {number(after, 2)} registered",
                 "green: rises",
-                "Try --metric mind for two different contrasts, or masks that leave out what only one scan shows.",
+                "Try --similarity mind for two different contrasts, or masks that leave out what only one scan shows.",
             )
         )
     if "folded_percent" in quality:
@@ -109,7 +109,7 @@ def _uncertain(told: dict | None) -> Light:
             "uncertainty",
             "relative only: shows where, not how many mm",
             "",
-            "Use a method and preset with a calibration (symreg with --method syn and the metric lncc).",
+            "Use a method and preset with a calibration (symreg with --method syn and the similarity lncc).",
         )
     share = told["p95_mm"] / told["voxel_mm"]
     level = "good" if share < UNCERTAIN_GOOD else "look" if share < UNCERTAIN_BAD else "bad"

@@ -17,7 +17,7 @@ class OptimiserCard(MethodCard):
     """A method's card, and what an optimiser adds.
 
     Attributes:
-        similarities: what it can maximise, by the names of ``--metric``.
+        similarities: what it can maximise, by the names of ``--similarity``.
         bytes_per_voxel: peak memory of a run per voxel of the working grid, float32, measured.
         pose: ``rigid``, ``similarity`` or ``affine`` when the alignment is the whole result; "" when it bends.
     """
