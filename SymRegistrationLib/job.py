@@ -104,16 +104,16 @@ class Options:
         seed: of everything random.
         threads: CPU threads; ``None`` = all that torch finds.
         weights: a ``.safetensors`` file for the method; ``None`` = the shipped ones.
-        uncertainty: number of perturbed runs behind the uncertainty map, ``"fast"`` = from the one run alone, 0 = no
-            map.
+        uncertainty: number of perturbed runs behind the uncertainty map, ``"fast"`` = from the one run alone, 0
+            = no map.
         memory_gb: stay below this much working memory; ``None`` = what is free.
         method_options: switches of the method itself, checked by it.
         ensemble: names of further methods, separated by commas; each runs once, and where they differ is uncertain.
         average: deliver the mean of all runs, taken in the log domain, instead of the method's own result.
         maps: further maps: spread and largest axis of the runs, contrast and Jacobian from coarse to fine.
         landmark_weight: 0 = landmarks only judge; up to 1 = the share of what is left that they pull away at each step.
-        landmark_tolerance: mm within which a driving pair counts as met; a number, or one for each pair, separated by
-            commas.
+        landmark_tolerance: mm within which a driving pair counts as met; a number, or one for each pair,
+            separated by commas.
         drive_labels: labels that pull: ``all``, or numbers separated by commas; "" = labels only judge.
         label_weight: 0 to 1, how much of a step labels decide where they speak, against the images.
         stiffness: factor on the smoothing of the whole field; above 1 it bends less.

@@ -78,8 +78,8 @@ class Result:
             is coarser: finer maps would only repeat the same information.
         jacobian: (D, H, W) on ``map_grid``, determinant of the forward map.
         ice_mm: (D, H, W) on ``map_grid``, inverse consistency error in mm.
-        uncertainty: (D, H, W) on the fixed grid, mm, or None: the radius that holds 68 % of the errors when it is
-            calibrated.
+        uncertainty: (D, H, W) on the fixed grid, mm, or None: the radius that holds 68 % of the errors when
+            it is calibrated.
         maps: further (D, H, W) maps on the fixed grid by name, for ``--maps``.
         state: what is needed to go on from here, or None when it was not asked for.
         linear: whether ``transforms.matrix`` and its inverse are the whole result.
@@ -301,8 +301,8 @@ def _pose(
 
 
 def _carried(fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver | Continuation) -> dict[str, Any]:
-    """The fields of :class:`Result` that lie on the scans' own grids: transforms, warped scans, Jacobian,
-    consistency."""
+    """The fields of :class:`Result` that lie on the scans' own grids: transforms, warped
+    scans, Jacobian, consistency."""
     physical = to_physical(pair, solver.space)
     grid = map_grid(fixed.grid, float(solver.space.grid.spacing.min()))
     return {

@@ -85,8 +85,8 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True)
 def nothing_unseen(request, monkeypatch):
-    """Exceptions in slots and observers, which Qt and VTK only print, fail a Slicer test as well; so do the harness's
-    faults.
+    """Exceptions in slots and observers, which Qt and VTK only print, fail a Slicer test as well; so do
+    the harness's faults.
 
     A test that provokes one takes it out of this list.
     """

@@ -302,8 +302,8 @@ def anatomy_options(preset: str) -> dict[str, Any]:
 
 
 def switches(pairs: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs; values are read as JSON where they are JSON (numbers, true), else as text. Raises
-    InputError."""
+    """NAME=VALUE pairs; values are read as JSON where they are JSON (numbers, true), else as
+    text. Raises InputError."""
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

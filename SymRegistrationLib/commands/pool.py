@@ -110,7 +110,6 @@ def main(arguments: Sequence[str]) -> int:
     console.result(
         result,
         f"{result['pairs']} pairs in {result['folder']}, {result['made']} of them new; Dice "
-        f"{number(result['dice_before'])} "
-        f"as they meet, {number(result['dice_teacher'])} by the teacher",
+        f"{number(result['dice_before'])} as they meet, {number(result['dice_teacher'])} by the teacher",
     )
     return 0

@@ -1,5 +1,5 @@
-"""The chosen method on its working grid(s): network or optimiser, then refinement; a perturbed copy of the same on
-request."""
+"""The chosen method on its working grid(s): network or optimiser, then refinement; a perturbed copy of the
+same on request."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from .working_grid import Scan, WorkingPair
 
 #: Bytes per voxel of a network's working grid for the two images and their weights; the network plans its own lattice.
 FEEDING_BYTES = 40
-#: Room around the content of both scans, as a share of its longest side: where a network works, and where the
-#: optimiser does.
-#: Without forces out there the optimiser's field only has to fade, which it does beyond the grid as well: 0.015 has the
-#: overlap of 0.06 with 0.6 of its voxels (four development brains).
+#: Room around the content of both scans, as a share of its longest side: where a network works, and where the optimiser
+#: does. Without forces out there the optimiser's field only has to fade, which it does beyond the grid as well: 0.015
+#: has the overlap of 0.06 with 0.6 of its voxels (four development brains).
 ROOM, MARGIN = 0.06, 0.015
 #: Share of the free memory that the optimiser's working grid may take when the user gave no bound.
 SHARE = 0.6
@@ -55,8 +54,8 @@ class Solver:
         notes: gets what was done other than asked, in words.
 
     Attributes:
-        space: the working pair that results refer to; for a refined network that finds the pose itself only after
-            :meth:`run`.
+        space: the working pair that results refer to; for a refined network that finds the pose itself
+            only after :meth:`run`.
         similarity: what the optimiser maximises, ``network`` where none runs.
         learned: whether the method is a network.
 
@@ -226,8 +225,8 @@ class Solver:
 
 
 def predict_perturbed(space: WorkingPair, options: Options, change: Perturbation, progress: Progress) -> FieldPair:
-    """A network under a perturbation: dropping where it has dropout, and seeing a coarser grid where it shall be
-    stiffer."""
+    """A network under a perturbation: dropping where it has dropout, and seeing a coarser grid where it
+    shall be stiffer."""
     from . import inference
 
     network = inference.load_network(options.method, options, devices.resolve(options.device))

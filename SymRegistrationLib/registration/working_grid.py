@@ -231,8 +231,8 @@ def resample(scan: Scan, grid: Grid, to_scan: np.ndarray) -> tuple[Tensor, Tenso
 
 
 def to_working_grid(pair: FieldPair, source: WorkingPair, target: WorkingPair) -> FieldPair:
-    """A field pair carried from one working grid to another of the same scans, whatever their mid-spaces; voxels of
-    ``target``."""
+    """A field pair carried from one working grid to another of the same scans, whatever their mid-spaces;
+    voxels of ``target``."""
     to_fixed, to_moving = (
         np.linalg.inv(old) @ new
         for old, new in ((source.mid_to_fixed, target.mid_to_fixed), (source.mid_to_moving, target.mid_to_moving))

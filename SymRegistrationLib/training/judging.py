@@ -1,5 +1,5 @@
-"""Labelled pairs of real scans that only judge a network in training: its own levels against what stands in front of
-them."""
+"""Labelled pairs of real scans that only judge a network in training: its own levels against what stands in
+front of them."""
 
 from __future__ import annotations
 

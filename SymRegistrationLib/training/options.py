@@ -45,8 +45,8 @@ class TrainingOptions:
         real: share of the steps that see real scans, when there are scans and label maps.
         two_people: share of the pairs from label maps that show two people (labels known, true map not).
         one_contrast: share of the synthetic pairs whose two scans have one contrast.
-        t1: share of the scans synthesised from FreeSurfer's labels that look T1-weighted; the others have random
-            contrasts.
+        t1: share of the scans synthesised from FreeSurfer's labels that look T1-weighted; the others
+            have random contrasts.
         output: folder of the run; a run that is already in it goes on.
         validation: share of the subjects kept for validation, or names of them.
         bad_scans: ``skip`` or ``refuse``.
@@ -54,14 +54,13 @@ class TrainingOptions:
         batch: pairs per optimiser step and process.
         iterations: optimiser steps of all stages together; ``None`` = published, or what fits ``minutes``.
         stages: share of the work of each stage, coarsest first; ``None`` = as published (by time where ``minutes`` is
-            set
-            and there is no GPU: the same for each).
+            set and there is no GPU: the same for each).
         freeze: levels up to this one stay as they are while finer ones are trained.
         minutes: the whole plan is made to fit in this time.
         stop_after: end this process after so many minutes with a checkpoint; the same command goes on.
         learning_rate, rate: peak, and its shape: ``auto``, ``published`` or ``cosine``.
-        supervised: share of the synthetic steps that are trained on labels and true maps; the others on the published
-            loss.
+        supervised: share of the synthetic steps that are trained on labels and true maps; the others on
+            the published loss.
         weights: see :class:`Weighting`.
         rotation, shift, scale: largest poses of pairs, degrees, mm, share.
         curriculum: share of each stage over which poses grow from a fifth to their full range.

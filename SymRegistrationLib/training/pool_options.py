@@ -65,8 +65,8 @@ class PoolTraining:
         steps_coarse, steps_teacher, steps_free: optimiser steps of phase C (0 = the coarser levels stay as they
             start), A and B.
         block: (D, H, W) voxels that a step of A and B sees, multiples of 16; ``None`` = all.
-        learning_rate, last_rate: of Adam, by a cosine over both phases. inverse_rate: of a learned inverse, held
-            constant.
+        learning_rate, last_rate: of Adam, by a cosine over both phases. inverse_rate: of a learned
+            inverse, held constant.
         most_passes: passes of a pair in training, drawn from 1 to this.
         inverse_share: share of the passes after which a learned inverse learns, too.
         clip: longest gradient of each part. ema: decay of the moving average that is validated and kept.

@@ -198,8 +198,8 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def sparsification(errors: np.ndarray, order_by: np.ndarray) -> np.ndarray:
-    """Mean error of what is left when the :data:`SHARES` of highest ``order_by`` are left out, in units of the mean of
-    all."""
+    """Mean error of what is left when the :data:`SHARES` of highest ``order_by`` are left out, in units of the
+    mean of all."""
     errors = np.asarray(errors, float)
     ordered = errors[np.argsort(np.asarray(order_by, float), kind="stable")]
     means = np.cumsum(ordered) / np.arange(1, len(ordered) + 1)

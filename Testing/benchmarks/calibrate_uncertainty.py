@@ -1,9 +1,11 @@
 """Does the uncertainty map predict the error? Fitted on known warps of some people, judged on others.
 
     python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER [--preset fast] [--runs 4]
-    [--store] python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER --judge-only
-    --preset default python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER --method
-    hsyn [--weights FILE] --store
+        [--store]
+    python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER --judge-only
+        --preset default
+    python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER --method hsyn
+        [--weights FILE] --store
 
 Known warps: a real scan is the fixed scan, the same scan pulled through a random diffeomorphism (3 to 10 mm root mean
 square over distances of 16 to 60 mm) the moving one, both then given their own bias field, gamma, blur, white and
@@ -278,8 +280,8 @@ def volume_errors(entry: calibration.Calibration, cases: list[dict], patch_mm: f
 
 
 def patch_of(entry: calibration.Calibration, cases: list[dict]) -> float:
-    """The patch size in mm for which one standard deviation covers 68 % of the volume errors; 0 = no case has
-    labels."""
+    """The patch size in mm for which one standard deviation covers 68 % of the volume errors; 0 = no
+    case has labels."""
     if not any("labels" in case for case in cases):
         return 0.0
     sizes = np.geomspace(1, 60, 40)
@@ -320,8 +322,8 @@ def table(entry: calibration.Calibration, names: list[str], rows: list[dict]) ->
         cover = " / ".join(f"{row[f'coverage_{level}']:.0f}" for level in calibration.LEVELS)
         lines.append(
             f"| {name} | {row['voxel_mm']:.1f} | {row['error_mm']:.2f} | {cover} | {row['rank']:.2f} "
-            f"({row['rank_baseline']:.2f}) "
-            f"| {row['ause']:.3f} ({row['ause_baseline']:.3f}) | {row['ause'] / row['ause_baseline']:.2f} |"
+            f"({row['rank_baseline']:.2f}) | {row['ause']:.3f} ({row['ause_baseline']:.3f}) | "
+            f"{row['ause'] / row['ause_baseline']:.2f} |"
         )
     return "\n".join(lines)
 
@@ -391,8 +393,7 @@ def run(
     one, fast, many = np.sum([case["seconds"] for case in (*fits, *judges)], 0)
     print(
         f"\nCPU seconds: one run {one:.1f}, fast mode adds {100 * fast / one:.1f} %, {study.runs} runs cost "
-        f"{(many - one - fast) / one:.2f} "
-        "runs more"
+        f"{(many - one - fast) / one:.2f} runs more"
     )
     if store:
         print("stored in", study.store(entries))

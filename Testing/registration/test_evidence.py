@@ -1,5 +1,5 @@
-"""A result is delivered only when it is better than where it started, and the numbers say whether scans belong
-together."""
+"""A result is delivered only when it is better than where it started, and the numbers say whether
+scans belong together."""
 
 import numpy as np
 import pytest

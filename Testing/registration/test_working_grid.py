@@ -96,8 +96,8 @@ def test_a_field_carried_to_another_grid_is_the_same_map(head):
 
 
 def test_a_field_carried_to_another_mid_space_joins_the_same_points_of_the_scans(head):
-    """The pair is an affine map in one mid-space; seen from a mid-space half-way along that map, hardly anything is
-    left."""
+    """The pair is an affine map in one mid-space; seen from a mid-space half-way along that map, hardly
+    anything is left."""
     scan = working_grid.prepare(head)
     source = working_grid.working_pair(scan, scan, np.eye(4), np.eye(4), 5.0, whole=True)
     matrix = turn((1, 1, 1), 20)
@@ -134,8 +134,8 @@ def test_the_affine_part_of_a_pair_seen_from_the_other_side_is_its_inverse(head)
 
 
 def test_a_grid_over_two_headers_far_apart_lies_along_the_patient(head):
-    """60 degrees about (1, 1, 1) is as far from one order of the axes as from the next: half-way would be turned by
-    90."""
+    """60 degrees about (1, 1, 1) is as far from one order of the axes as from the next: half-way would be
+    turned by 90."""
     one = working_grid.prepare(head)
     other = working_grid.prepare(
         Volume(head.array, Grid(head.grid.shape, movement((0, 0, 0), turn((1, 1, 1), 60)) @ head.grid.matrix), "turned")

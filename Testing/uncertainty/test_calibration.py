@@ -1,5 +1,5 @@
-"""Calibrated radii: the fit finds known weights, the judges give what theory says, entries are found only where they
-fit."""
+"""Calibrated radii: the fit finds known weights, the judges give what theory says, entries are found only
+where they fit."""
 
 import importlib.util
 import json

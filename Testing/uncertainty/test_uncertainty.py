@@ -1,5 +1,5 @@
-"""Uncertainty: directions count, perturbations are undone exactly, means stay diffeomorphisms, predictors follow
-theory."""
+"""Uncertainty: directions count, perturbations are undone exactly, means stay diffeomorphisms,
+predictors follow theory."""
 
 import numpy as np
 import pairs

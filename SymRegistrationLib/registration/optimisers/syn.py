@@ -53,8 +53,8 @@ class Schedule:
         smooth_every: that smoothing is done after every so many steps, then with the sigma of all of them together:
             half the work of every step, and more overlap at the same strain (RESULTS.md).
         least_determinant: half-way fields are eased where their Jacobian determinant falls below.
-        tolerance: a level ends when its similarity gained less than this share of its first value in ``patience``
-            steps.
+        tolerance: a level ends when its similarity gained less than this share of its first value
+            in ``patience`` steps.
     """
 
     shrink: tuple[float, ...] = (4, 2, 1)
@@ -311,8 +311,7 @@ class SyN(Optimiser):
         label="SyN optimizer",
         title="symmetric diffeomorphic optimiser; needs no weights and no training, takes any organ",
         description="Symmetric diffeomorphic optimization of exactly this pair of scans. Needs no training; works for "
-        "any organ and, "
-        "with its modality-independent similarity, for two different contrasts.",
+        "any organ and, with its modality-independent similarity, for two different contrasts.",
         publication="Avants et al., Symmetric diffeomorphic image registration with cross-correlation, Medical Image "
         "Analysis 12:26-41 (2008), doi:10.1016/j.media.2007.06.004",
         deviations=(),
