@@ -382,9 +382,8 @@ def _similarities(solver: Solver | Continuation, pair: FieldPair) -> Similarity:
     # Behind a network that found the pose itself, aligned means at the affine part of what it found, as for labels.
     aligned = quality.similarity(space.fixed, space.moving)
     try:
-        raw = working_grid.working_pair(
-            solver.scans[0], solver.scans[1], np.eye(4), np.eye(4), float(space.grid.spacing[0])
-        )
+        layout = working_grid.Layout(float(space.grid.spacing[0]))
+        raw = working_grid.working_pair(*solver.scans, np.eye(4), np.eye(4), layout)
         before = quality.similarity(raw.fixed, raw.moving)
     except InputError:  # as scanned, the two do not even overlap
         before = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,9 +14,10 @@ from ..job import InputError, Options, Progress, silent
 from ..losses import ncc
 from . import devices, methods, optimisers, working_grid
 from .alignment import Alignment, shows_one_contrast, split_midway
+from .optimisers import RunSettings
 from .presets import presets
 from .steering import Steering
-from .working_grid import Scan, WorkingPair
+from .working_grid import Layout, Scan, WorkingPair
 
 #: Bytes per voxel of a network's working grid for the two images and their weights; the network plans its own lattice.
 FEEDING_BYTES = 40
@@ -101,14 +102,8 @@ class Solver:
             space = self.space
             if perturbation is not None:
                 space = perturbation.geometry(perturbation.intensities(space))
-            pair = self.optimiser.run(
-                space,
-                self.preset,
-                self.similarity,
-                stiffness=stiffness * self.options.stiffness,
-                progress=progress,
-                steering=self._steering(space, perturbation),
-            )
+            steering = self._steering(space, perturbation)
+            pair = self.optimiser.run(space, self._settings(stiffness, progress=progress, steering=steering))
             return pair if perturbation is None else perturbation.undone(pair)
         share = 0.5 if self.options.refine else 1.0
         pair = self._predict(lambda stage, f, text: progress(stage, share * f, text), perturbation)
@@ -118,16 +113,19 @@ class Solver:
             self._refine_on(self._found(pair))
         space = self.space if perturbation is None else perturbation.intensities(self.space)
         start = working_grid.to_working_grid(pair, self.coarse, space)
-        return self.optimiser.run(
-            space,
-            self.preset,
-            self.similarity,
-            start,
-            self.options.refine,
-            stiffness * self.options.stiffness,
-            lambda stage, f, text: progress(stage, share + (1 - share) * f, text),
-            self._steering(space, perturbation),
+        settings = self._settings(
+            stiffness,
+            start=start,
+            levels=self.options.refine,
+            progress=lambda stage, f, text: progress(stage, share + (1 - share) * f, text),
+            steering=self._steering(space, perturbation),
         )
+        return self.optimiser.run(space, settings)
+
+    def _settings(self, stiffness: float, **more: Any) -> RunSettings:
+        """Settings of the optimiser for this pair; ``stiffness`` on top of what the user asks for."""
+        stiffness *= self.options.stiffness
+        return RunSettings(self.preset, self.similarity, stiffness=stiffness, **more)
 
     def fall_back(self, state: str) -> FieldPair:
         """Give up the method's result: no deformation, at the alignment (``aligned``) or as the headers lie
@@ -145,13 +143,13 @@ class Solver:
     def _volume(self, pose: Alignment, whole: bool = False) -> float:
         halves = pose.mid_to_fixed, pose.mid_to_moving
         margin = ROOM if whole else MARGIN
-        return working_grid.working_grid(*self.scans, *halves, self.finest * 2, whole=whole, margin=margin).volume
+        return working_grid.working_grid(*self.scans, *halves, Layout(self.finest * 2, 1, whole, margin)).volume
 
     def _space(
         self, pose: Alignment, spacing: float, multiple: int = 1, whole: bool = False, margin: float = ROOM
     ) -> WorkingPair:
         halves = pose.mid_to_fixed, pose.mid_to_moving
-        return working_grid.working_pair(*self.scans, *halves, spacing, multiple, whole, margin)
+        return working_grid.working_pair(*self.scans, *halves, Layout(spacing, multiple, whole, margin))
 
     def _refine_on(self, pose: Alignment) -> None:
         """Lay the optimiser's grid over what both scans show at this pose, and choose its similarity."""

@@ -336,6 +336,7 @@ def test_every_parameter_is_saved_and_loaded_with_the_scene(module, tmp_path, en
 def test_a_scene_of_an_earlier_version_keeps_its_similarity(module, tmp_path):
     """What is called similarity now was saved as "metric" before."""
     scene, node = module.scene, module.state.parameterNode
+    module.panel.setParameters(None)  # it would write what is missing
     node.UnsetParameter("similarity")
     node.SetParameter("metric", "mind")
     path = str(tmp_path / "scene.mrb")

@@ -36,7 +36,7 @@ from ...losses import lncc_force, mind
 from ..presets import Preset
 from ..steering import SteeredLevel, Steering
 from ..working_grid import WorkingPair
-from ._base import Optimiser, OptimiserCard, check_similarity, register
+from ._base import Optimiser, OptimiserCard, RunSettings, check_similarity, register
 
 
 @dataclass(frozen=True)
@@ -322,18 +322,9 @@ class SyN(Optimiser):
         bytes_per_voxel=500.0,
     )
 
-    def run(
-        self,
-        space: WorkingPair,
-        preset: Preset,
-        similarity: str,
-        start: FieldPair | None = None,
-        levels: int = 0,
-        stiffness: float = 1.0,
-        progress: Progress = silent,
-        steering: Steering | None = None,
-    ) -> FieldPair:
+    def run(self, space: WorkingPair, settings: RunSettings) -> FieldPair:
         """See :meth:`Optimiser.run`."""
-        check_similarity(self.card, similarity)
-        schedule = Schedule.of(preset, levels).stiffer(stiffness)
-        return optimise(space.fixed, space.moving, schedule, similarity, space.weight, start, progress, steering)
+        check_similarity(self.card, settings.similarity)
+        schedule = Schedule.of(settings.preset, settings.levels).stiffer(settings.stiffness)
+        how = schedule, settings.similarity, space.weight, settings.start, settings.progress, settings.steering
+        return optimise(space.fixed, space.moving, *how)
