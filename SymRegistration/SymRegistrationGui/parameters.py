@@ -56,12 +56,15 @@ class Parameters:
 
 
 def renamed(node):
-    """The node of the state, read from a scene that may be older: what it holds under a former name has today's."""
+    """The node of the state, read from a scene that may be older: what it holds under a former name has today's.
+
+    A former name is only there when such a scene was just read; what today's name holds then is a default that the
+    wrapper has filled in.
+    """
     for former, name in FORMER_NAMES.items():
         value = node.GetParameter(former)
         if value:
-            if not node.GetParameter(name):
-                node.SetParameter(name, value)
+            node.SetParameter(name, value)
             node.UnsetParameter(former)
     return node
 
