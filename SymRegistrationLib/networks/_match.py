@@ -1,5 +1,5 @@
-"""Learned matching: which way every place has to go, read off a comparison of descriptors instead of guessed by
-convolutions.
+"""Learned matching: which way every place has to go, read off a comparison of descriptors instead of
+guessed by convolutions.
 
 Both scans pass one small encoder, which sees self-similarity (MIND-SSC) instead of brightness, so that another contrast
 looks much the same. Its descriptors are compared at opposite shifts about every place of a mean frame, and the expected
@@ -129,8 +129,8 @@ def half_shift(moving: Tensor, fixed: Tensor, reach: int, sharpness: Tensor) -> 
 
 
 class _Correlation(torch.autograd.Function):
-    """(N, C, 2 n - 1 + 2 reach, ...) twice -> (N, shifts, n, ...): products of both at opposite shifts, summed over
-    channels.
+    """(N, C, 2 n - 1 + 2 reach, ...) twice -> (N, shifts, n, ...): products of both at opposite shifts,
+    summed over channels.
 
     Autograd would fill a volume with zeros for each of the slices; this adds in place and keeps only the inputs.
     """

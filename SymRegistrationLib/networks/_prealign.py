@@ -104,8 +104,8 @@ class PreAligned(SymmetricNetwork):
         return NetworkOutput(pair, aux={**found.aux, "pose": frame.pose, "match": frame.halves})
 
     def within(self, met_moving: Tensor, met_fixed: Tensor, frame: _Frame | None = None) -> NetworkOutput:
-        """The method's result in the mean frame; at use it only sees the box that shows something, the fields continue
-        outside.
+        """The method's result in the mean frame; at use it only sees the box that shows something, the
+        fields continue outside.
 
         ``aux`` is that of the box.
         """
