@@ -15,9 +15,9 @@ from ..job import InputError, existing_file
 from .batch import completed, dry_run, finish_rows, plan_of, template_of
 from .parsing import add_output, command_parser
 
-_DESCRIPTION = """Carry labels from one or several atlases to a scan. Every atlas is registered to TARGET (as by symreg batch: warm
-workers, the same command goes on after anything), its labels are carried along, and all are made into one map:
-majority (a draw goes to the atlas that fits best) or STAPLE (atlases weighted by how they perform).
+_DESCRIPTION = """Carry labels from one or several atlases to a scan. Every atlas is registered to TARGET (as by
+symreg batch: warm workers, the same command goes on after anything), its labels are carried along, and all are made
+into one map: majority (a draw goes to the atlas that fits best) or STAPLE (atlases weighted by how they perform).
 
 Writes:
   labels.nii.gz       the labels on the target's grid, values as in the atlases
