@@ -89,7 +89,7 @@ _CARD = Card(
             "attn_levels": ("none", "window", "full", "full"),
         },
         "recurrent": {
-            "channels": (16, 32, 64, 128),
+            "channels": (16, 32, 48, 80),
             "finest": 2,
             "attn_levels": ("none", "window", "full", "full"),
             "passes": 4,

@@ -97,7 +97,7 @@ _CARD = Card(
             "tail": "smooth",
         },
         "recurrent": {
-            "dims": (32, 64, 96, 128),
+            "dims": (24, 48, 64, 96),
             "depths": (1, 2, 2, 2),
             "tail": "smooth",
             "carsc": 1,

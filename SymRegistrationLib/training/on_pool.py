@@ -75,6 +75,8 @@ class _Run:
             self.half = devices.half_precision_pays()
         else:
             self.half = options.precision == "bfloat16"
+        if options.steps_teacher and not self.pool.manifest["options"].get("teacher", True):
+            raise InputError(f"the pool '{options.pool}' was made without a teacher.", "Add --teacher-steps 0.")
         torch.manual_seed(options.seed)
         self.network = networks.create(options.method, options.size, **{**options.method_options, "prealign": True})
         self.inner: MeanFramePasses = self.network.inner

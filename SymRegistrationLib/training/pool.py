@@ -39,7 +39,7 @@ class PoolPair:
         moving, fixed: scans in [0, 1].
         moving_labels, fixed_labels: integer positions in ``values``.
         values: the labels.
-        to_moving, to_fixed: the teacher's half-way displacement, mean frame -> scan.
+        to_moving, to_fixed: the teacher's half-way displacement, mean frame -> scan; zero without a teacher.
         facts: contrast, Dice before and by the teacher, label maps.
     """
 

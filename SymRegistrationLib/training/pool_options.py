@@ -27,6 +27,8 @@ class PoolOptions:
         thick: share of the scans with thick slices, 3 to 5 mm.
         noise: largest standard deviation of noise before averaging, of the scan's range. bias: largest logarithm of
             the bias field.
+        teacher: whether ``syn`` registers clean renderings of each pair, for phase A of a training; two thirds of
+            the time of a pair.
         seed: of everything.
     """
 
@@ -43,6 +45,7 @@ class PoolOptions:
     thick: float = 0.1
     noise: float = 0.08
     bias: float = 0.3
+    teacher: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
