@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import __version__
-from ..job import ANATOMIES, FORMATS, INITIALS, METRICS, PRESETS, InputError, Options
+from ..job import ANATOMIES, FORMATS, INITIALS, PRESETS, InputError, Options
 from . import steering
+from .parsing import Parser, add_verbosity_options
 
 #: Commands of rooms that may not be there; each module offers ``main(arguments) -> exit code``.
 SUBCOMMANDS = {
@@ -55,7 +56,7 @@ Writes into the folder DIR:
 
 _REGISTER_EXAMPLES = """examples:
   symreg register fixed.nii.gz moving.nii.gz -o out
-  symreg register t1.nrrd t2.mha -o out --metric mind                  two contrasts
+  symreg register t1.nrrd t2.mha -o out --similarity mind              two contrasts
   symreg register a.nii.gz b.nii.gz -o out --preset thorough --fixed-mask liver.nii.gz
   symreg register a.nii.gz b.nii.gz -o out --fixed-labels aseg_a.nii.gz --moving-labels aseg_b.nii.gz
   symreg register a.nii.gz b.nii.gz -o out --uncertainty 8             with a map of how far off it may be
@@ -89,13 +90,6 @@ it."""
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(Options)}
 
 
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, raised as InputError."""
-
-    def error(self, message: str) -> Any:
-        raise InputError(f"{message[:1].lower()}{message[1:]}.", f"Try '{self.prog} --help'.")
-
-
 def available_subcommands() -> list[str]:
     """Names of the sub-commands whose modules are here."""
     return [name for name, (module, _) in SUBCOMMANDS.items() if importlib.util.find_spec(f".{module}", __package__)]
@@ -103,7 +97,7 @@ def available_subcommands() -> list[str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands that exist; the chosen one's name is in ``command``."""
-    parser = _Parser(
+    parser = Parser(
         "symreg",
         description="Symmetric deformable registration of 3-D scans: forward and inverse, with the evidence of how "
         "good they are.",
@@ -111,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-V", "--version", action="version", version=f"symreg {__version__}")
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", parser_class=Parser)
     for name, (summary, description, examples, arguments) in _commands().items():
         command = commands.add_parser(
             name,
@@ -206,11 +200,8 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
         metavar="KIND",
         help=f"initial alignment: {', '.join(INITIALS)}, or a linear transform file (default: %(default)s)",
     )
-    how.add_argument(
-        "--metric",
-        choices=METRICS,
-        default=options.metric,
-        help="similarity; auto takes lncc for one contrast and mind for two (default: %(default)s)",
+    steering.add_similarity(
+        how, "what is maximised; auto takes lncc for one contrast and mind for two (default: %(default)s)", "auto"
     )
     how.add_argument(
         "--refine", type=int, default=options.refine, metavar="N", help="optimiser levels after a network (default: 0)"
@@ -278,14 +269,6 @@ def _preset_options(group: Any) -> None:
     group.add_argument("--effort", choices=PRESETS, help=f"how much time it may take (default: {Options.preset})")
 
 
-def add_verbosity_options(parser: argparse.ArgumentParser) -> None:
-    """How a command speaks."""
-    group = parser.add_argument_group("what it says")
-    group.add_argument("--json", action="store_true", help="one JSON event a line on stdout: progress, result, error")
-    group.add_argument("-q", "--quiet", action="store_true", help="only errors")
-    group.add_argument("--debug", action="store_true", help="a traceback with an error")
-
-
 def options_of(args: argparse.Namespace) -> Options:
     """What the arguments of :func:`add_options` ask for. Raises InputError."""
     names = {f.name for f in dataclasses.fields(Options)} - {"memory_gb", "method_options"}
@@ -305,8 +288,8 @@ def anatomy_options(preset: str) -> dict[str, Any]:
 
 
 def switches(pairs: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs; values are read as JSON where they are JSON (numbers, true), else as text. Raises
-    InputError."""
+    """NAME=VALUE pairs; values are read as JSON where they are JSON (numbers, true), else as
+    text. Raises InputError."""
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

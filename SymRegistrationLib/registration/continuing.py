@@ -151,7 +151,7 @@ class Continuation:
         else:
             self.space = working_grid.pair_on(grid, *self.scans, self.pose.mid_to_fixed, self.pose.mid_to_moving)
             self.halves = self.state.halves.to(self.space.fixed.device)
-        asked = self.options.metric
+        asked = self.options.similarity
         self.similarity = self.state.similarity if asked == "auto" else "mind" if asked == "mi" else asked
         if self.similarity not in optimisers.card(optimisers.REFINER).similarities:  # a network without refinement
             self.similarity = "lncc"

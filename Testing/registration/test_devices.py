@@ -27,8 +27,7 @@ def test_a_level_of_the_optimiser_reads_nothing_back(similarity, weighted):
     assert eased.device.type == "meta" and eased.shape == halves.shape
 
 
-@pytest.mark.parametrize("size", ["small", "recurrent"])
-@pytest.mark.parametrize("prealign", [False, True])
+@pytest.mark.parametrize("size, prealign", [("small", False), ("recurrent", True)])
 @pytest.mark.parametrize("name", networks.names())
 def test_a_network_reads_nothing_back_before_it_is_finished(name, size, prealign, monkeypatch):
     """The one exception: behind an alignment of its own, a network of repeated passes asks once for a box."""
@@ -41,6 +40,8 @@ def test_a_network_reads_nothing_back_before_it_is_finished(name, size, prealign
         return [0, 0, 0], list(image.shape[2:])
 
     monkeypatch.setattr(_prealign, "content_box", whole)
+    starts = _pose._starts
+    monkeypatch.setattr(_pose, "_starts", lambda centre: starts(centre)[:1])  # the others are the same again
     n = max(network.card.minimum_size, 48)
     moving, fixed = (torch.empty(1, 1, n, n, n, device="meta") for _ in range(2))
     with torch.no_grad():
