@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import __version__, networks
+from .. import networks
 from ..files import json_object, write_whole
 from ..job import InputError, Progress, RegistrationError, silent
 from ..networks._passes import HalfFields, MeanFramePasses
@@ -373,13 +372,7 @@ class _Run:
                 "Not for clinical use.",
             ],
             "command": options.command,
-            "versions": {
-                "symregistration": __version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-                "system": f"{platform.system()} {platform.machine()}",
-            },
+            "versions": training_result.versions(),
         }
 
 

@@ -34,39 +34,10 @@ LICENCE = "Apache-2.0"
 #: Levels of the front, and the method whose name its runs carry.
 FRONT, CARRIER = 2, "hsyn"
 #: What all runs of a recipe share.
+_SHARED = "--rate cosine --patience 0 --end-point-weight 0.3"
 COMMON = {
-    "cpu": [
-        "--spacing",
-        "2.5",
-        "--shape",
-        "64,80,64",
-        "--rate",
-        "cosine",
-        "--patience",
-        "0",
-        "--end-point-weight",
-        "0.3",
-        "--validation-pairs",
-        "6",
-        "--device",
-        "cpu",
-    ],
-    "gpu": [
-        "--spacing",
-        "1.8",
-        "--shape",
-        "112,128,112",
-        "--rate",
-        "cosine",
-        "--patience",
-        "0",
-        "--end-point-weight",
-        "0.3",
-        "--validation-pairs",
-        "12",
-        "--device",
-        "cuda",
-    ],
+    "cpu": f"--spacing 2.5 --shape 64,80,64 {_SHARED} --validation-pairs 6 --device cpu".split(),
+    "gpu": f"--spacing 1.8 --shape 112,128,112 {_SHARED} --validation-pairs 12 --device cuda".split(),
 }
 POSE = {
     "cpu": ["--iterations", "3800", "--learning-rate", "1e-3", "--ema", "0.99"],
