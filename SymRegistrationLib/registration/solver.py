@@ -3,7 +3,7 @@ request."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -53,6 +53,7 @@ class Solver:
         pose: their initial alignment.
         options: of the run.
         notes: gets what was done other than asked, in words.
+        further: scans of further contrasts, pair by pair, where those of ``scans`` are.
 
     Attributes:
         space: the working pair that results refer to; for a refined network that finds the pose itself only after
@@ -64,8 +65,16 @@ class Solver:
         InputError: a working voxel whose grid does not fit the memory; scans that do not overlap.
     """
 
-    def __init__(self, scans: tuple[Scan, Scan], pose: Alignment, options: Options, notes: list[str]):
+    def __init__(
+        self,
+        scans: tuple[Scan, Scan],
+        pose: Alignment,
+        options: Options,
+        notes: list[str],
+        further: Sequence[tuple[Scan, Scan]] = (),
+    ):
         self.scans, self.pose, self.options, self.notes = scans, pose, options, notes
+        self.further = tuple(further)
         self.steer: Callable[[WorkingPair], Steering] | None = None  # set by who wants to steer the optimiser
         self.finest = float(min(scan.grid.spacing.min() for scan in scans))
         self.preset = presets()[options.preset]
@@ -160,6 +169,8 @@ class Solver:
         self.space = self._space(
             pose, self.options.spacing or max(self.finest, (self._volume(pose) / budget) ** (1 / 3)), margin=MARGIN
         )
+        if self.further:
+            self.space = self.space.with_contrasts(self.further, self.options.shares(1 + len(self.further)))
         linear = not self.learned and self.optimiser.card.pose
         self.similarity = pose.measure if linear else _similarity(self.options.metric, self.scans, pose, self.notes)
 
