@@ -71,8 +71,8 @@ class SymRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     logic = panel = None
 
     def __init__(self, parent=None):
-        # The base class initializes the mixin and, without a parent, calls setup(); doing it again would forget
-        # observers.
+        # The base class initializes the mixin and, without a parent, calls setup(); doing it again would
+        # forget observers.
         ScriptedLoadableModuleWidget.__init__(self, parent)
 
     def setup(self):
@@ -135,9 +135,9 @@ class SymRegistrationLogic(ScriptedLoadableModuleLogic):
         self.engine = RegistrationLogic(slicer.mrmlScene)
 
     def getParameterNode(self):
-        from SymRegistrationGui.parameters import Parameters
+        from SymRegistrationGui.parameters import Parameters, renamed
 
-        return Parameters(super().getParameterNode())
+        return Parameters(renamed(super().getParameterNode()))
 
     def register(self, fixedNode, movingNode, method="syn", wait=True, onDone=None, inputs=None, **options):
         """Register two volume nodes.

@@ -23,7 +23,7 @@ PRESETS = tuple(EFFORTS)
 #: What is registered, by name: the options that suit it (beneath ``options``), a title and the reason; data, too.
 ANATOMIES: dict[str, dict[str, Any]] = _PRESETS["anatomies"]
 INITIALS = ("none", "centre", "rigid", "affine")
-METRICS = ("auto", "lncc", "mse", "ncc", "mind", "mi")
+SIMILARITIES = ("auto", "lncc", "mse", "ncc", "mind", "mi")
 #: Fields of a job that name files to read.
 INPUT_PATHS = tuple(f"{side}{part}" for part in ("", "_mask", "_labels", "_points") for side in ("fixed", "moving"))
 #: ``tfm`` is text, and for linear methods only.
@@ -99,8 +99,8 @@ class Options:
     Attributes:
         method: a name from ``symreg methods``; ``syn`` needs no weights.
         preset: how much time the optimiser may take, one of :data:`PRESETS`.
-        metric: similarity of the optimiser; ``auto`` looks at the aligned pair and takes ``lncc`` for one contrast,
-            ``mind`` for two.
+        similarity: what the optimiser maximises; ``auto`` looks at the aligned pair and takes ``lncc`` for one
+            contrast, ``mind`` for two.
         initial: ``none``, ``centre``, ``rigid``, ``affine``, or the path of a transform file (ITK: fixed -> moving).
         refine: optimiser levels run after a network, starting from its result; 0 = none.
         adapt: instance-optimisation steps of a network's own half-way fields on this very pair; 0 = none.
@@ -109,16 +109,16 @@ class Options:
         seed: of everything random.
         threads: CPU threads; ``None`` = all that torch finds.
         weights: a ``.safetensors`` file for the method; ``None`` = the shipped ones.
-        uncertainty: number of perturbed runs behind the uncertainty map, ``"fast"`` = from the one run alone, 0 = no
-            map.
+        uncertainty: number of perturbed runs behind the uncertainty map, ``"fast"`` = from the one run alone, 0
+            = no map.
         memory_gb: stay below this much working memory; ``None`` = what is free.
         method_options: switches of the method itself, checked by it.
         ensemble: names of further methods, separated by commas; each runs once, and where they differ is uncertain.
         average: deliver the mean of all runs, taken in the log domain, instead of the method's own result.
         maps: further maps: spread and largest axis of the runs, contrast and Jacobian from coarse to fine.
         landmark_weight: 0 = landmarks only judge; up to 1 = the share of what is left that they pull away at each step.
-        landmark_tolerance: mm within which a driving pair counts as met; a number, or one for each pair, separated by
-            commas.
+        landmark_tolerance: mm within which a driving pair counts as met; a number, or one for each pair,
+            separated by commas.
         drive_labels: labels that pull: ``all``, or numbers separated by commas; "" = labels only judge.
         label_weight: 0 to 1, how much of a step labels decide where they speak, against the images.
         stiffness: factor on the smoothing of the whole field; above 1 it bends less.
@@ -128,7 +128,7 @@ class Options:
 
     method: str = "syn"
     preset: str = "default"
-    metric: str = "auto"
+    similarity: str = "auto"
     initial: str = "affine"
     refine: int = 0
     adapt: int = 0
@@ -153,7 +153,7 @@ class Options:
     def __post_init__(self) -> None:
         self._check_steering()
         _choice("preset", self.preset, PRESETS)
-        _choice("metric", self.metric, METRICS)
+        _choice("similarity", self.similarity, SIMILARITIES)
         if not 0 <= self.refine <= 100:
             raise InputError(f"refine is {self.refine}.", "Give the number of optimiser levels, 0 for none.")
         if not 0 <= self.adapt <= 1000:
@@ -327,8 +327,22 @@ class Job:
     def from_dict(cls, raw: Any) -> Job:
         """Build a job from plain data, checking names and types. Raises InputError."""
         data = check_fields(cls, raw, "job")
-        data["options"] = Options(**check_fields(Options, data.get("options", {}), "options"))
+        data["options"] = Options(**check_fields(Options, _renamed(data.get("options", {})), "options"))
         return cls(**data)
+
+
+#: Earlier names of options, which jobs written then still hold.
+FORMER_NAMES = {"metric": "similarity"}
+
+
+def _renamed(options: Any) -> Any:
+    """Options with :data:`FORMER_NAMES` replaced. Raises InputError when one is given under both names."""
+    if not isinstance(options, dict):
+        return options
+    for former, name in FORMER_NAMES.items():
+        if former in options and name in options:
+            raise InputError(f"the options give '{name}' twice, also as '{former}'.", f"Leave '{former}' out.")
+    return {FORMER_NAMES.get(name, name): value for name, value in options.items()}
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

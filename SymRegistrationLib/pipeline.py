@@ -82,8 +82,8 @@ class Result:
             is coarser: finer maps would only repeat the same information.
         jacobian: (D, H, W) on ``map_grid``, determinant of the forward map.
         ice_mm: (D, H, W) on ``map_grid``, inverse consistency error in mm.
-        uncertainty: (D, H, W) on the fixed grid, mm, or None: the radius that holds 68 % of the errors when it is
-            calibrated.
+        uncertainty: (D, H, W) on the fixed grid, mm, or None: the radius that holds 68 % of the errors when
+            it is calibrated.
         maps: further (D, H, W) maps on the fixed grid by name, for ``--maps``.
         state: what is needed to go on from here, or None when it was not asked for.
         linear: whether ``transforms.matrix`` and its inverse are the whole result.
@@ -184,7 +184,7 @@ def _register(
     metrics |= {
         "method": options.method,
         "preset": options.preset,
-        "metric": solver.similarity,
+        "similarity_measure": solver.similarity,
         "device": str(device),
         "seed": options.seed,
         "peak_memory_gb": round(devices.peak_memory_gb(), 3),
@@ -311,7 +311,7 @@ def _pose(
     scans: tuple[working_grid.Scan, working_grid.Scan], options: Options, extras: Extras, notes: list[str]
 ) -> alignment.Alignment:
     """The initial alignment; doubts about it go into ``notes``."""
-    measure = "mi" if options.metric in ("mi", "mind") else "auto"
+    measure = "mi" if options.similarity in ("mi", "mind") else "auto"
     kind, near = options.initial, None
     if linear := methods.pose(options.method):  # a start that is not searched for is where the search goes on
         if kind not in ("rigid", "affine"):
@@ -331,8 +331,8 @@ def _pose(
 
 
 def _carried(fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver | Continuation) -> dict[str, Any]:
-    """The fields of :class:`Result` that lie on the scans' own grids: transforms, warped scans, Jacobian,
-    consistency."""
+    """The fields of :class:`Result` that lie on the scans' own grids: transforms, warped
+    scans, Jacobian, consistency."""
     physical = to_physical(pair, solver.space)
     grid = map_grid(fixed.grid, float(solver.space.grid.spacing.min()))
     return {
@@ -412,9 +412,8 @@ def _similarities(solver: Solver | Continuation, pair: FieldPair) -> Similarity:
     # Behind a network that found the pose itself, aligned means at the affine part of what it found, as for labels.
     aligned = quality.similarity(space.fixed, space.moving)
     try:
-        raw = working_grid.working_pair(
-            solver.scans[0], solver.scans[1], np.eye(4), np.eye(4), float(space.grid.spacing[0])
-        )
+        layout = working_grid.Layout(float(space.grid.spacing[0]))
+        raw = working_grid.working_pair(*solver.scans, np.eye(4), np.eye(4), layout)
         before = quality.similarity(raw.fixed, raw.moving)
     except InputError:  # as scanned, the two do not even overlap
         before = 0.0

@@ -137,8 +137,8 @@ class WorkerClient:
         return None
 
     def request(self, command, fields, onResult, onError, onProgress=lambda event: None):
-        """Send one request; exactly one of ``onResult`` and ``onError`` is called later, unless :meth:`cancel` comes
-        first.
+        """Send one request; exactly one of ``onResult`` and ``onError`` is called later, unless
+        :meth:`cancel` comes first.
         """
         problem = self.start()
         if problem is not None:

@@ -29,7 +29,7 @@ def presets():
     return [(name, _(preset.title)) for name, preset in known_presets().items()]
 
 
-def metrics():
+def similarities():
     return [
         ("auto", _("Decide from the scans")),
         ("lncc", _("Same contrast (e.g. both T1)")),

@@ -329,9 +329,8 @@ def gridTransform(node):
 
 
 def fieldOf(node):
-    """Generator: a copy of a result transform: (D, H, W, 3) float32 in LPS mm, Grid, and the affines before and
-    after it,
-    (4, 4) LPS mm or None."""
+    """Generator: a copy of a result transform: (D, H, W, 3) float32 in LPS mm, Grid, and the affines before and after
+    it, (4, 4) LPS mm or None."""
     array, grid, before, after = gridTransform(node)
     field = np.empty(array.shape, np.float32)
     for start, stop in pieces(array.shape[0], array[0].nbytes):

@@ -5,7 +5,7 @@ from typing import Annotated, Union
 import slicer
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
-from SymRegistrationLib.job import Options
+from SymRegistrationLib.job import FORMER_NAMES, Options
 from SymRegistrationLib.registration.catalogue import needs_weights
 
 from .exporting import Request
@@ -31,7 +31,7 @@ class Parameters:
 
     method: str = "syn"
     preset: str = "default"
-    metric: str = "auto"
+    similarity: str = "auto"
     initial: str = "affine"
     device: str = "auto"
     weights: str = ""
@@ -53,6 +53,20 @@ class Parameters:
     resultTable: slicer.vtkMRMLTableNode
     fixedLabels: Labels
     movingLabels: Labels
+
+
+def renamed(node):
+    """The node of the state, read from a scene that may be older: what it holds under a former name has today's.
+
+    A former name is only there when such a scene was just read; what today's name holds then is a default that the
+    wrapper has filled in.
+    """
+    for former, name in FORMER_NAMES.items():
+        value = node.GetParameter(former)
+        if value:
+            node.SetParameter(name, value)
+            node.UnsetParameter(former)
+    return node
 
 
 #: part of a run -> (parameter of its output node, parameter that switches it, "" = always)
@@ -126,7 +140,7 @@ def options(parameters):
     return Options(
         method=parameters.method,
         preset=parameters.preset,
-        metric=parameters.metric,
+        similarity=parameters.similarity,
         initial="none" if parameters.initial == "transform" else parameters.initial,
         refine=parameters.refine if network else 0,
         device=parameters.device,

@@ -19,7 +19,7 @@ from .resultspanel import ResultsPanel
 COMBOS = {
     "methodComboBox": "method",
     "presetComboBox": "preset",
-    "metricComboBox": "metric",
+    "similarityComboBox": "similarity",
     "initialComboBox": "initial",
     "deviceComboBox": "device",
 }
@@ -60,7 +60,7 @@ class Panel:
             ui.methodComboBox.addItem(method["title"] + missing, method["name"])
         for combo, pairs in (
             (ui.presetComboBox, methods.presets()),
-            (ui.metricComboBox, methods.metrics()),
+            (ui.similarityComboBox, methods.similarities()),
             (ui.initialComboBox, methods.initials()),
             (ui.deviceComboBox, methods.devices([])),
         ):
@@ -148,7 +148,7 @@ class Panel:
         network = needs_weights(state.method)
         for widget in (ui.refineLabel, ui.refineSpinBox, ui.weightsLabel, ui.weightsPathEdit):
             widget.visible = network
-        for widget in (ui.presetLabel, ui.presetComboBox, ui.metricLabel, ui.metricComboBox):
+        for widget in (ui.presetLabel, ui.presetComboBox, ui.similarityLabel, ui.similarityComboBox):
             widget.enabled = not network or state.refine > 0
         for widget in (ui.initialTransformLabel, ui.initialTransformSelector):
             widget.visible = state.initial == "transform"

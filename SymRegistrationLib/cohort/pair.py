@@ -62,8 +62,8 @@ class Digests:
         self._known: dict[tuple, str] = {}
 
     def of(self, path: str | Path) -> str:
-        """Of a file with what its header points to, or of a folder's files. Raises InputError when it cannot be
-        read."""
+        """Of a file with what its header points to, or of a folder's files. Raises InputError when it
+        cannot be read."""
         parts = hashlib.sha256()
         files = content_files(Path(path))
         for file in files:

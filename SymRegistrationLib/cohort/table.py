@@ -45,8 +45,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Cells:
-    """A table as text: ``lines`` are (line number, cell per column name); ``base`` is what relative paths start
-    from."""
+    """A table as text: ``lines`` are (line number, cell per column name); ``base`` is what relative
+    paths start from."""
 
     name: str
     base: Path

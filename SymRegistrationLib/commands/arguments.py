@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import __version__
-from ..job import ANATOMIES, FORMATS, INITIALS, METRICS, PRESETS, InputError, Options
+from ..job import ANATOMIES, FORMATS, INITIALS, PRESETS, InputError, Options
 from ..registration.anatomies import anatomies
 from . import choosing, steering
 
@@ -58,7 +58,7 @@ Writes into the folder DIR:
 
 _REGISTER_EXAMPLES = """examples:
   symreg register fixed.nii.gz moving.nii.gz -o out
-  symreg register t1.nrrd t2.mha -o out --metric mind                  two contrasts
+  symreg register t1.nrrd t2.mha -o out --similarity mind              two contrasts
   symreg register a.nii.gz b.nii.gz -o out --preset thorough --fixed-mask liver.nii.gz
   symreg register a.nii.gz b.nii.gz -o out --fixed-labels aseg_a.nii.gz --moving-labels aseg_b.nii.gz
   symreg register a.nii.gz b.nii.gz -o out --uncertainty 8             with a map of how far off it may be
@@ -222,11 +222,8 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
         metavar="KIND",
         help=f"initial alignment: {', '.join(INITIALS)}, or a linear transform file (default: %(default)s)",
     )
-    how.add_argument(
-        "--metric",
-        choices=METRICS,
-        default=options.metric,
-        help="similarity; auto takes lncc for one contrast and mind for two (default: %(default)s)",
+    steering.add_similarity(
+        how, "what is maximised; auto takes lncc for one contrast and mind for two (default: %(default)s)", "auto"
     )
     how.add_argument(
         "--contrast-weights",
@@ -342,8 +339,8 @@ def anatomy_options(preset: str, preset_file: str | None = None) -> Mapping[str,
 
 
 def switches(pairs: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs; values are read as JSON where they are JSON (numbers, true), else as text. Raises
-    InputError."""
+    """NAME=VALUE pairs; values are read as JSON where they are JSON (numbers, true), else as
+    text. Raises InputError."""
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

@@ -80,8 +80,8 @@ def add_scan_arguments(group: Any) -> None:
 
 
 def completed(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The parser with what every command that registers many pairs takes: how they are run, how registered, what is
-    said."""
+    """The parser with what every command that registers many pairs takes: how they are run, how registered,
+    what is said."""
     group = parser.add_argument_group("how to run")
     group.add_argument("--dry-run", action="store_true", help="check every row by the files' headers, register nothing")
     group.add_argument(
@@ -127,8 +127,8 @@ def plan_of(args: argparse.Namespace, **more: Any):
 def template_of(args: argparse.Namespace, to: dict[str, Any]) -> Job:
     """What holds for every row; ``to``: fixed, fixed_mask, fixed_labels, fixed_points, where one fixed scan is given.
 
-    The moving scan is a stand-in until a row gives its own. Labels and landmarks of the fixed scan are paired only then
-    too.
+    The moving scan is a stand-in until a row gives its own. Labels and landmarks of the fixed scan are paired
+    only then too.
     """
     stand_ins: dict[str, Any] = {f"moving_{kind}": UNSET for kind in ("labels", "points") if to.get(f"fixed_{kind}")}
     return Job(

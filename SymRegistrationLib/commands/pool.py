@@ -13,12 +13,10 @@ from .arguments import _Parser
 _DESCRIPTION = """Make a pool of training pairs from label maps: once, for any number of trainings.
 
 Every pair holds two realistic scans that the shipped pose and matching have already brought together, the label maps
-of both,
-and as a teacher the half-way displacement fields that syn finds on clean renderings. A pair takes about ten seconds of
-one
-processor and 5 MB. A pool that was cut off goes on with the same command; a larger --pairs adds to it. Several
-processes
-may work on one pool. Train with: symreg train --pool DIR --method NAME -o RUN"""
+of both, and as a teacher the half-way displacement fields that syn finds on clean renderings (--no-teacher leaves
+them out, for trainings with --teacher-steps 0). A pair takes about ten seconds of one processor and 5 MB. A pool that
+was cut off goes on with the same command; a larger --pairs adds to it. Several processes may work on one pool.
+Train with: symreg train --pool DIR --method NAME -o RUN"""
 
 _EXAMPLES = """examples:
   symreg pool label_maps -o pool --pairs 600
@@ -76,6 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="D,H,W",
         help="working grid, multiples of 16 (default: 80,96,80)",
     )
+    parser.add_argument(
+        "--no-teacher", dest="teacher", action="store_false", help="no fields by syn: for --teacher-steps 0, cheaper"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     group = parser.add_argument_group("what it says")
     group.add_argument("--json", action="store_true", help="one JSON event a line on stdout: progress, result, error")
@@ -107,10 +108,10 @@ def main(arguments: Sequence[str]) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     result = make(args.output, args.labels, args.pairs, options, args.held_out, args.prealign, console.progress)
+    taught = f", {number(result['dice_teacher'])} by the teacher" if options.teacher else ""
     console.result(
         result,
         f"{result['pairs']} pairs in {result['folder']}, {result['made']} of them new; Dice "
-        f"{number(result['dice_before'])} "
-        f"as they meet, {number(result['dice_teacher'])} by the teacher",
+        f"{number(result['dice_before'])} as they meet{taught}",
     )
     return 0

@@ -5,16 +5,15 @@ tracebacks) on stderr. Networks, CUDA and torch stay loaded between jobs. Protoc
 
 * first line out: ``{"event": "ready", "protocol": 1, "version", "pid", "devices": [{"name", "title", "memory_gb"}]}``
 * in: ``{"id": "1", "command": "register", "job": {...}, "outputs": [...]}``; ``pair`` takes what
-:mod:`SymRegistrationLib.cohort.pair` says; ``apply``, ``evaluate`` and ``report`` take
-  ``"arguments": {...}``; ``methods``, ``ping`` and ``shutdown`` take nothing.
-  ``presets`` takes nothing or ``"preset_file"``, ``suggest`` takes the paths ``"fixed"`` and ``"moving"``.
-  ``undo``, ``redo`` and ``history`` take ``"folder"`` (and the first two ``"outputs"``); ``enough``, also while a job
-  runs, ends that job's optimisation: it then delivers a complete result.
+  :mod:`SymRegistrationLib.cohort.pair` says; ``apply``, ``evaluate`` and ``report`` take ``"arguments": {...}``;
+  ``methods``, ``ping`` and ``shutdown`` take nothing, ``presets`` nothing or ``"preset_file"``, ``suggest`` takes the
+  paths ``"fixed"`` and ``"moving"``. ``undo``, ``redo`` and ``history`` take ``"folder"`` (and
+  the first two ``"outputs"``); ``enough``, also while a job runs, ends that job's optimisation: it then delivers
+  a complete result.
 * out, with the request's id: with ``"live": true`` in a register request one ``level`` after each level of the
   optimiser (level, levels, similarity, folded_percent, and ``image``, the path of a small NRRD that is there until the
-  job ends); ``progress`` (stage, fraction, seconds_left, message), then one ``result`` or one
-``error``
-  (message, hint, exit_code). A failed job ends nothing: the next line is served.
+  job ends); ``progress`` (stage, fraction, seconds_left, message), then one ``result`` or one ``error`` (message, hint,
+  exit_code). A failed job ends nothing: the next line is served.
 
 ``outputs`` names what a register job shall write, as uncompressed NRRD, which costs a tenth of the time of compressed
 files; without it the job's folder gets what the command line writes. When stdin closes, the client is gone: a running
@@ -437,9 +436,8 @@ def write_raw(folder: Path, wanted: Sequence[str], result: Any) -> dict[str, str
     """Write the ``wanted`` parts of a :class:`~SymRegistrationLib.pipeline.Result` as uncompressed NRRD.
 
     Returns:
-        File name per part; ``uncertainty`` is left out when the run made none. A transform is its lattice, with
-        the affines
-        before and after it as the keys ``before`` and ``after``.
+        File name per part; ``uncertainty`` is left out when the run made none. A transform is its lattice, with the
+        affines before and after it as the keys ``before`` and ``after``.
     """
     import SimpleITK as sitk
 

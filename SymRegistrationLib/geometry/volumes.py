@@ -88,8 +88,8 @@ def read_volume(path: str | os.PathLike, what: str = "image") -> Volume:
 
 
 def read_map(path: str | os.PathLike, what: str = "map") -> Volume:
-    """Read a volume that may be constant or hold any values, such as a map of ours. Raises InputError when it is
-    none."""
+    """Read a volume that may be constant or hold any values, such as a map of ours. Raises InputError when
+    it is none."""
     return _read(path, what)
 
 

@@ -221,8 +221,7 @@ def check_dense(job: Job, *scans: Grid) -> None:
     if need > room:
         raise InputError(
             f"a dense transform on {need / DENSE_BYTES:.3g} voxels needs about {need / 1e9:.3g} GB; {room / 1e9:.3g} "
-            f"GB "
-            "may be used.",
+            "GB may be used.",
             "Leave --dense out and write .h5: affine and lattice fit, and say the same.",
         )
 
@@ -341,8 +340,8 @@ _live: set[str] = set()
 
 
 def sweep(output: Path) -> None:
-    """Remove hidden folders of runs whose process no longer exists, or had this one's number (containers repeat
-    them)."""
+    """Remove hidden folders of runs whose process no longer exists, or had this one's number
+    (containers repeat them)."""
     for path in output.glob(f"{PARTIAL}*"):
         pid = path.name[len(PARTIAL) :].split("-")[0]
         gone = not (pid.isdigit() and psutil.pid_exists(int(pid)))

@@ -80,7 +80,7 @@ class Continuation:
         if self.further:
             self.space = self.space.with_contrasts(self.further, self.options.shares(1 + len(self.further)))
         self.halves = self.state.halves.to(self.space.fixed.device)
-        asked = self.options.metric
+        asked = self.options.similarity
         self.similarity = self.state.similarity if asked == "auto" else "mind" if asked == "mi" else asked
         if self.similarity not in optimisers.card(optimisers.REFINER).similarities:  # a network without refinement
             self.similarity = "lncc"

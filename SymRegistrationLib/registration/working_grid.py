@@ -165,28 +165,32 @@ class WorkingPair:
         return replace(self, contrasts=pairs, shares=shares)
 
 
-def working_pair(
-    fixed: Scan,
-    moving: Scan,
-    mid_to_fixed: np.ndarray,
-    mid_to_moving: np.ndarray,
-    spacing: float,
-    multiple: int = 1,
-    whole: bool = False,
-    margin: float = 0.06,
-) -> WorkingPair:
-    """Resample both scans onto a common isotropic grid half-way between them.
+@dataclass(frozen=True)
+class Layout:
+    """How a working grid is laid over two scans.
 
-    Args:
+    Attributes:
         spacing: voxel size in mm.
         multiple: every axis of the grid is a multiple of this.
         whole: the grid covers all that either scan shows; else what both show.
         margin: around that, as a share of its longest side; two voxels more in any case.
+    """
+
+    spacing: float
+    multiple: int = 1
+    whole: bool = False
+    margin: float = 0.06
+
+
+def working_pair(
+    fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid_to_moving: np.ndarray, layout: Layout
+) -> WorkingPair:
+    """Resample both scans onto a common isotropic grid half-way between them.
 
     Raises:
-        InputError: after alignment the two contents do not overlap.
+        InputError: after alignment the two contents do not overlap, or the masks leave nothing there.
     """
-    grid = working_grid(fixed, moving, mid_to_fixed, mid_to_moving, spacing, multiple, whole, margin)
+    grid = working_grid(fixed, moving, mid_to_fixed, mid_to_moving, layout)
     return pair_on(grid, fixed, moving, mid_to_fixed, mid_to_moving)
 
 
@@ -202,20 +206,14 @@ def pair_on(grid: Grid, fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid
 
 
 def working_grid(
-    fixed: Scan,
-    moving: Scan,
-    mid_to_fixed: np.ndarray,
-    mid_to_moving: np.ndarray,
-    spacing: float,
-    multiple: int = 1,
-    whole: bool = False,
-    margin: float = 0.06,
+    fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid_to_moving: np.ndarray, layout: Layout
 ) -> Grid:
     """Isotropic grid over what both scans show, with a margin; its axes lie half-way between theirs.
 
-    With ``whole`` it covers what either shows, along the patient's axes: two headers far apart have no half-way that is
-    near to both, and networks know anatomy upright.
+    A grid of the whole lies along the patient's axes: two headers far apart have no half-way that is near to both, and
+    networks know anatomy upright. Raises InputError when the two contents do not overlap.
     """
+    spacing, multiple, whole = layout.spacing, layout.multiple, layout.whole
     mapped, axes = [], np.zeros((3, 3))
     for scan, to in ((fixed, mid_to_fixed), (moving, mid_to_moving)):
         back = np.linalg.inv(to)
@@ -230,7 +228,7 @@ def working_grid(
             "the two scans do not overlap in space after the initial alignment.",
             "Use --initial centre, rigid or affine, or check that they show the same part of the body.",
         )
-    margin = margin * (high - low).max() + 2 * spacing
+    margin = layout.margin * (high - low).max() + 2 * spacing
     size = (high - low) + 2 * margin
     shape = [max(4, multiple * math.ceil((s / spacing + 1) / multiple)) for s in size]
     return Grid.centred(shape, spacing, axes @ ((low + high) / 2), axes)
@@ -264,8 +262,8 @@ def resample(scan: Scan, grid: Grid, to_scan: np.ndarray) -> tuple[Tensor, Tenso
 
 
 def to_working_grid(pair: FieldPair, source: WorkingPair, target: WorkingPair) -> FieldPair:
-    """A field pair carried from one working grid to another of the same scans, whatever their mid-spaces; voxels of
-    ``target``."""
+    """A field pair carried from one working grid to another of the same scans, whatever their mid-spaces;
+    voxels of ``target``."""
     to_fixed, to_moving = (
         np.linalg.inv(old) @ new
         for old, new in ((source.mid_to_fixed, target.mid_to_fixed), (source.mid_to_moving, target.mid_to_moving))

@@ -1,18 +1,13 @@
 """Training the repeated passes of a method on a pool of pairs (see :mod:`SymRegistrationLib.training.pool`).
 
 Pose and matching in front stay as they are: the pool's scans have already met. One optimiser step is one pass of one
-pair; a pair
-takes a random number of passes one after the other, the state detached between them, so that the network learns to go
-on from
-what it left over, and is seen as a block of the volume (what a pass adds is local). The coarser levels learn first, on
-whole volumes
-(phase C), then stay as they are. Phase A learns the teacher's half-way fields (L1), phase B the method's unsupervised
-terms: local correlation
-half-way, diffusion of both half fields, soft Dice of all structures, and the magnitude constraint in every step. Pairs
-are
-mirrored, exchanged and changed in brightness on the fly. Everything is a function of the seed and the number of the
-pair, and
-the state lies in one file: a run that was stopped goes on with the same command.
+pair; a pair takes a random number of passes one after the other, the state detached between them, so that the network
+learns to go on from what it left over, and is seen as a block of the volume (what a pass adds is local). The coarser
+levels learn first, on whole volumes (phase C), then stay as they are. Phase A learns the teacher's half-way fields
+(L1), phase B the method's unsupervised terms: local correlation half-way, diffusion of both half fields, soft Dice of
+all structures, and the magnitude constraint in every step. Pairs are mirrored, exchanged and changed in brightness on
+the fly. Everything is a function of the seed and the number of the pair, and the state lies in one file: a run that was
+stopped goes on with the same command.
 """
 
 from __future__ import annotations
@@ -80,6 +75,8 @@ class _Run:
             self.half = devices.half_precision_pays()
         else:
             self.half = options.precision == "bfloat16"
+        if options.steps_teacher and not self.pool.manifest["options"].get("teacher", True):
+            raise InputError(f"the pool '{options.pool}' was made without a teacher.", "Add --teacher-steps 0.")
         torch.manual_seed(options.seed)
         self.network = networks.create(options.method, options.size, **{**options.method_options, "prealign": True})
         self.inner: MeanFramePasses = self.network.inner
@@ -195,8 +192,8 @@ class _Run:
         }
 
     def _coarse(self, number: int, mirrored: bool, exchanged: bool, pair: PoolPair) -> HalfFields:
-        """The coarser levels' field of a whole pair, kept: those levels change no more. Exchanging the scans turns it
-        round."""
+        """The coarser levels' field of a whole pair, kept: those levels change no more. Exchanging the scans
+        turns it round."""
         key = number, mirrored
         if key not in self.coarse:
             images = (pair.fixed, pair.moving) if exchanged else (pair.moving, pair.fixed)

@@ -6,9 +6,8 @@
     python Testing/benchmarks/train_shipped_weights.py LABELS -o /tmp/dry --dry-run --methods hsyn
 
 LABELS is a folder of whole-head label maps with FreeSurfer numbers; the last four (labels_17 to labels_20) are held
-out.
-What stands in front of every method, pose and matching, is trained first and once: RUNS/pose, then RUNS/front. Each
-method then trains behind it, frozen, in RUNS/METHOD. A run that was stopped goes on with the same command;
+out. What stands in front of every method, pose and matching, is trained first and once: RUNS/pose, then RUNS/front.
+Each method then trains behind it, frozen, in RUNS/METHOD. A run that was stopped goes on with the same command;
 --slice-minutes ends each after a while. --install copies finished weights and model cards into the package.
 
 The CPU recipe works at 2.5 mm with few steps, the GPU recipe at 1.8 mm with many.

@@ -47,13 +47,13 @@ def test_global_force_is_the_gradient_of_the_correlation():
     torch.testing.assert_close(force, expected, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("metric, bound", [("lncc", 0.3), ("mse", 0.45), ("mind", 0.55)])
-def test_known_warp_is_found(known, metric, bound):
+@pytest.mark.parametrize("similarity, bound", [("lncc", 0.3), ("mse", 0.45), ("mind", 0.55)])
+def test_known_warp_is_found(known, similarity, bound):
     moving, fixed, u = known
     before = pairs.end_point_error(torch.zeros_like(u), u, fixed)
-    pair = syn.optimise(fixed, moving, QUICK, metric)
+    pair = syn.optimise(fixed, moving, QUICK, similarity)
     after = pairs.end_point_error(pair.fixed_to_moving, u, fixed)
-    print(f"{metric}: end-point error {before:.2f} -> {after:.2f} voxels, residual {pair.residual:.3f}")
+    print(f"{similarity}: end-point error {before:.2f} -> {after:.2f} voxels, residual {pair.residual:.3f}")
     assert after < bound * before
     assert float(fields.jacobian_determinant(pair.fixed_to_moving).min()) > 0
     inside = fixed > 0.1

@@ -289,7 +289,7 @@ def test_widgets_follow_the_state_and_the_state_follows_widgets(module):
     assert ui.fixedSelector.currentNode() is moving
     for combo, name in (
         ("presetComboBox", "preset"),
-        ("metricComboBox", "metric"),
+        ("similarityComboBox", "similarity"),
         ("initialComboBox", "initial"),
         ("methodComboBox", "method"),
     ):

@@ -1,5 +1,5 @@
-"""A user's day with the module: coming and going, Reload, scenes that close and load, the end of the application; bad
-input.
+"""A user's day with the module: coming and going, Reload, scenes that close and load, the end of the
+application; bad input.
 """
 
 import numpy as np
@@ -44,15 +44,15 @@ def test_reload_leaves_one_panel_that_reacts(opened):
     reactions(old, signals)
     assert module.panel is not old and module.state.fixedVolume is fixed and module.ui.registerButton.enabled
     module.state.refine = 2
-    module.ui.metricComboBox.currentIndex = 1
+    module.ui.similarityComboBox.currentIndex = 1
     scenes.volume(module.scene, np.zeros((4, 4, 4), np.int16), np.eye(4), "Another")
     assert module.register() is not None
     module.settle()
     assert signals == [], "a panel that was reloaded reacts to the parameter node, to the scene or to a run"
     oldUi.fixedSelector.setCurrentNode(None)
-    oldUi.metricComboBox.currentIndex = 2
+    oldUi.similarityComboBox.currentIndex = 2
     oldUi.registerButton.click()
-    assert module.state.fixedVolume is fixed and module.state.metric == "lncc", (
+    assert module.state.fixedVolume is fixed and module.state.similarity == "lncc", (
         "widgets of the old panel change nothing"
     )
     assert not module.engine.busy and oldUi.fixedSelector.nodeCount() == 0
@@ -239,7 +239,7 @@ CHANGED = {
     "guideWithLandmarks": True,
     "method": "hsyn",
     "preset": "thorough",
-    "metric": "mind",
+    "similarity": "mind",
     "initial": "transform",
     "device": "cpu",
     "weights": "/nowhere/a.safetensors",
@@ -330,7 +330,22 @@ def test_every_parameter_is_saved_and_loaded_with_the_scene(module, tmp_path, en
         ui.fixedSelector.currentNode() is module.state.fixedVolume
         and ui.movingMaskSelector.currentNode() is module.state.movingMask
     )
-    assert ui.metricComboBox.itemData(ui.metricComboBox.currentIndex) == "mind"
+    assert ui.similarityComboBox.itemData(ui.similarityComboBox.currentIndex) == "mind"
+
+
+def test_a_scene_of_an_earlier_version_keeps_its_similarity(module, tmp_path):
+    """What is called similarity now was saved as "metric" before."""
+    scene, node = module.scene, module.state.parameterNode
+    module.panel.setParameters(None)  # it would write what is missing
+    node.UnsetParameter("similarity")
+    node.SetParameter("metric", "mind")
+    path = str(tmp_path / "scene.mrb")
+    assert scene.WriteToMRB(path)
+    module.app.inEventLoop(scene.Clear)
+    assert module.state.similarity == "auto"
+    assert scene.ReadFromMRB(path, True)
+    module.app.processEvents()
+    assert module.state.similarity == "mind" and not module.state.parameterNode.HasParameter("metric")
 
 
 def test_a_scene_is_saved_without_what_cannot_be_loaded(done, tmp_path):

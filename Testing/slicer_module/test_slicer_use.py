@@ -19,8 +19,8 @@ slicer_harness.pythonqtStyle(__name__)
 
 @pytest.mark.parametrize("under", ["plain", "parents", "bent parent"])
 def test_markup_volume_and_command_line_agree(module, tmp_path, under):
-    """A landmark on the moving scan, the scan hardened with the forward transform, and `symreg apply`: within 0.1
-    mm."""
+    """A landmark on the moving scan, the scan hardened with the forward transform, and `symreg apply`:
+    within 0.1 mm."""
     fixed, moving = scenes.pair(module.scene, spacing=2.0, oblique=True)
     k, j, i = (int(n) for n in np.array(slicer.util.arrayFromVolume(moving).shape) // 2)
     spots = [(k - 3, j + 2, i - 4), (k + 5, j - 6, i + 3), (k, j + 7, i + 6)]

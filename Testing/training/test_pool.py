@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,24 @@ def test_the_teacher_brings_the_labels_together(made):
     rows = [pool.Pool(made).pair(k).facts for k in range(3)]
     print([(round(r["dice_before"], 3), round(r["dice_teacher"], 3)) for r in rows])
     assert np.mean([r["dice_teacher"] for r in rows]) > np.mean([r["dice_before"] for r in rows])
+
+
+def test_a_pool_without_a_teacher_holds_the_same_scans(made, maps, tmp_path):
+    """Nothing else differs; what needs a teacher refuses it; a pool from before the option counts as one with."""
+    plain = replace(OPTIONS, teacher=False)
+    result = pool_making.make(tmp_path / "pool", maps, 1, plain)
+    one, other = (pool.Pool(folder).pair(0) for folder in (tmp_path / "pool", made))
+    assert result["dice_teacher"] is None and torch.equal(one.moving, other.moving)
+    assert torch.equal(one.fixed_labels, other.fixed_labels) and float(one.to_moving.abs().max()) == 0
+    with pytest.raises(InputError, match="without a teacher"):
+        on_pool.train(PoolTraining("hsyn", str(tmp_path / "pool"), str(tmp_path / "run"), steps_teacher=1))
+    with pytest.raises(InputError, match="other options"):
+        pool_making.make(tmp_path / "pool", maps, 1, OPTIONS)
+    manifest = json.loads((made / "pool.json").read_text())
+    del manifest["options"]["teacher"]
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older/pool.json").write_text(json.dumps(manifest))
+    pool_making._settle_manifest(tmp_path / "older", {**manifest, "options": pool_making._stored(OPTIONS)})
 
 
 def test_a_pool_that_was_cut_off_goes_on_and_ends_the_same(made, maps):

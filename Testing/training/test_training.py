@@ -367,8 +367,8 @@ def test_help_costs_no_torch():
 
 
 def test_a_tiny_training_lowers_the_error_on_pairs_it_never_saw(tmp_path):
-    """Random shapes of any contrast at 32^3, shifted by up to 8 voxels and warped; seed 0, one thread, under a
-    minute."""
+    """Random shapes of any contrast at 32^3, shifted by up to 8 voxels and warped; seed 0, one thread,
+    under a minute."""
     result = loop.train(
         options(
             tmp_path,

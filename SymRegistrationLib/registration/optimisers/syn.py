@@ -36,7 +36,7 @@ from ...losses import lncc_force, mind
 from ..presets import Preset
 from ..steering import SteeredLevel, Steering
 from ..working_grid import WorkingPair
-from ._base import Optimiser, OptimiserCard, check_similarity, register
+from ._base import Optimiser, OptimiserCard, RunSettings, check_similarity, register
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Schedule:
         smooth_every: that smoothing is done after every so many steps, then with the sigma of all of them together:
             half the work of every step, and more overlap at the same strain (RESULTS.md).
         least_determinant: half-way fields are eased where their Jacobian determinant falls below.
-        tolerance: a level ends when its similarity gained less than this share of its first value in ``patience``
-            steps.
+        tolerance: a level ends when its similarity gained less than this share of its first value
+            in ``patience`` steps.
     """
 
     shrink: tuple[float, ...] = (4, 2, 1)
@@ -95,7 +95,7 @@ def optimise(
     fixed: Tensor,
     moving: Tensor,
     schedule: Schedule = Schedule(),
-    metric: str = "lncc",
+    similarity: str = "lncc",
     weight: Tensor | None = None,
     start: FieldPair | None = None,
     progress: Progress = silent,
@@ -105,7 +105,7 @@ def optimise(
 
     Args:
         fixed, moving: (1, 1, D, H, W) float32 in [0, 1].
-        metric: ``lncc``, ``mse``, ``ncc`` or ``mind``.
+        similarity: ``lncc``, ``mse``, ``ncc`` or ``mind``.
         weight: (2, 1, D, H, W), where fixed and moving may be looked at; ``None`` = everywhere.
         start: begin from this result (it is split into halves) instead of from the identity.
         progress: called as ``progress("optimise", fraction, message)``.
@@ -115,7 +115,7 @@ def optimise(
         :class:`FieldPair` in voxels of the grid, ``inverse_method="symmetric"``, residual measured; its
         ``details["halves"]`` are the (2, 3, D, H, W) half-way fields, fixed first.
     """
-    return compose_halves(optimise_halves(fixed, moving, schedule, metric, weight, start, progress, steering))
+    return compose_halves(optimise_halves(fixed, moving, schedule, similarity, weight, start, progress, steering))
 
 
 @torch.no_grad()
@@ -123,7 +123,7 @@ def optimise_halves(
     fixed: Tensor,
     moving: Tensor,
     schedule: Schedule,
-    metric: str,
+    similarity: str,
     weight: Tensor | None = None,
     start: FieldPair | None = None,
     progress: Progress = silent,
@@ -140,7 +140,7 @@ def optimise_halves(
     work = [n * math.prod(shape) for n, shape in zip(schedule.iterations, shapes)]
     done = 0.0
     for k, (shape, iterations) in enumerate(zip(shapes, schedule.iterations)):
-        level = _Level(images, weight, shape, schedule, metric)
+        level = _Level(images, weight, shape, schedule, similarity)
         halves = resize_field(halves, shape)
 
         def report(step: int, value: float, level=k + 1, base=done, share=work[k] / iterations) -> None:
@@ -210,14 +210,16 @@ def _level_shape(shape: Sequence[int], factor: float) -> tuple[int, ...]:
 class _Level:
     """One resolution: images shrunk onto corner-aligned voxels, and the steps taken there."""
 
-    def __init__(self, images: Tensor, weight: Tensor | None, shape: tuple[int, ...], schedule: Schedule, metric: str):
+    def __init__(
+        self, images: Tensor, weight: Tensor | None, shape: tuple[int, ...], schedule: Schedule, similarity: str
+    ):
         ratios = [(o - 1) / max(n - 1, 1) for o, n in zip(images.shape[2:], shape)]
         sigma = [0.5 * math.sqrt(r * r - 1) if r > 1.01 else 0.0 for r in ratios]
         if any(sigma):
             images = resize(gaussian(images, sigma), shape)
             weight = None if weight is None else resize(weight, shape)
-        self.schedule, self.metric = schedule, metric
-        self.features = mind(images) if metric == "mind" else images
+        self.schedule, self.similarity = schedule, similarity
+        self.features = mind(images) if similarity == "mind" else images
         self.weight = weight
 
     def run(
@@ -267,7 +269,7 @@ class _Level:
         """The next step (2, 3, D, H, W) in voxels and the present similarity (larger is better), both on the device."""
         warped = warp(self.features, halves)
         weight = None if self.weight is None else warp(self.weight, halves, padding="zeros").prod(0, keepdim=True)
-        force, value = _FORCES[self.metric](warped[:1], warped[1:], self.schedule.window, weight)
+        force, value = _FORCES[self.similarity](warped[:1], warped[1:], self.schedule.window, weight)
         # d similarity / d u = force * gradient of the warped image, summed over its channels.
         direction = torch.cat([(force * gradient(warped, axis)).sum(1, keepdim=True) for axis in range(3)], 1)
         direction = gaussian(direction, self.schedule.smooth_update)
@@ -309,8 +311,7 @@ class SyN(Optimiser):
         label="SyN optimizer",
         title="symmetric diffeomorphic optimiser; needs no weights and no training, takes any organ",
         description="Symmetric diffeomorphic optimization of exactly this pair of scans. Needs no training; works for "
-        "any organ and, "
-        "with its modality-independent metric, for two different contrasts.",
+        "any organ and, with its modality-independent similarity, for two different contrasts.",
         publication="Avants et al., Symmetric diffeomorphic image registration with cross-correlation, Medical Image "
         "Analysis 12:26-41 (2008), doi:10.1016/j.media.2007.06.004",
         deviations=(),
@@ -321,18 +322,9 @@ class SyN(Optimiser):
         bytes_per_voxel=500.0,
     )
 
-    def run(
-        self,
-        space: WorkingPair,
-        preset: Preset,
-        similarity: str,
-        start: FieldPair | None = None,
-        levels: int = 0,
-        stiffness: float = 1.0,
-        progress: Progress = silent,
-        steering: Steering | None = None,
-    ) -> FieldPair:
+    def run(self, space: WorkingPair, settings: RunSettings) -> FieldPair:
         """See :meth:`Optimiser.run`."""
-        check_similarity(self.card, similarity)
-        schedule = Schedule.of(preset, levels).stiffer(stiffness)
-        return optimise(space.fixed, space.moving, schedule, similarity, space.weight, start, progress, steering)
+        check_similarity(self.card, settings.similarity)
+        schedule = Schedule.of(settings.preset, settings.levels).stiffer(settings.stiffness)
+        how = schedule, settings.similarity, space.weight, settings.start, settings.progress, settings.steering
+        return optimise(space.fixed, space.moving, *how)
