@@ -42,37 +42,32 @@ def lncc(a: Tensor, b: Tensor, window: int = 9, eps: float = 1e-5, mask: Tensor 
     return -_mean(lncc_map(a, b, window, eps), mask)
 
 
-def lncc_force(
-    a: Tensor, b: Tensor, window: int, weight: Tensor | None = None, eps: float = 1e-5
-) -> tuple[Tensor, Tensor]:
+def lncc_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Exact gradient of sum(cc) with respect to both images (adjoint of the box filters included), and the mean of cc.
 
     cc = cov^2 / (va vb + eps); its adjoint needs the box means of A = 2 cov / den, B = -cc vb / den and C = -cc va /
     den and of their products with the local means (mathematics.md, 3.2).
 
     Args:
-        a, b: (N, C, D, H, W), compared channel by channel. window: odd, voxels.
-        weight: (N, 1 or C, D, H, W), or ``None`` = everywhere.
-        eps: variances whose product is not clearly above it count as noise.
+        a, b: (N, 1, D, H, W). window: odd, voxels. weight: (N, 1, D, H, W), or ``None`` = everywhere.
 
     Returns:
-        (2 N, C, D, H, W): derivatives with respect to ``a`` and, behind them, to ``b``, not differentiable itself; and
+        (2 N, 1, D, H, W): derivatives with respect to ``a`` and, behind them, to ``b``, not differentiable itself; and
         the mean of cc, a scalar on their device.
     """
     mean_a, mean_b, var_a, var_b, cov = local_moments(a, b, window)
-    n = a.shape[1]
-    den = var_a * var_b + eps
+    den = var_a * var_b + 1e-5
     cc = cov * cov / den
     if weight is None:
         value = cc.mean()
         p = 2 * cov / den
         q, r = -cc * var_b / den, -cc * var_a / den
     else:
-        value = (cc * weight).sum() / (weight.sum() * (n / weight.shape[1])).clamp_min(1e-6)
+        value = (cc * weight).sum() / weight.sum().clamp_min(1e-6)
         p = weight * 2 * cov / den
         q, r = -weight * cc * var_b / den, -weight * cc * var_a / den
     terms = torch.cat([p, q, r, p * mean_b + 2 * q * mean_a, p * mean_a + 2 * r * mean_b], 1)
-    p, q, r, ab, ba = box_mean(terms, window).split(n, 1)
+    p, q, r, ab, ba = box_mean(terms, window).split(1, 1)
     return torch.cat([b * p + 2 * a * q - ab, a * p + 2 * b * r - ba]), value
 
 

@@ -250,10 +250,15 @@ def _job(cells: Cells, line: int, values: dict[str, str], template: Job) -> Job:
             changes[column] = str(cells.base / values[column])
         elif column in values and column in ("fixed", "moving"):
             raise _wrong(cells.name, line, f"'{column}' is empty", "Every row needs both scans.")
-    for side in ("fixed", "moving"):
-        further = [values[name] for name in CONTRAST_COLUMNS if name.startswith(side) and values.get(name)]
-        if further:
-            changes[f"{side}_contrasts"] = tuple(str(cells.base / path) for path in further)
+    given = [name for name in CONTRAST_COLUMNS if values.get(name)]
+    for name in given:
+        other = name.replace("fixed", "moving") if name.startswith("fixed") else name.replace("moving", "fixed")
+        if other not in given:
+            raise _wrong(cells.name, line, f"'{name}' is given without '{other}'", "Contrasts go pair by pair.")
+    if given:
+        for side in ("fixed", "moving"):
+            paths = (str(cells.base / values[name]) for name in given if name.startswith(side))
+            changes[f"{side}_contrasts"] = tuple(paths)
     options: dict[str, Any] = {name: values[name] for name in ("initial", "method") if values.get(name)}
     if options.get("initial", "none") not in INITIALS:
         options["initial"] = str(cells.base / options["initial"])
