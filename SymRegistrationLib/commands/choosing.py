@@ -50,7 +50,8 @@ def suggestion(fixed: str, moving: str) -> dict[str, str]:
 
     paths = {"fixed image": fixed, "moving image": moving}
     kinds = tuple(read_modality(path, what) for what, path in paths.items())
-    found = suggest(*(read_volume(path, what) for what, path in paths.items()), (kinds[0], kinds[1]))
+    scans = [read_volume(path, what) for what, path in paths.items()]
+    found = suggest(scans[0], scans[1], (kinds[0], kinds[1]))
     title = anatomies()[found.preset].title
     return {"preset": found.preset, "title": title, "reason": found.reason}
 
