@@ -48,6 +48,8 @@ class Extras:
         restore: with ``start``: deliver that registration again; nothing is optimised.
         watch: who looks while the optimiser runs, and may end it.
         keep_state: deliver :attr:`Result.state`.
+        fixed_contrasts, moving_contrasts: further contrasts, pair by pair, in the space of the fixed and of the moving
+            scan, on any grid: they drive the deformation together with the scans. The pose is found from the scans.
     """
 
     fixed_mask: np.ndarray | None = None
@@ -62,6 +64,8 @@ class Extras:
     restore: bool = False
     watch: Watch | None = None
     keep_state: bool = False
+    fixed_contrasts: tuple[Volume, ...] = ()
+    moving_contrasts: tuple[Volume, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +155,9 @@ def _register(
     clock.enter("align", f"initial alignment: {options.initial}")
     start = Start(extras.start, extras.region, extras.restore)
     steer = guide.steer_by(fixed.grid, moving.grid, scans[1], options, _pulling(extras), extras.watch, notes)
+    further = _further(extras, options, device)
     solver = continuing.solver_for(
-        (fixed, moving), scans, options, start, steer, lambda: _pose(scans, options, extras, notes), notes
+        (fixed, moving), scans, options, start, steer, lambda: _pose(scans, options, extras, notes), notes, further
     )
     clock.enter("method", f"method: {options.method}")
     runs = options.extra_runs
@@ -217,6 +222,31 @@ def check_options(options: Options) -> None:
 
             own = options if name == options.method else replace(options, weights=None, method_options={})
             inference.load_network(name, own)  # it is kept, so the run itself does not load it again
+
+
+def _further(extras: Extras, options: Options, device: torch.device) -> list[tuple[Scan, Scan]]:
+    """The further contrasts, prepared, pair by pair. Raises InputError where they could not do what was asked."""
+    pairs = list(zip(extras.fixed_contrasts, extras.moving_contrasts, strict=True))
+    if not pairs:
+        return []
+    options.shares(1 + len(pairs))
+    if methods.pose(options.method):
+        raise InputError(
+            f"{options.method} looks at one contrast a side.", "Choose a method that bends, or leave the others out."
+        )
+    if methods.is_learned(options.method) and not options.refine:
+        raise InputError(
+            f"the network {options.method} itself looks at one contrast a side.",
+            "Add --refine 2, so that the optimiser looks at all of them.",
+        )
+    if options.extra_runs:
+        raise InputError(
+            "perturbed runs and ensembles look at one contrast a side.",
+            "Leave --ensemble out, and choose --uncertainty fast.",
+        )
+    return [
+        (working_grid.prepare(one, None, device), working_grid.prepare(other, None, device)) for one, other in pairs
+    ]
 
 
 def _pulling(extras: Extras) -> guide.Pulling:

@@ -74,6 +74,7 @@ def solver_for(
     steer: Callable[[WorkingPair], Steering] | None,
     pose: Callable[[], Alignment],
     notes: list[str],
+    further: Sequence[tuple[Scan, Scan]] = (),
 ) -> Solver | Continuation:
     """Who computes the fields, and from where.
 
@@ -82,12 +83,13 @@ def solver_for(
         steer: gives what steers on a working pair.
         pose: makes the initial alignment; called only where the run begins there.
         notes: gets what was done other than asked, in words.
+        further: scans of further contrasts, pair by pair.
 
     Raises:
         InputError: other scans than those of the start, or options that do not go with where the run begins.
     """
     if start.state is None:
-        solver = Solver(scans, pose(), options, notes)
+        solver = Solver(scans, pose(), options, notes, further)
         if solver.learned and not options.refine and (options.landmark_weight or options.drive_labels):
             raise InputError(
                 f"landmarks and labels cannot pull the network {options.method} itself.",
@@ -101,10 +103,12 @@ def solver_for(
             "going on from a finished registration makes no uncertainty map.", "Leave --uncertainty and --ensemble out."
         )
     if not (start.restore or start.region or bool(start.state.halves.any())):  # only aligned so far
-        solver = Solver(scans, start.state.pose, options, notes)
+        solver = Solver(scans, start.state.pose, options, notes, further)
         solver.steer = steer
         return solver
-    return Continuation(scans, start.state, options, notes, volumes[0].grid, start.region, steer, start.restore)
+    return Continuation(
+        scans, start.state, options, notes, volumes[0].grid, start.region, steer, start.restore, further
+    )
 
 
 @dataclass
@@ -120,6 +124,7 @@ class Continuation:
         region: where a repair may work; None = the whole is updated.
         steer: gives the landmarks, labels and observer on a working pair.
         restore: deliver the state as it is.
+        further: scans of further contrasts, pair by pair.
         known: what is still in memory of the state's registration, on the same prepared scans; else None.
         space: the working pair of the state.
         similarity: what is maximised.
@@ -133,6 +138,7 @@ class Continuation:
     region: Region | None = None
     steer: Callable[[WorkingPair], Steering] | None = None
     restore: bool = False
+    further: Sequence[tuple[Scan, Scan]] = ()
 
     def __post_init__(self) -> None:
         self.pose, self.learned = self.state.pose, False
@@ -145,11 +151,15 @@ class Continuation:
             self.state = self.state.on(shape)
             grid = self.state.grid
         finished = self.state.finished
-        self.known = finished if finished is not None and finished.scans == self.scans else None
+        one = not self.further and (finished is None or not finished.space.contrasts)
+        kept = finished is not None and finished.scans == self.scans and one
+        self.known = finished if kept else None
         if self.known is not None:
             self.space, self.halves = self.known.space, self.known.pair.details["halves"]
         else:
             self.space = working_grid.pair_on(grid, *self.scans, self.pose.mid_to_fixed, self.pose.mid_to_moving)
+            if self.further:
+                self.space = self.space.with_contrasts(self.further, self.options.shares(1 + len(self.further)))
             self.halves = self.state.halves.to(self.space.fixed.device)
         asked = self.options.similarity
         self.similarity = self.state.similarity if asked == "auto" else "mind" if asked == "mi" else asked
@@ -242,15 +252,17 @@ class Continuation:
         schedule = replace(syn.Schedule.of(self.preset), shrink=tuple(shrink), iterations=tuple(steps))
         landmarks, labels, observer = steered
         window = inside[box]
+        fixed, moving, weight = space.channels()
         halves = syn.optimise_halves(
-            space.fixed[box],
-            space.moving[box],
+            fixed[box],
+            moving[box],
             schedule.stiffer(self.options.stiffness),
             self.similarity,
-            None if space.weight is None else space.weight[box],
+            None if weight is None else weight[box],
             None,
             progress,
             Steering(grid_shape(window), crop.landmarks(landmarks), crop.labels(labels), base[box], window, observer),
+            space.shares,
         )
         whole = self.halves.clone()
         whole[box] = torch.where(window > 0, halves, whole[box])
