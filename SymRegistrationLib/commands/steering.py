@@ -112,8 +112,8 @@ def folder_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="folder of a finished registration")
 
 
-def go_on(args: argparse.Namespace, console: Console) -> None:
-    """Run ``update`` or ``repair``."""
+def go_on(args: argparse.Namespace, console: Console) -> int:
+    """Run ``update`` or ``repair``; returns the exit code."""
     from ..jobs.history import continuing_job
     from ..jobs.register import run
 
@@ -131,7 +131,7 @@ def go_on(args: argparse.Namespace, console: Console) -> None:
     if args.no_report:
         changes["report"] = False
     job = continuing_job(args.folder, args.output, changes, options)
-    told(run(job, console.progress), job.output, console)
+    return told(run(job, console.progress), job.output, console)
 
 
 def step_back(args: argparse.Namespace, console: Console) -> None:
@@ -150,13 +150,14 @@ def list_history(args: argparse.Namespace, console: Console) -> None:
     console.result({"current": history.current, "steps": list(history.steps)}, history_table(history))
 
 
-def told(metrics: Any, output: str, console: Console) -> None:
-    """Notes and the result of a run."""
+def told(metrics: Any, output: str, console: Console) -> int:
+    """Say the notes and the result of a run; returns the exit code: 1 when its verdict is "not registered", else 0."""
     from ..report.rows import summary
 
     for note in metrics.get("notes", []):
         console.note(note)
     console.result(metrics, summary(metrics, output))
+    return 0 if metrics.get("verdict", {}).get("registered", True) else 1
 
 
 COMMANDS = {"update": go_on, "repair": go_on, "undo": step_back, "redo": step_back, "history": list_history}

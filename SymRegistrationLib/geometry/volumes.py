@@ -133,6 +133,23 @@ def read_shape(path: str | os.PathLike, what: str = "image") -> tuple[int, int, 
     return depth, height, width
 
 
+def read_modality(path: str | os.PathLike, what: str = "image") -> str:
+    """Modality that a header states (DICOM: ``CT``, ``MR``, ``US``, ``PT``, ...), "" where it states none.
+
+    Raises:
+        InputError: missing, or a folder without exactly one DICOM series.
+    """
+    path = existing_file(path, what)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(_series(path, what)[0] if path.is_dir() else str(path))
+    try:
+        with quiet():
+            reader.ReadImageInformation()
+        return reader.GetMetaData("0008|0060").strip().upper()
+    except RuntimeError:  # no DICOM, or no such entry
+        return ""
+
+
 def read_mask(path: str | os.PathLike, grid: Grid, what: str = "mask") -> np.ndarray:
     """Read a mask onto ``grid`` (nearest neighbour through physical space when it lies on another grid).
 

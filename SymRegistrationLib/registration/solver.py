@@ -3,7 +3,7 @@ same on request."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -53,6 +53,7 @@ class Solver:
         pose: their initial alignment.
         options: of the run.
         notes: gets what was done other than asked, in words.
+        further: scans of further contrasts, pair by pair, where those of ``scans`` are.
 
     Attributes:
         space: the working pair that results refer to; for a refined network that finds the pose itself
@@ -64,8 +65,16 @@ class Solver:
         InputError: a working voxel whose grid does not fit the memory; scans that do not overlap.
     """
 
-    def __init__(self, scans: tuple[Scan, Scan], pose: Alignment, options: Options, notes: list[str]):
+    def __init__(
+        self,
+        scans: tuple[Scan, Scan],
+        pose: Alignment,
+        options: Options,
+        notes: list[str],
+        further: Sequence[tuple[Scan, Scan]] = (),
+    ):
         self.scans, self.pose, self.options, self.notes = scans, pose, options, notes
+        self.further = tuple(further)
         self.steer: Callable[[WorkingPair], Steering] | None = None  # set by who wants to steer the optimiser
         self.finest = float(min(scan.grid.spacing.min() for scan in scans))
         self.preset = presets()[options.preset]
@@ -125,7 +134,8 @@ class Solver:
     def _settings(self, stiffness: float, **more: Any) -> RunSettings:
         """Settings of the optimiser for this pair; ``stiffness`` on top of what the user asks for."""
         stiffness *= self.options.stiffness
-        return RunSettings(self.preset, self.similarity, stiffness=stiffness, **more)
+        rigid = self.pose.kind != "affine"
+        return RunSettings(self.preset, self.similarity, stiffness=stiffness, one_patient=rigid, **more)
 
     def fall_back(self, state: str) -> FieldPair:
         """Give up the method's result: no deformation, at the alignment (``aligned``) or as the headers lie
@@ -157,6 +167,8 @@ class Solver:
         self.space = self._space(
             pose, self.options.spacing or max(self.finest, (self._volume(pose) / budget) ** (1 / 3)), margin=MARGIN
         )
+        if self.further:
+            self.space = self.space.with_contrasts(self.further, self.options.shares(1 + len(self.further)))
         linear = not self.learned and self.optimiser.card.pose
         self.similarity = pose.measure if linear else _similarity(self.options.similarity, self.scans, pose, self.notes)
 

@@ -7,7 +7,8 @@ for each scan, so that exchanging fixed and moving exchanges everything downstre
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -122,6 +123,8 @@ class WorkingPair:
         weight: (2, 1, D, H, W) where each (fixed, moving) may be looked at, or ``None`` = everywhere.
         grid: the working grid in mid-space mm.
         mid_to_fixed, mid_to_moving: (4, 4) mm, mid-space point -> point of the scan.
+        contrasts: further contrasts of both sides, pair by pair; only optimisers look at them.
+        shares: how much each contrast counts, the first pair first; () = all the same.
     """
 
     fixed: Tensor
@@ -130,6 +133,36 @@ class WorkingPair:
     grid: Grid
     mid_to_fixed: np.ndarray
     mid_to_moving: np.ndarray
+    contrasts: tuple[WorkingPair, ...] = ()
+    shares: tuple[float, ...] = ()
+
+    def channels(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Fixed and moving images of all contrasts, (1, C, D, H, W), and where they may be looked at, (2, C, D, H, W)
+        or, where all contrasts may everywhere, ``None``."""
+        if not self.contrasts:
+            return self.fixed, self.moving, self.weight
+        pairs = (self, *self.contrasts)
+        weight = None
+        if any(pair.weight is not None for pair in pairs):
+            whole = torch.ones(2, 1, *self.fixed.shape[2:], device=self.fixed.device)
+            weight = torch.cat([whole if pair.weight is None else pair.weight for pair in pairs], 1)
+        return torch.cat([pair.fixed for pair in pairs], 1), torch.cat([pair.moving for pair in pairs], 1), weight
+
+    def with_contrasts(self, scans: Sequence[tuple[Scan, Scan]], shares: tuple[float, ...] = ()) -> WorkingPair:
+        """The same with further contrasts, whose scans lie in space as the first ones do.
+
+        Raises:
+            InputError: a contrast shows nothing on the working grid.
+        """
+        pairs = tuple(pair_on(self.grid, *pair, self.mid_to_fixed, self.mid_to_moving) for pair in scans)
+        for number, pair in enumerate(pairs, 2):
+            for side, image in (("fixed", pair.fixed), ("moving", pair.moving)):
+                if float(image.max() - image.min()) <= 0:
+                    raise InputError(
+                        f"contrast {number} of the {side} side shows nothing where the first one does.",
+                        "All contrasts of a side must lie in space as its scan does; check their headers.",
+                    )
+        return replace(self, contrasts=pairs, shares=shares)
 
 
 @dataclass(frozen=True)

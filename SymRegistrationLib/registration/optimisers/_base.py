@@ -39,6 +39,7 @@ class RunSettings:
         stiffness: factor on the smoothing of the whole field, for runs that ask how stable a result is.
         progress: called as ``progress("optimise", fraction of this call, message)``.
         steering: landmarks and labels that pull, a region that confines, an observer that may end the run.
+        one_patient: the alignment found no stretch between the scans, so they are taken for one patient's.
     """
 
     preset: Preset
@@ -48,6 +49,7 @@ class RunSettings:
     stiffness: float = 1.0
     progress: Progress = silent
     steering: Steering | None = None
+    one_patient: bool = False
 
 
 class Optimiser(ABC):
