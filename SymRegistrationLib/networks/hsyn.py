@@ -92,14 +92,10 @@ _CARD = Card(
         "The inverse is called dinet only where DI-Net's is better than -u and refinement moves it by less than "
         "half a voxel.",
     ),
-    licence="Apache-2.0",
     size_multiple=16,
     minimum_size=32,
     bytes_per_voxel={"published": 750.0, "small": 250.0, "recurrent": 430.0},
-    spacing=1.5,
-    intensity="robust percentiles to [0, 1], background 0",
     inverse_method="dinet",
-    exchange_tolerance=0.0,
     sizes={
         "published": {},
         "small": {

@@ -76,14 +76,10 @@ _CARD = Card(
         "With passes=K the fourth level is repeated K times with shared weights in the mean frame of both scans; with "
         "force=true it sees the normalised gradient of the local correlation beside the images.",
     ),
-    licence="Apache-2.0",
     size_multiple=16,
     minimum_size=32,
     bytes_per_voxel={"published": 1200.0, "small": 220.0, "recurrent": 470.0},
-    spacing=1.5,
-    intensity="robust percentiles to [0, 1], background 0",
     inverse_method="svf",
-    exchange_tolerance=0.0,
     sizes={
         "published": {},
         "small": {"widths": (32, 32, 16, 16), "fine": "bands", "antisymmetric": "levels"},

@@ -27,6 +27,8 @@ from ..job import InputError, parsed_json
 
 FOLDER = Path(__file__).parents[1] / "model_weights"
 SUFFIX = ".safetensors"
+#: What :func:`save` itself says in a model card.
+ABOUT = ("method", "size", "version", "prealign", "options", "sha256", "parameters")
 #: Pose and matching that several weights files of one folder share, and the tensors that it holds.
 SHARED = "prealign.safetensors"
 _SHARED_PARTS = ("pose.", "match.")

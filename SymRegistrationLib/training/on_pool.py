@@ -85,7 +85,8 @@ class _Run:
                 f"{options.method} with these options has no passes to train on a pool.", "Add --option passes=4."
             )
         self._settle_folder()
-        self.taken = take_over(self.network, options.start or options.method, options.keep)
+        self.begun_from = start_file(options.start or options.method)
+        self.taken = take_over(self.network, self.begun_from, options.keep)
         device = torch.device("cpu")
         self.network.to(device=device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if not any(name.startswith("pose.") for name in self.taken):
@@ -373,6 +374,8 @@ class _Run:
                 "Not for clinical use.",
             ],
             "command": options.command,
+            "begun_from": ancestry(self.begun_from, all_of_it="" in options.keep),
+            "front": weights.read_card(self.begun_from).get("front"),
             "versions": {
                 "symregistration": __version__,
                 "torch": torch.__version__,
@@ -383,17 +386,29 @@ class _Run:
         }
 
 
-def take_over(network: nn.Module, source: str, keep: tuple[str, ...] = ("",)) -> list[str]:
+def start_file(source: str) -> Path:
+    """A weights file, or the shipped one where ``source`` is the name of a method. Raises InputError: none."""
+    return weights.find(source) if source in networks.names() else Path(source)
+
+
+def ancestry(path: Path, all_of_it: bool) -> dict[str, Any]:
+    """What a model card says of the weights that a run began from; of all of it, with their own training."""
+    card = weights.read_card(path)
+    own = ("sha256", "trained_on", "training", "command", "begun_from") if all_of_it else ("sha256",)
+    taken = "all weights" if all_of_it else "pose and matching"
+    return {"taken": taken, **{name: card[name] for name in own if card.get(name)}}
+
+
+def take_over(network: nn.Module, path: Path, keep: tuple[str, ...] = ("",)) -> list[str]:
     """Put tensors of a weights file into a network; their names.
 
     Args:
-        source: a weights file, or the name of a method whose shipped weights are meant.
+        path: the weights file.
         keep: beginnings of the names of those that are taken; each must be there in the network's shape.
 
     Raises:
         InputError: no such weights, or a tensor that is to be taken does not fit.
     """
-    path = weights.find(source) if source in networks.names() else Path(source)
     found = weights.load(path).tensors
     own = network.state_dict()
     fit = {name: value for name, value in found.items() if name.startswith(tuple(keep))}

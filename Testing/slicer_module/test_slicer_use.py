@@ -2,6 +2,7 @@
 
 import json
 
+import commandlines
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -273,25 +274,7 @@ def test_transforms_are_those_of_the_command_line_and_the_library_bit_by_bit(mod
         assert storage.WriteData(node)
     nodes = module.widget.logic.register(fixed, moving, preset="fast", initial="centre", threads=1)
     paths = [str(tmp_path / name) for name in ("fixed.nrrd", "moving.nrrd")]
-    assert (
-        cli.main(
-            [
-                "register",
-                *paths,
-                "-o",
-                str(tmp_path / "out"),
-                "--preset",
-                "fast",
-                "--initial",
-                "centre",
-                "--threads",
-                "1",
-                "-q",
-                "--no-report",
-            ]
-        )
-        == 0
-    )
+    assert cli.main(commandlines.register(*paths, tmp_path / "out", "--no-report")) == 0
     from SymRegistrationGui.nodes import gridTransform
 
     from SymRegistrationLib.geometry.transform_files import physical, read_transform

@@ -16,6 +16,7 @@ from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.geometry.volumes import write_volume
 from SymRegistrationLib.job import InputError
 from SymRegistrationLib.networks._passes import HalfFields, no_motion
+from SymRegistrationLib.registration import weights
 from SymRegistrationLib.training import loop, on_pool, pool, pool_loss, pool_making
 from SymRegistrationLib.training.plan import StagePlan, TrainingPlan
 from SymRegistrationLib.training.pool_options import PoolOptions, PoolTraining
@@ -142,13 +143,15 @@ def test_a_stopped_run_ends_with_the_same_weights(made, tmp_path, monkeypatch):
     card = json.loads(Path(f"{whole['weights']}.json").read_text())
     assert card["data"]["pairs"] == 3 and card["plan"]["spacing"] == 4.0
     assert any("prealign=false" in line for line in card["deviations"])
+    assert card["begun_from"] == {"taken": "pose and matching", "sha256": weights.load(weights.find("hsyn")).sha256}
+    more = on_pool.train(run(tmp_path / "more", made, start=whole["weights"], keep=("",), steps_free=1))
+    before = json.loads(Path(f"{more['weights']}.json").read_text())["begun_from"]
+    assert before["sha256"] == card["sha256"] and before["training"]["steps"] == 7 and before["begun_from"]
     with pytest.raises(InputError, match="other options: seed"):
         on_pool.train(run(tmp_path / "whole", made, seed=5))
 
 
 def test_pose_and_matching_stay_as_they_are_and_the_method_learns(made, tmp_path):
-    from SymRegistrationLib.registration import weights
-
     result = on_pool.train(run(tmp_path / "run", made, steps_free=1))
     after, before = load_file(Path(result["weights"])), weights.load(weights.find("hsyn")).tensors
     assert all(torch.equal(after[name], before[name]) for name in after if name.startswith(("pose.", "match.")))

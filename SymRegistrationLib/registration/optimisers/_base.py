@@ -12,7 +12,7 @@ from ..steering import Steering
 from ..working_grid import WorkingPair
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimiserCard(MethodCard):
     """A method's card, and what an optimiser adds.
 

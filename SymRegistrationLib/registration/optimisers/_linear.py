@@ -27,7 +27,6 @@ def card(pose: str, label: str, freedom: str) -> OptimiserCard:
             "the search is our own: even rotations, all shifts by Fourier correlation, then gradients in a space "
             "half-way between the scans",
         ),
-        licence="Apache-2.0",
         inverse_method="symmetric",
         similarities=("ncc", "mi"),
         bytes_per_voxel=100.0,

@@ -349,7 +349,6 @@ class SyN(Optimiser):
         publication="Avants et al., Symmetric diffeomorphic image registration with cross-correlation, Medical Image "
         "Analysis 12:26-41 (2008), doi:10.1016/j.media.2007.06.004",
         deviations=(),
-        licence="Apache-2.0",
         inverse_method="symmetric",
         similarities=tuple(_FORCES),
         # RESULTS.md's thorough brains (2.4 million voxels, 1.4 GB with torch itself) come to about 400, rounded up.
