@@ -22,7 +22,7 @@ from .quality import checks
 from .quality import metrics as quality
 from .quality.schema import Evidence, Landmarks, Measured, Similarity
 from .quality.volume_change import folding_regions
-from .registration import alignment, devices, evidence, guide, methods, working_grid
+from .registration import alignment, contrasts, devices, evidence, guide, methods, working_grid
 from .registration.clock import Clock
 from .registration.continuing import Continuation
 from .registration.guide import Region
@@ -229,7 +229,7 @@ def _solver(
 ) -> Solver | Continuation:
     """Who computes the fields, and from where; raises InputError before anything long is done."""
     steer = guide.steer_by(fixed.grid, moving.grid, scans[1], options, _pulling(extras), extras.watch, notes)
-    further = _further(extras, options, scans[0].image.device)
+    further = contrasts.prepare(extras.fixed_contrasts, extras.moving_contrasts, options, scans[0].image.device)
     if extras.start is None:
         solver = Solver(scans, _pose(scans, options, extras, notes), options, notes, further)
         if solver.learned and not options.refine and (options.landmark_weight or options.drive_labels):
@@ -249,31 +249,6 @@ def _solver(
         solver.steer = steer
         return solver
     return Continuation(scans, extras.start, options, notes, fixed.grid, extras.region, steer, extras.restore, further)
-
-
-def _further(extras: Extras, options: Options, device: torch.device) -> list[tuple[Scan, Scan]]:
-    """The further contrasts, prepared, pair by pair. Raises InputError where they could not do what was asked."""
-    pairs = list(zip(extras.fixed_contrasts, extras.moving_contrasts, strict=True))
-    if not pairs:
-        return []
-    options.shares(1 + len(pairs))
-    if methods.pose(options.method):
-        raise InputError(
-            f"{options.method} looks at one contrast a side.", "Choose a method that bends, or leave the others out."
-        )
-    if methods.is_learned(options.method) and not options.refine:
-        raise InputError(
-            f"the network {options.method} itself looks at one contrast a side.",
-            "Add --refine 2, so that the optimiser looks at all of them.",
-        )
-    if options.extra_runs:
-        raise InputError(
-            "perturbed runs and ensembles look at one contrast a side.",
-            "Leave --ensemble out, and choose --uncertainty fast.",
-        )
-    return [
-        (working_grid.prepare(one, None, device), working_grid.prepare(other, None, device)) for one, other in pairs
-    ]
 
 
 def _pulling(extras: Extras) -> guide.Pulling:

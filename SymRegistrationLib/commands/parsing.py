@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from ..job import InputError
@@ -40,13 +40,14 @@ def add_verbosity_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--debug", action="store_true", help="a traceback with an error")
 
 
-def add_numbers(parser: Any, defaults: Any, rows: Iterable[tuple[str, str, str]]) -> None:
-    """Options that are numbers, one a row: name of the attribute of ``defaults``, metavar, text.
+def add_numbers(parser: Any, defaults: Any, table: str) -> None:
+    """Options that are numbers, one a line of ``table``: an attribute of ``defaults``, a metavar, and what it is.
 
     The default of that attribute is the option's, and its type too; without one (None) it is a float, or an int where
     the metavar is N.
     """
-    for name, metavar, text in rows:
+    for line in table.strip().splitlines():
+        name, metavar, text = line.split(maxsplit=2)
         value = getattr(defaults, name)
         kind = (int if metavar == "N" else float) if value is None else type(value)
         told = "" if value is None else " (default: %(default)g)"

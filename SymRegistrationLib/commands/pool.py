@@ -42,21 +42,21 @@ def build_parser() -> argparse.ArgumentParser:
     add_numbers(
         parser,
         d,
-        (
-            ("spacing", "MM", "working voxel"),
-            ("rotation", "DEG", "largest pose"),
-            ("shift", "MM", "largest pose"),
-            ("scale", "SHARE", "largest change of size"),
-            ("warp", "MM", "largest warp of a scan"),
-            ("two_people", "SHARE", "of pairs of two label maps"),
-            ("pose_only", "SHARE", "of pairs that only the pose brought together"),
-            ("random_contrast", "SHARE", "of scans that do not look T1-weighted"),
-            ("strip", "SHARE", "of pairs without what lies outside the brain"),
-            ("thick", "SHARE", "of scans with thick slices"),
-            ("noise", "SHARE", "largest noise, of the scan's range"),
-            ("bias", "X", "largest logarithm of the bias field"),
-            ("seed", "N", "of everything random"),
-        ),
+        """
+        spacing         MM    working voxel
+        rotation        DEG   largest pose
+        shift           MM    largest pose
+        scale           SHARE largest change of size
+        warp            MM    largest warp of a scan
+        two_people      SHARE of pairs of two label maps
+        pose_only       SHARE of pairs that only the pose brought together
+        random_contrast SHARE of scans that do not look T1-weighted
+        strip           SHARE of pairs without what lies outside the brain
+        thick           SHARE of scans with thick slices
+        noise           SHARE largest noise, of the scan's range
+        bias            X     largest logarithm of the bias field
+        seed            N     of everything random
+        """,
     )
     shape = "working grid, multiples of 16 (default: 80,96,80)"
     parser.add_argument("--shape", type=numbers(int, 3), default=d.shape, metavar="D,H,W", help=shape)

@@ -74,16 +74,16 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
     add_numbers(
         group,
         _DEFAULTS,
-        (
-            ("real", "SHARE", "of the steps on real scans when there are label maps too"),
-            ("shapes", "SHARE", "of synthetic pairs that show random shapes"),
-            ("two_people", "SHARE", "of synthetic pairs made of two label maps"),
-            ("one_contrast", "SHARE", "of synthetic pairs whose scans have one contrast"),
-            ("t1", "SHARE", "of synthetic scans of FreeSurfer's labels that look T1-weighted"),
-            ("rotation", "DEG", "largest pose"),
-            ("shift", "MM", "largest pose"),
-            ("scale", "SHARE", "largest change of size"),
-        ),
+        """
+        real         SHARE of the steps on real scans when there are label maps too
+        shapes       SHARE of synthetic pairs that show random shapes
+        two_people   SHARE of synthetic pairs made of two label maps
+        one_contrast SHARE of synthetic pairs whose scans have one contrast
+        t1           SHARE of synthetic scans of FreeSurfer's labels that look T1-weighted
+        rotation     DEG   largest pose
+        shift        MM    largest pose
+        scale        SHARE largest change of size
+        """,
     )
     group.add_argument("--licence", default=_DEFAULTS.licence, help="of the weights, for the model card")
 
@@ -105,20 +105,20 @@ def _schedule_arguments(parser: argparse.ArgumentParser) -> None:
     add_numbers(
         group,
         _DEFAULTS,
-        (
-            ("spacing", "MM", "working voxel (default: planned)"),
-            ("iterations", "N", "steps of all stages (default: as published)"),
-            ("minutes", "M", "make the whole plan fit in this time"),
-            ("freeze", "LEVEL", "levels up to this one stay as they are while finer ones are trained"),
-            ("stop_after", "M", "stop this process after so many minutes, to be continued"),
-            ("batch", "N", "pairs per step and process"),
-            ("learning_rate", "R", "peak (default: published, higher for short plans)"),
-            ("ema", "D", "decay of the weights' average"),
-            ("curriculum", "SHARE", "of each stage over which poses grow to full size"),
-            ("validate_every", "N", "steps (default: a 20th of the plan)"),
-            ("validation_pairs", "N", "number of pairs that judge"),
-            ("patience", "N", "validations without gain that end a stage; 0 = never"),
-        ),
+        """
+        spacing          MM    working voxel (default: planned)
+        iterations       N     steps of all stages (default: as published)
+        minutes          M     make the whole plan fit in this time
+        freeze           LEVEL levels up to this one stay as they are while finer ones are trained
+        stop_after       M     stop this process after so many minutes, to be continued
+        batch            N     pairs per step and process
+        learning_rate    R     peak (default: published, higher for short plans)
+        ema              D     decay of the weights' average
+        curriculum       SHARE of each stage over which poses grow to full size
+        validate_every   N     steps (default: a 20th of the plan)
+        validation_pairs N     number of pairs that judge
+        patience         N     validations without gain that end a stage; 0 = never
+        """,
     )
 
 
@@ -135,7 +135,7 @@ def _loss_arguments(parser: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(Weighting):
         flag, text = f"--{field.name.replace('_', '-')}-weight", f"{told[field.name]} (default: {field.default:g})"
         group.add_argument(flag, type=float, default=field.default, metavar="W", help=text)
-    add_numbers(group, _DEFAULTS, [("supervised", "SHARE", "of synthetic steps that learn from labels and true maps")])
+    add_numbers(group, _DEFAULTS, "supervised SHARE of synthetic steps that learn from labels and true maps")
 
 
 def _machine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -149,11 +149,11 @@ def _machine_arguments(parser: argparse.ArgumentParser) -> None:
     add_numbers(
         group,
         _DEFAULTS,
-        (
-            ("checkpoint_minutes", "M", "at most so much is lost"),
-            ("threads", "N", "CPU threads (default: all)"),
-            ("seed", "N", "of everything random"),
-        ),
+        """
+        checkpoint_minutes M at most so much is lost
+        threads            N CPU threads (default: all)
+        seed               N of everything random
+        """,
     )
 
 

@@ -48,19 +48,19 @@ def build_parser() -> argparse.ArgumentParser:
     add_numbers(
         parser,
         d,
-        (
-            ("learning_rate", "R", "peak of Adam's rate"),
-            ("last_rate", "R", "rate at the end"),
-            ("inverse_rate", "R", "rate of a learned inverse"),
-            ("most_passes", "N", "passes of a pair"),
-            ("inverse_share", "SHARE", "of passes at which a learned inverse learns"),
-            ("clip", "X", "longest gradient of each part"),
-            ("ema", "D", "decay of the weights' average"),
-            ("magnitude", "W", "weight of the half fields' sum, mm^2"),
-            ("judge_every", "N", "steps"),
-            ("checkpoint_minutes", "M", "between checkpoints"),
-            ("seed", "N", "of everything random"),
-        ),
+        """
+        learning_rate      R     peak of Adam's rate
+        last_rate          R     rate at the end
+        inverse_rate       R     rate of a learned inverse
+        most_passes        N     passes of a pair
+        inverse_share      SHARE of passes at which a learned inverse learns
+        clip               X     longest gradient of each part
+        ema                D     decay of the weights' average
+        magnitude          W     weight of the half fields' sum, mm^2
+        judge_every        N     steps
+        checkpoint_minutes M     between checkpoints
+        seed               N     of everything random
+        """,
     )
     block = "voxels that a step sees, or 'all' (default: 48,64,48)"
     parser.add_argument("--block", type=_block, default=d.block, metavar="D,H,W", help=block)

@@ -35,8 +35,8 @@ class Card(MethodCard):
         half_on_cpu: bfloat16 was measured to be faster on processors that have it and to move no vector by 0.1 voxel.
     """
 
-    size_multiple: int
-    minimum_size: int
+    size_multiple: int = 16
+    minimum_size: int = 32
     bytes_per_voxel: Mapping[str, float]
     spacing: float = 1.5
     intensity: str = "robust percentiles to [0, 1], background 0"

@@ -61,6 +61,7 @@ _CARD = Card(
     description="A network with attention between the two scans and gated fields of several resolutions.",
     title="AD-RegNet: shared U-Net, bidirectional cross-attention, regional attention, gated multi-resolution fields",
     publication="AD-RegNet, arXiv 2602.07088, 2026",
+    inverse_method="fixed_point",
     deviations=(
         "Cross-attention is full at 1/16 and 1/8, windowed at 1/4 and absent above; the paper's memory need is "
         "infeasible.",
@@ -73,17 +74,10 @@ _CARD = Card(
         "With passes=K the network is repeated K times with shared weights in the mean frame of both scans; with "
         "force=true its finest level sees the normalised gradient of the local correlation as well.",
     ),
-    size_multiple=16,
-    minimum_size=32,
     bytes_per_voxel={"published": 1650.0, "small": 180.0, "recurrent": 550.0},
-    inverse_method="fixed_point",
     sizes={
         "published": {},
-        "small": {
-            "channels": (16, 32, 64, 128),
-            "finest": 2,
-            "attn_levels": ("none", "window", "full", "full"),
-        },
+        "small": {"channels": (16, 32, 64, 128), "finest": 2, "attn_levels": ("none", "window", "full", "full")},
         "recurrent": {
             "channels": (16, 32, 48, 80),
             "finest": 2,

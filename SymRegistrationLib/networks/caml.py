@@ -69,6 +69,7 @@ _CARD = Card(
     title="CAML cascade: windowed cross-attention over several layers, residual skips, two passes",
     publication="Cross-attention over multiple layers with residual-block skips and cascade for brain MRI "
     "registration, Intelligent Data Analysis, DOI 10.3233/IDA-230692, on XMorpher (Shi et al., MICCAI 2022)",
+    inverse_method="fixed_point",
     deviations=(
         "The paper's text is damaged; layer pairs, gates, residual blocks and hand-over are this implementation's "
         "reading.",
@@ -84,14 +85,9 @@ _CARD = Card(
     size_multiple=4,
     minimum_size=40,
     bytes_per_voxel={"published": 550.0, "small": 240.0, "recurrent": 520.0},
-    inverse_method="fixed_point",
     sizes={
         "published": {},
-        "small": {
-            "dims": (32, 64, 96, 128),
-            "depths": (1, 2, 2, 2),
-            "tail": "smooth",
-        },
+        "small": {"dims": (32, 64, 96, 128), "depths": (1, 2, 2, 2), "tail": "smooth"},
         "recurrent": {
             "dims": (24, 48, 64, 96),
             "depths": (1, 2, 2, 2),

@@ -70,6 +70,8 @@ from ._passes import (
     similarity_force,
 )
 
+#: Widths of the networks at half the resolution.
+_HALF = {"encoder": (16, 32, 48), "decoder": (48, 32, 32), "tail": (16, 16), "finest": 2}
 _CARD = Card(
     name="hsyn",
     label="HSyN",
@@ -78,6 +80,7 @@ _CARD = Card(
     title="HSyN: hierarchical symmetric normalisation, two half-way fields and a learned inverse",
     publication="Sha et al., Hierarchical Symmetric Normalization Registration using Deformation-Inverse Network, "
     "MICCAI 2024",
+    inverse_method="dinet",
     deviations=(
         "The magnitude constraint is the mean square of u_mf + u_fm; the printed form is a signed vector.",
         "DI-Net is trained on both half fields and its smoothness weighs 0.02, not 1.",
@@ -92,30 +95,11 @@ _CARD = Card(
         "The inverse is called dinet only where DI-Net's is better than -u and refinement moves it by less than "
         "half a voxel.",
     ),
-    size_multiple=16,
-    minimum_size=32,
     bytes_per_voxel={"published": 750.0, "small": 250.0, "recurrent": 430.0},
-    inverse_method="dinet",
     sizes={
         "published": {},
-        "small": {
-            "encoder": (16, 32, 48),
-            "decoder": (48, 32, 32),
-            "tail": (16, 16),
-            "finest": 2,
-            "norm": True,
-        },
-        "recurrent": {
-            "encoder": (16, 32, 48),
-            "decoder": (48, 32, 32),
-            "tail": (16, 16),
-            "finest": 2,
-            "antisymmetric": True,
-            "di": "residual",
-            "voxel": 2.0,
-            "passes": 4,
-            "force": True,
-        },
+        "small": {**_HALF, "norm": True},
+        "recurrent": {**_HALF, "antisymmetric": True, "di": "residual", "voxel": 2.0, "passes": 4, "force": True},
     },
     half_on_cpu=True,
 )

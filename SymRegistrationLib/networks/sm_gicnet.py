@@ -65,6 +65,7 @@ _CARD = Card(
     "exponentials of the same field, so the deformation cannot fold.",
     title="SM-GICNet: symmetric multi-level network with gradient inverse consistency, velocity field",
     publication="Symmetric Multi-level Gradient-Inverse Consistency Network, MIDL 2025",
+    inverse_method="svf",
     deviations=(
         "Haar pyramid and energy maps on the fly, rescaled to [0, 1].",
         "The levels' velocities add up and are integrated once; level 1 may go twice as far, for large poses.",
@@ -76,10 +77,7 @@ _CARD = Card(
         "With passes=K the fourth level is repeated K times with shared weights in the mean frame of both scans; with "
         "force=true it sees the normalised gradient of the local correlation beside the images.",
     ),
-    size_multiple=16,
-    minimum_size=32,
     bytes_per_voxel={"published": 1200.0, "small": 220.0, "recurrent": 470.0},
-    inverse_method="svf",
     sizes={
         "published": {},
         "small": {"widths": (32, 32, 16, 16), "fine": "bands", "antisymmetric": "levels"},

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import __version__, networks
+from .. import networks
 from ..files import json_object, write_whole
 from ..job import InputError, Progress, RegistrationError, silent
 from ..networks._passes import HalfFields, MeanFramePasses
@@ -376,13 +375,7 @@ class _Run:
             "command": options.command,
             "begun_from": ancestry(self.begun_from, all_of_it="" in options.keep),
             "front": weights.read_card(self.begun_from).get("front"),
-            "versions": {
-                "symregistration": __version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-                "system": f"{platform.system()} {platform.machine()}",
-            },
+            "versions": training_result.versions(),
         }
 
 

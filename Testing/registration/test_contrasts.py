@@ -19,7 +19,8 @@ FAST = Options(preset="fast", initial="none")
 
 
 def known():
-    """Fixed and moving contrasts, two a side, each without structure in one half, and the true displacement in voxels."""
+    """Fixed and moving contrasts, two a side, each without structure in one half, the true displacement in voxels, and
+    the fixed scan."""
     moving, fixed, u = pairs.known_pair(GRID.shape, size=2.5, sigma=5.0)
     half = torch.linspace(0, 1, GRID.shape[2]).gt(0.5).float()
     flat = 0.4 * (fixed > 0.1), 0.4 * (moving > 0.1)
@@ -70,7 +71,7 @@ def test_the_command_line_takes_contrasts_and_the_job_can_be_repeated(files, cap
     assert main(words(files, *contrasts, "--contrast-weights", "1,3", "--no-report")) == 0
     metrics = json.loads((files / "out/metrics.json").read_text())
     job = Job.from_dict(metrics["job"])
-    assert job.fixed_contrasts == (str(files / "fixed2.nii.gz"),) and job.options.shares(2) == (0.25, 0.75)
+    assert job.fixed_contrasts == [str(files / "fixed2.nii.gz")] and job.options.shares(2) == (0.25, 0.75)
     assert job.inputs["moving_2"] == str(files / "moving2.nii.gz")
     assert Job.from_json(job.to_json()) == job
 
