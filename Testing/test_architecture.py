@@ -15,7 +15,8 @@ LIBRARY = ROOT / "SymRegistrationLib"
 PLAN = {
     "__init__": {"job", "geometry", "pipeline"},
     "__main__": {"commands"},
-    "job": set(),
+    "checking": set(),
+    "job": {"checking"},
     "console": {"job"},
     "files": {"job"},
     "fields": set(),

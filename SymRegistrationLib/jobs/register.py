@@ -16,7 +16,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -155,7 +155,7 @@ def read_extras(job: Job, fixed, moving) -> Extras:
     )
 
 
-def _contrasts(paths: tuple[str, ...], side: str) -> tuple[Volume, ...]:
+def _contrasts(paths: Sequence[str], side: str) -> tuple[Volume, ...]:
     return tuple(read_volume(path, f"{side} contrast {k}") for k, path in enumerate(paths, 2))
 
 
