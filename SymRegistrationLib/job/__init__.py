@@ -23,7 +23,7 @@ from .checking import parsed_json as parsed_json
 from .checking import usable_path as usable_path
 
 #: Time and detail, fastest first; what they mean lies beside the optimisers, as data.
-_PRESETS = json.loads((Path(__file__).parent / "registration" / "presets.json").read_text(encoding="utf-8"))
+_PRESETS = json.loads((Path(__file__).parents[1] / "registration" / "presets.json").read_text(encoding="utf-8"))
 EFFORTS: dict[str, str] = {name: entry["title"] for name, entry in _PRESETS["presets"].items()}
 PRESETS = tuple(EFFORTS)
 #: What is registered, by name: the options that suit it (beneath ``options``), a title and the reason; data, too.
