@@ -42,6 +42,7 @@ from .. import __version__
 from ..console import jsonable
 from ..job import InputError, Job, RegistrationError
 from ..quality import outputs
+from . import choosing
 
 PROTOCOL = 1
 #: Longest request line, bytes; a job with all its paths needs a few thousand.
@@ -259,23 +260,10 @@ class Worker:
         return catalogue()
 
     def _presets(self, request: dict, progress: Callable) -> dict:
-        """Efforts and presets by anatomy with label, reason and options, shipped and the user's own."""
-        from .choosing import catalogue
-
-        path = request.get("preset_file")
-        if not (path is None or isinstance(path, str)):
-            raise InputError("'preset_file' must be text.", "Send the path of a preset file, or leave it out.")
-        return catalogue(path)
+        return choosing.asked_catalogue(request)
 
     def _suggest(self, request: dict, progress: Callable) -> dict:
-        """The preset that suits two scans, and why."""
-        from .choosing import suggestion
-
-        paths = [request.get(side) for side in ("fixed", "moving")]
-        if not all(isinstance(path, str) and path for path in paths):
-            raise InputError("the suggest request names no scans.", 'Send "fixed" and "moving": two paths.')
-        progress("read", 0.0, "looking at the scans")
-        return suggestion(*paths)
+        return choosing.asked_suggestion(request)
 
     def _register(self, request: dict, progress: Callable) -> dict:
         from ..jobs import register

@@ -16,7 +16,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -89,7 +89,7 @@ def run(
     read = time.perf_counter() - started
     result = register(fixed, moving, job.options, extras, lambda stage, f, text: progress(stage, 0.03 + 0.87 * f, text))
     progress("write", 0.9, "writing")
-    metrics = _metrics(job, result, read)
+    metrics = _first_metrics(job, result, read)
     with destination(job.output) as folder:
 
         def report(files: dict[str, str]) -> None:
@@ -115,8 +115,8 @@ def run(
     return metrics
 
 
-def _metrics(job: Job, result: Result, read: float) -> Metrics:
-    """What ``metrics.json`` will hold but for the files; ``read``: seconds that reading took."""
+def _first_metrics(job: Job, result: Result, read: float) -> Metrics:
+    """What metrics.json says before anything is written; ``read``: seconds."""
     metrics: Metrics = {
         "schema": SCHEMA,
         "version": __version__,
@@ -161,7 +161,7 @@ def read_extras(job: Job, fixed, moving) -> Extras:
     )
 
 
-def _contrasts(paths: tuple[str, ...], side: str) -> tuple[Volume, ...]:
+def _contrasts(paths: Sequence[str], side: str) -> tuple[Volume, ...]:
     return tuple(read_volume(path, f"{side} contrast {k}") for k, path in enumerate(paths, 2))
 
 
