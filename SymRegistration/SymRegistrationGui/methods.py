@@ -5,6 +5,7 @@ from pathlib import Path
 from slicer.i18n import tr as _
 
 import SymRegistrationLib
+from SymRegistrationLib.job import ANATOMIES
 from SymRegistrationLib.registration import catalogue
 from SymRegistrationLib.registration.presets import presets as known_presets
 
@@ -35,6 +36,36 @@ def metrics():
         ("lncc", _("Same contrast (e.g. both T1)")),
         ("mind", _("Different contrasts (e.g. CT and MR)")),
     ]
+
+
+#: What a preset by anatomy may set that the panel shows, with what is there without one.
+ANATOMY_DEFAULTS = {"initial": "affine", "metric": "auto", "preset": "default", "stiffness": 1.0}
+
+
+def anatomies():
+    """(name, title, reason) of every preset by anatomy that the library knows; the one without options first."""
+    found = [(name, _(entry["title"]), _(entry.get("reason", ""))) for name, entry in _anatomies().items()]
+    return sorted(found, key=lambda entry: bool(_anatomies()[entry[0]]["options"]))
+
+
+def anatomyOptions(name):
+    """Options of the library that a preset sets; {} for one that is not known here."""
+    return dict(_anatomies().get(name, {}).get("options", {}))
+
+
+def hiddenOptions(name):
+    """Those that no widget shows: they go along with the preset."""
+    shown = {*ANATOMY_DEFAULTS, "method"}
+    return {key: value for key, value in anatomyOptions(name).items() if key not in shown}
+
+
+def _anatomies():
+    return ANATOMIES
+
+
+def linearKinds():
+    """(name, title) of the methods that only align."""
+    return [(name, entry["title"]) for name, entry in catalogue.known().items() if entry["linear"]]
 
 
 def initials():

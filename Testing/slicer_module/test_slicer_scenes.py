@@ -23,7 +23,7 @@ def openedFixture(client, monkeypatch):
 
 def reactions(panel, calls):
     """Note every reaction of a panel in ``calls``."""
-    for name in ("update", "setParameters", "register", "_choose", "fail", "status"):
+    for name in ("update", "setParameters", "register", "choose", "fail", "status"):
         original = getattr(panel, name)
         setattr(
             panel,
