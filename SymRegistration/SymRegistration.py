@@ -71,8 +71,8 @@ class SymRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     logic = panel = None
 
     def __init__(self, parent=None):
-        # The base class initializes the mixin and, without a parent, calls setup(); doing it again would forget
-        # observers.
+        # The base class initializes the mixin and, without a parent, calls setup(); doing it again would
+        # forget observers.
         ScriptedLoadableModuleWidget.__init__(self, parent)
 
     def setup(self):

@@ -109,8 +109,8 @@ def sample(image: Tensor, grid: Tensor, mode: str = "bilinear", padding: str = "
 
 
 def sample_at(image: Tensor, points: Tensor) -> Tensor:
-    """Values of (N, C, D, H, W) ``image`` at (N, P, 3) voxel positions in array-axis order, linear, border value
-    outside.
+    """Values of (N, C, D, H, W) ``image`` at (N, P, 3) voxel positions in array-axis order, linear,
+    border value outside.
 
     Returns:
         (N, P, C); differentiable in both arguments.
@@ -168,10 +168,10 @@ def exponentiate(v: Tensor, steps: int = 7) -> Tensor:
 def logarithm(u: Tensor, iterations: int = 12, steps: int = 6, tolerance: float = 0.005) -> Tensor:
     """A stationary velocity v with exp(v) = id + u, as nearly as there is one; not differentiable.
 
-    Fixed-point steps ``v <- v + (exp(-v) o phi - id)`` (the first-order Baker-Campbell-Hausdorff update of Bossa et
-    al., "Contributions to 3D diffeomorphic atlas estimation", MICCAI 2007). They only need compositions, so a field
-    that folds or that no stationary flow reaches gives its nearest velocity instead of failing; the best one seen is
-    returned.
+    Fixed-point steps ``v <- v + (exp(-v) o phi - id)`` (the first-order Baker-Campbell-Hausdorff update of Bossa
+    et al., "Contributions to 3D diffeomorphic atlas estimation", MICCAI 2007). They only need compositions, so a
+    field that folds or that no stationary flow reaches gives its nearest velocity instead of failing; the best one
+    seen is returned.
 
     Args:
         u: (N, 3, D, H, W) voxels.
@@ -237,8 +237,8 @@ def _converge(u: Tensor, w: Tensor, where: Tensor, tolerance: float, iterations:
         w: (3, n) first guesses at the flat voxel indices ``where`` (n,).
 
     Returns:
-        (3, n) the values with the smallest residual seen, the largest of these residuals in voxels, and the steps
-        taken.
+        (3, n) the values with the smallest residual seen, the largest of these residuals in voxels, and
+        the steps taken.
     """
     place = torch.stack(torch.unravel_index(where, u.shape[2:])).to(u)
     best, step, used = w, torch.full_like(w[0], 0.7), 0
@@ -346,8 +346,8 @@ def sd_log_jacobian(determinant: Tensor, mask: Tensor | None = None) -> float:
 
 @lru_cache(maxsize=64)
 def _band(kind: str, width: float, n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(n, n) matrix that filters one axis: ``box`` of ``width`` voxels (plain sum / width, zeros outside), or
-    ``gauss``."""
+    """(n, n) matrix that filters one axis: ``box`` of ``width`` voxels (plain sum / width, zeros
+    outside), or ``gauss``."""
     distance = (torch.arange(n)[:, None] - torch.arange(n)[None, :]).abs().double()
     if kind == "box":
         matrix = (distance <= width // 2).double() / width

@@ -18,16 +18,21 @@ from typing import Any
 
 #: Time and detail, fastest first; what they mean lies beside the optimisers, as data.
 _PRESETS = json.loads((Path(__file__).parent / "registration" / "presets.json").read_text(encoding="utf-8"))
-PRESETS = tuple(_PRESETS["presets"])
+EFFORTS: dict[str, str] = {name: entry["title"] for name, entry in _PRESETS["presets"].items()}
+PRESETS = tuple(EFFORTS)
 #: What is registered, by name: the options that suit it (beneath ``options``), a title and the reason; data, too.
 ANATOMIES: dict[str, dict[str, Any]] = _PRESETS["anatomies"]
 INITIALS = ("none", "centre", "rigid", "affine")
-METRICS = ("auto", "lncc", "mse", "ncc", "mind", "mi")
+SIMILARITIES = ("auto", "lncc", "mse", "ncc", "mind", "mi")
 #: Fields of a job that name files to read.
 INPUT_PATHS = tuple(f"{side}{part}" for part in ("", "_mask", "_labels", "_points") for side in ("fixed", "moving"))
 #: ``tfm`` is text, and for linear methods only.
 FORMATS = ("h5", "nrrd", "nii.gz", "tfm")
 MOST_THREADS = 1024
+#: Contrasts a side, the first one included.
+MOST_CONTRASTS = 9
+#: Columns of tables for further contrasts.
+CONTRAST_COLUMNS = tuple(f"{side}_{k}" for k in range(2, MOST_CONTRASTS + 1) for side in ("fixed", "moving"))
 
 #: ``progress(stage, fraction, message)``: the only call-back of the pipeline; ``fraction`` is of the whole run, 0 to 1.
 Progress = Callable[[str, float, str], None]
@@ -37,7 +42,7 @@ def silent(stage: str, fraction: float, message: str) -> None:
     """A progress call-back that says nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MethodCard:
     """What can be known of a method without running it; optimisers and networks add their own facts.
 
@@ -58,7 +63,7 @@ class MethodCard:
     description: str
     publication: str
     deviations: tuple[str, ...]
-    licence: str
+    licence: str = "Apache-2.0"
     inverse_method: str
 
 
@@ -94,8 +99,8 @@ class Options:
     Attributes:
         method: a name from ``symreg methods``; ``syn`` needs no weights.
         preset: how much time the optimiser may take, one of :data:`PRESETS`.
-        metric: similarity of the optimiser; ``auto`` looks at the aligned pair and takes ``lncc`` for one contrast,
-            ``mind`` for two.
+        similarity: what the optimiser maximises; ``auto`` looks at the aligned pair and takes ``lncc`` for one
+            contrast, ``mind`` for two.
         initial: ``none``, ``centre``, ``rigid``, ``affine``, or the path of a transform file (ITK: fixed -> moving).
         refine: optimiser levels run after a network, starting from its result; 0 = none.
         adapt: instance-optimisation steps of a network's own half-way fields on this very pair; 0 = none.
@@ -104,24 +109,26 @@ class Options:
         seed: of everything random.
         threads: CPU threads; ``None`` = all that torch finds.
         weights: a ``.safetensors`` file for the method; ``None`` = the shipped ones.
-        uncertainty: number of perturbed runs behind the uncertainty map, ``"fast"`` = from the one run alone, 0 = no
-            map.
+        uncertainty: number of perturbed runs behind the uncertainty map, ``"fast"`` = from the one run alone, 0
+            = no map.
         memory_gb: stay below this much working memory; ``None`` = what is free.
         method_options: switches of the method itself, checked by it.
         ensemble: names of further methods, separated by commas; each runs once, and where they differ is uncertain.
         average: deliver the mean of all runs, taken in the log domain, instead of the method's own result.
         maps: further maps: spread and largest axis of the runs, contrast and Jacobian from coarse to fine.
         landmark_weight: 0 = landmarks only judge; up to 1 = the share of what is left that they pull away at each step.
-        landmark_tolerance: mm within which a driving pair counts as met; a number, or one for each pair, separated by
-            commas.
+        landmark_tolerance: mm within which a driving pair counts as met; a number, or one for each pair,
+            separated by commas.
         drive_labels: labels that pull: ``all``, or numbers separated by commas; "" = labels only judge.
         label_weight: 0 to 1, how much of a step labels decide where they speak, against the images.
         stiffness: factor on the smoothing of the whole field; above 1 it bends less.
+        contrast_weights: with further contrasts, how much each counts, the first pair of scans first: numbers separated
+            by commas; "" = all the same.
     """
 
     method: str = "syn"
     preset: str = "default"
-    metric: str = "auto"
+    similarity: str = "auto"
     initial: str = "affine"
     refine: int = 0
     adapt: int = 0
@@ -141,11 +148,12 @@ class Options:
     drive_labels: str = ""
     label_weight: float = 0.8
     stiffness: float = 1.0
+    contrast_weights: str = ""
 
     def __post_init__(self) -> None:
         self._check_steering()
         _choice("preset", self.preset, PRESETS)
-        _choice("metric", self.metric, METRICS)
+        _choice("similarity", self.similarity, SIMILARITIES)
         if not 0 <= self.refine <= 100:
             raise InputError(f"refine is {self.refine}.", "Give the number of optimiser levels, 0 for none.")
         if not 0 <= self.adapt <= 1000:
@@ -182,6 +190,18 @@ class Options:
         if not all(0 < value < 1000 for value in numbers(self.landmark_tolerance, "landmark_tolerance")):
             raise InputError(f"landmark_tolerance is {self.landmark_tolerance}.", "Give mm above 0 and below 1000.")
 
+    def shares(self, count: int) -> tuple[float, ...]:
+        """How much each of ``count`` contrasts counts, their sum 1. Raises InputError when the weights do not fit."""
+        if not self.contrast_weights:
+            return (1 / count,) * count
+        values = numbers(self.contrast_weights, "contrast_weights")
+        if len(values) != count or min(values) < 0 or not sum(values) > 0:
+            raise InputError(
+                f"contrast_weights is '{self.contrast_weights}'.",
+                f"Give {count} numbers from 0 on, one for each pair of contrasts, the first pair of scans first.",
+            )
+        return tuple(value / sum(values) for value in values)
+
     @property
     def others(self) -> tuple[str, ...]:
         """The further methods of the ensemble."""
@@ -204,6 +224,10 @@ class Job:
       ``"x,y,z,radius"``, LPS mm of the fixed scan. Both need ``start_from``.
     * ``rim_mm``: so far around the region the change fades out; beyond it nothing changes.
     * ``keep_state``: also write what a later run needs to go on from this one, and the history of the folder.
+
+    ``fixed_contrasts`` and ``moving_contrasts`` are further contrasts of the two sides, pair by pair (T1 with T1, T2
+    with T2): scans that lie in physical space as the first one of their side does, on any grid. All of them drive one
+    transform.
     """
 
     fixed: str
@@ -215,6 +239,8 @@ class Job:
     moving_labels: str | None = None
     fixed_points: str | None = None
     moving_points: str | None = None
+    fixed_contrasts: tuple[str, ...] = ()
+    moving_contrasts: tuple[str, ...] = ()
     transform_format: str = "h5"
     composite: bool = False
     dense: bool = False
@@ -230,9 +256,12 @@ class Job:
     def __post_init__(self) -> None:
         _choice("transform_format", self.transform_format, FORMATS)
         self._check_region()
-        for name in ("output", "start_from", "region", *INPUT_PATHS):
+        self._check_contrasts()
+        for name in ("output", "start_from", "region"):
             if getattr(self, name) is not None:
                 usable_path(getattr(self, name), name.replace("_", " "))
+        for name, path in self.inputs.items():
+            usable_path(path, name.replace("_", " "))
         for kind in ("labels", "points"):
             one, other = getattr(self, f"fixed_{kind}"), getattr(self, f"moving_{kind}")
             if bool(one) != bool(other):
@@ -252,6 +281,29 @@ class Job:
             raise InputError(f"rim_mm is {self.rim_mm}.", "Give a width in mm, at least 0.5.")
         if self.sphere and (len(values := numbers(self.sphere, "sphere")) != 4 or values[3] < 0):
             raise InputError(f"sphere is '{self.sphere}'.", "Give x,y,z of its centre (LPS mm) and its radius in mm.")
+
+    def _check_contrasts(self) -> None:
+        for side in ("fixed", "moving"):
+            object.__setattr__(self, f"{side}_contrasts", tuple(getattr(self, f"{side}_contrasts")))
+        count = len(self.fixed_contrasts), len(self.moving_contrasts)
+        if count[0] != count[1]:
+            raise InputError(
+                f"{count[0]} further contrasts of the fixed side and {count[1]} of the moving side are given.",
+                "Give as many --fixed-contrast as --moving-contrast, pair by pair.",
+            )
+        if count[0] > MOST_CONTRASTS - 1:
+            raise InputError(f"{count[0]} further contrasts are given.", f"At most {MOST_CONTRASTS - 1} are taken.")
+        if count[0] or self.options.contrast_weights:
+            self.options.shares(1 + count[0])
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Path of every scan, mask, label map and landmark file, by its part in the run: the names of INPUT_PATHS, and
+        ``fixed_2``, ``moving_2`` and so on for further contrasts."""
+        found = {name: getattr(self, name) for name in INPUT_PATHS if getattr(self, name) is not None}
+        for side in ("fixed", "moving"):
+            found |= {f"{side}_{k}": path for k, path in enumerate(getattr(self, f"{side}_contrasts"), 2)}
+        return found
 
     @property
     def step(self) -> str:
@@ -274,9 +326,23 @@ class Job:
     @classmethod
     def from_dict(cls, raw: Any) -> Job:
         """Build a job from plain data, checking names and types. Raises InputError."""
-        data = _checked(cls, raw, "job")
-        data["options"] = Options(**_checked(Options, data.get("options", {}), "options"))
+        data = check_fields(cls, raw, "job")
+        data["options"] = Options(**check_fields(Options, _renamed(data.get("options", {})), "options"))
         return cls(**data)
+
+
+#: Earlier names of options, which jobs written then still hold.
+FORMER_NAMES = {"metric": "similarity"}
+
+
+def _renamed(options: Any) -> Any:
+    """Options with :data:`FORMER_NAMES` replaced. Raises InputError when one is given under both names."""
+    if not isinstance(options, dict):
+        return options
+    for former, name in FORMER_NAMES.items():
+        if former in options and name in options:
+            raise InputError(f"the options give '{name}' twice, also as '{former}'.", f"Leave '{former}' out.")
+    return {FORMER_NAMES.get(name, name): value for name, value in options.items()}
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -291,11 +357,12 @@ _TYPES = {
     "bool": (bool,),
     "dict[str, Any]": (dict,),
     "Options": (dict,),
+    "tuple[str, ...]": (list, tuple),
 }
 
 
-def _checked(cls: type, raw: Any, what: str) -> dict[str, Any]:
-    """``raw`` as keyword arguments of the dataclass ``cls``, every name and type checked."""
+def check_fields(cls: type, raw: Any, what: str) -> dict[str, Any]:
+    """``raw`` as keyword arguments of the dataclass ``cls``, every name and type checked. Raises InputError."""
     if not isinstance(raw, dict):
         raise InputError(
             f"the {what} must be a JSON object, not {type(raw).__name__}.", 'Write it as {"name": value, ...}.'
@@ -315,7 +382,10 @@ def _checked(cls: type, raw: Any, what: str) -> dict[str, Any]:
             continue
         kinds = [kind for kind in kinds if kind != "None"]
         expected = tuple(one for kind in kinds for one in _TYPES[kind])
-        if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+        texts = "tuple[str, ...]" not in kinds or (
+            isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value)
+        )
+        if not texts or not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
             words = " or ".join(_WORDS[kind] for kind in kinds)
             raise InputError(f"'{name}' in the {what} must be {words}, not {value!r:.200}.", "Correct its value.")
     return dict(raw)
@@ -328,6 +398,7 @@ _WORDS = {
     "bool": "true or false",
     "dict[str, Any]": "an object",
     "Options": "an object",
+    "tuple[str, ...]": "a list of texts",
 }
 
 

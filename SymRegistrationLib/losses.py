@@ -93,8 +93,8 @@ def ncc(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor, window: int = 7, mask: Tensor | None = None) -> Tensor:
-    """1 - mean local structural similarity (AD-RegNet eq. 22), cube window, C1 = 0.01^2, C2 = 0.03^2 for [0, 1]
-    data."""
+    """1 - mean local structural similarity (AD-RegNet eq. 22), cube window, C1 = 0.01^2, C2 = 0.03^2 for
+    [0, 1] data."""
     a, b = _full_precision(a, b)
     with no_autocast(a):
         mean_a, mean_b, var_a, var_b, cov = local_moments(a, b, window)

@@ -50,6 +50,8 @@ class Extras:
         restore: with ``start``: deliver that registration again; nothing is optimised.
         watch: who looks while the optimiser runs, and may end it.
         keep_state: deliver :attr:`Result.state`.
+        fixed_contrasts, moving_contrasts: further contrasts, pair by pair, in the space of the fixed and of the moving
+            scan, on any grid: they drive the deformation together with the scans. The pose is found from the scans.
     """
 
     fixed_mask: np.ndarray | None = None
@@ -64,6 +66,8 @@ class Extras:
     restore: bool = False
     watch: Watch | None = None
     keep_state: bool = False
+    fixed_contrasts: tuple[Volume, ...] = ()
+    moving_contrasts: tuple[Volume, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +82,8 @@ class Result:
             is coarser: finer maps would only repeat the same information.
         jacobian: (D, H, W) on ``map_grid``, determinant of the forward map.
         ice_mm: (D, H, W) on ``map_grid``, inverse consistency error in mm.
-        uncertainty: (D, H, W) on the fixed grid, mm, or None: the radius that holds 68 % of the errors when it is
-            calibrated.
+        uncertainty: (D, H, W) on the fixed grid, mm, or None: the radius that holds 68 % of the errors when
+            it is calibrated.
         maps: further (D, H, W) maps on the fixed grid by name, for ``--maps``.
         state: what is needed to go on from here, or None when it was not asked for.
         linear: whether ``transforms.matrix`` and its inverse are the whole result.
@@ -180,7 +184,7 @@ def _register(
     metrics |= {
         "method": options.method,
         "preset": options.preset,
-        "metric": solver.similarity,
+        "similarity_measure": solver.similarity,
         "device": str(device),
         "seed": options.seed,
         "peak_memory_gb": round(devices.peak_memory_gb(), 3),
@@ -225,8 +229,9 @@ def _solver(
 ) -> Solver | Continuation:
     """Who computes the fields, and from where; raises InputError before anything long is done."""
     steer = guide.steer_by(fixed.grid, moving.grid, scans[1], options, _pulling(extras), extras.watch, notes)
+    further = _further(extras, options, scans[0].image.device)
     if extras.start is None:
-        solver = Solver(scans, _pose(scans, options, extras, notes), options, notes)
+        solver = Solver(scans, _pose(scans, options, extras, notes), options, notes, further)
         if solver.learned and not options.refine and (options.landmark_weight or options.drive_labels):
             raise InputError(
                 f"landmarks and labels cannot pull the network {options.method} itself.",
@@ -240,10 +245,35 @@ def _solver(
             "going on from a finished registration makes no uncertainty map.", "Leave --uncertainty and --ensemble out."
         )
     if not (extras.restore or extras.region or bool(extras.start.halves.any())):  # only aligned so far
-        solver = Solver(scans, extras.start.pose, options, notes)
+        solver = Solver(scans, extras.start.pose, options, notes, further)
         solver.steer = steer
         return solver
-    return Continuation(scans, extras.start, options, notes, fixed.grid, extras.region, steer, extras.restore)
+    return Continuation(scans, extras.start, options, notes, fixed.grid, extras.region, steer, extras.restore, further)
+
+
+def _further(extras: Extras, options: Options, device: torch.device) -> list[tuple[Scan, Scan]]:
+    """The further contrasts, prepared, pair by pair. Raises InputError where they could not do what was asked."""
+    pairs = list(zip(extras.fixed_contrasts, extras.moving_contrasts, strict=True))
+    if not pairs:
+        return []
+    options.shares(1 + len(pairs))
+    if methods.pose(options.method):
+        raise InputError(
+            f"{options.method} looks at one contrast a side.", "Choose a method that bends, or leave the others out."
+        )
+    if methods.is_learned(options.method) and not options.refine:
+        raise InputError(
+            f"the network {options.method} itself looks at one contrast a side.",
+            "Add --refine 2, so that the optimiser looks at all of them.",
+        )
+    if options.extra_runs:
+        raise InputError(
+            "perturbed runs and ensembles look at one contrast a side.",
+            "Leave --ensemble out, and choose --uncertainty fast.",
+        )
+    return [
+        (working_grid.prepare(one, None, device), working_grid.prepare(other, None, device)) for one, other in pairs
+    ]
 
 
 def _pulling(extras: Extras) -> guide.Pulling:
@@ -281,7 +311,7 @@ def _pose(
     scans: tuple[working_grid.Scan, working_grid.Scan], options: Options, extras: Extras, notes: list[str]
 ) -> alignment.Alignment:
     """The initial alignment; doubts about it go into ``notes``."""
-    measure = "mi" if options.metric in ("mi", "mind") else "auto"
+    measure = "mi" if options.similarity in ("mi", "mind") else "auto"
     kind, near = options.initial, None
     if linear := methods.pose(options.method):  # a start that is not searched for is where the search goes on
         if kind not in ("rigid", "affine"):
@@ -301,8 +331,8 @@ def _pose(
 
 
 def _carried(fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver | Continuation) -> dict[str, Any]:
-    """The fields of :class:`Result` that lie on the scans' own grids: transforms, warped scans, Jacobian,
-    consistency."""
+    """The fields of :class:`Result` that lie on the scans' own grids: transforms, warped
+    scans, Jacobian, consistency."""
     physical = to_physical(pair, solver.space)
     grid = map_grid(fixed.grid, float(solver.space.grid.spacing.min()))
     return {
@@ -382,9 +412,8 @@ def _similarities(solver: Solver | Continuation, pair: FieldPair) -> Similarity:
     # Behind a network that found the pose itself, aligned means at the affine part of what it found, as for labels.
     aligned = quality.similarity(space.fixed, space.moving)
     try:
-        raw = working_grid.working_pair(
-            solver.scans[0], solver.scans[1], np.eye(4), np.eye(4), float(space.grid.spacing[0])
-        )
+        layout = working_grid.Layout(float(space.grid.spacing[0]))
+        raw = working_grid.working_pair(*solver.scans, np.eye(4), np.eye(4), layout)
         before = quality.similarity(raw.fixed, raw.moving)
     except InputError:  # as scanned, the two do not even overlap
         before = 0.0

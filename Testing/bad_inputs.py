@@ -22,54 +22,12 @@ import SimpleITK as sitk
 
 from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.geometry.points import PointSet, write_points
-from SymRegistrationLib.geometry.transform_files import write_transform
+from SymRegistrationLib.geometry.transform_files import NIFTI_HEADER, write_transform
 from SymRegistrationLib.geometry.transforms import DenseTransform
 from SymRegistrationLib.geometry.volumes import write_volume
 
 SHAPE = (14, 16, 18)
 GRID = Grid.centred(SHAPE, 4.0, (10, -20, 30))
-_NIFTI = np.dtype(
-    {
-        "names": [
-            "sizeof_hdr",
-            "dim",
-            "intent_code",
-            "datatype",
-            "bitpix",
-            "pixdim",
-            "vox_offset",
-            "scl_slope",
-            "scl_inter",
-            "xyzt_units",
-            "qform_code",
-            "sform_code",
-            "quatern",
-            "qoffset",
-            "srow",
-            "magic",
-        ],
-        "formats": [
-            "<i4",
-            ("<i2", 8),
-            "<i2",
-            "<i2",
-            "<i2",
-            ("<f4", 8),
-            "<f4",
-            "<f4",
-            "<f4",
-            "u1",
-            "<i2",
-            "<i2",
-            ("<f4", 3),
-            ("<f4", 3),
-            ("<f4", (3, 4)),
-            "S4",
-        ],
-        "offsets": [0, 40, 68, 70, 72, 76, 108, 112, 116, 123, 252, 254, 256, 268, 280, 344],
-        "itemsize": 348,
-    }
-)
 
 
 def scan(shift: float = 0.0) -> np.ndarray:
@@ -85,7 +43,7 @@ def scan(shift: float = 0.0) -> np.ndarray:
 def nifti(array: np.ndarray, **changes) -> bytes:
     """A NIfTI-1 file with ``array`` (D, H, W) and any header field changed."""
     code, bits = {"int16": (4, 16), "float32": (16, 32), "uint8": (2, 8)}[array.dtype.name]
-    header = np.zeros((), _NIFTI)
+    header = np.zeros((), NIFTI_HEADER)
     fields = {
         "sizeof_hdr": 348,
         "dim": [array.ndim, *array.shape[::-1], *[1] * (7 - array.ndim)],

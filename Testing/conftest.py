@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # several processes share two cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # each test process has one core, and so has what it starts
+    os.environ.update(OMP_NUM_THREADS="1", ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS="1")
 
 import numpy as np
 import pytest
@@ -78,15 +80,31 @@ def pytest_report_header(config):
         raise pytest.UsageError(str(error)) from None
 
 
+_used_layers: set[str] = set()
+
+
+def pytest_sessionfinish(session):
+    if "slicer_harness" in sys.modules:
+        _used_layers.add(_layer().described())
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["slicer_layer"] = _layer().described()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """A test process has ended: what it used is told by the one that speaks."""
+    _used_layers.update(filter(None, [getattr(node, "workeroutput", {}).get("slicer_layer")]))
+
+
 def pytest_terminal_summary(terminalreporter):
-    if "slicer_harness" in sys.modules:  # the header is not shown with -q
-        terminalreporter.write_line(_layer().described())
+    for used in sorted(_used_layers):  # the header is not shown with -q
+        terminalreporter.write_line(used)
 
 
 @pytest.fixture(autouse=True)
 def nothing_unseen(request, monkeypatch):
-    """Exceptions in slots and observers, which Qt and VTK only print, fail a Slicer test as well; so do the harness's
-    faults.
+    """Exceptions in slots and observers, which Qt and VTK only print, fail a Slicer test as well; so do
+    the harness's faults.
 
     A test that provokes one takes it out of this list.
     """

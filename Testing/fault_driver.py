@@ -1,9 +1,9 @@
 """Commands under faults: each in a forked child of one warm process, so that a hundred cost little.
 
 stdin: ``{"result_of": [words] or null, "cases": [{"words": [...], "fault": {...} or null, "cached": bool, "keep":
-[...]}, ...]}``.
-stdout: a JSON list of ``{"code", "signal", "stderr"}``. A ``cached`` case does not compute: it writes what the command
-``result_of`` computed, so that only the writing is under test. ``keep``: [folder, copy], made when the child has ended.
+[...]}, ...]}``. stdout: a JSON list of ``{"code", "signal", "stderr"}``. A ``cached`` case does not compute: it writes
+what the command ``result_of`` computed, so that only the writing is under test. ``keep``: [folder, copy], made when the
+child has ended.
 
 Faults: ``{"kind": "signal", "number", "at", "count"}`` sends a signal before the count-th ``replace`` (a file gets its
 final name), at the count-th ``half`` (a file is half written), ``append`` (a training step is over) or ``checkpoint``

@@ -26,8 +26,8 @@ def phantom(shape=(32, 32, 32), seed: int = SEED) -> torch.Tensor:
 
 
 def known_pair(shape=(32, 32, 32), size: float = 4.0, sigma: float = 6.0, seed: int = SEED):
-    """(moving, fixed, u): ``fixed = moving o (id + u)``, u smooth, its largest vector in the phantom ``size`` voxels
-    long."""
+    """(moving, fixed, u): ``fixed = moving o (id + u)``, u smooth, its largest vector in the phantom
+    ``size`` voxels long."""
     generator = torch.Generator().manual_seed(seed + 1)
     u = fields.gaussian(torch.randn((1, 3, *shape), generator=generator), sigma)
     u = u * (size / fields.square_sum(u).sqrt()[_radius(shape) < 1].max())

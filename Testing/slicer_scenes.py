@@ -142,8 +142,8 @@ def names(scene):
 
 
 def queued(pid=None):
-    """Seconds for which a thread was ready to run while the system gave the processor to others; 0 where that is not
-    told.
+    """Seconds for which a thread was ready to run while the system gave the processor to others; 0 where that
+    is not told.
 
     Args:
         pid: a process, for its main thread; None = the calling thread.

@@ -15,8 +15,8 @@ import pytest
 from SymRegistrationLib.commands.cli import main
 
 ROOT = Path(__file__).parents[1]
-#: What may be awaited of every scan, in every role. ``file => words of the refusal``; the file's name must be in it
-#: too.
+#: What may be awaited of every scan, in every role. ``file => words of the refusal``; the file's name must be in
+#: it too.
 SCANS = """
 sizeof.nii => no NIfTI file
 magic.nii => no NIfTI file
@@ -282,7 +282,7 @@ def _cases():
             --uncertainty -3 => uncertainty is -3
             --uncertainty 1000000 => uncertainty is 1000000
             --preset slow => invalid choice
-            --metric taste => invalid choice
+            --similarity taste => invalid choice
             --transform-format exe => invalid choice
             --composite --transform-format nrrd => composite
             --option speed => not NAME=VALUE

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import bad_inputs
+import commandlines
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -25,17 +26,7 @@ from SymRegistrationLib.geometry.volumes import read_map, read_volume
 from SymRegistrationLib.jobs.register import PARTIAL, sweep
 
 ROOT = Path(__file__).parents[1]
-FILES = {
-    "forward.h5",
-    "inverse.h5",
-    "warped_moving.nii.gz",
-    "warped_fixed.nii.gz",
-    "jacobian.nii.gz",
-    "inverse_consistency.nii.gz",
-    "metrics.json",
-    "history.json",
-    "state-1.safetensors",
-}
+FILES = commandlines.RUN_FILES
 KILL, TERM, INT = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGINT)
 #: Those of them whose content :func:`content` reads.
 COMPARED = {name for name in FILES if name.endswith((".h5", ".nii.gz", "metrics.json"))}
@@ -63,22 +54,7 @@ def scans(tmp_path_factory):
 
 
 def register(scans, out, *more: str) -> list[str]:
-    return [
-        "register",
-        str(scans["fixed"]),
-        str(scans["moving"]),
-        "-o",
-        str(out),
-        "--preset",
-        "fast",
-        "--initial",
-        "centre",
-        "--threads",
-        "1",
-        "-q",
-        "--no-report",
-        *more,
-    ]
+    return commandlines.register(scans["fixed"], scans["moving"], out, "--no-report", *more)
 
 
 def numbered(found) -> set[str]:
@@ -312,30 +288,7 @@ def test_single_files_are_whole_or_not_there(scans, tmp_path):
 
 
 def train(out: Path) -> list[str]:
-    return [
-        "train",
-        "--method",
-        "hsyn",
-        "-o",
-        str(out),
-        "--shape",
-        "32,32,32",
-        "--spacing",
-        "4",
-        "--device",
-        "cpu",
-        "-q",
-        "--validation-pairs",
-        "1",
-        "--iterations",
-        "6",
-        "--stages",
-        "1,1,0",
-        "--validate-every",
-        "6",
-        "--patience",
-        "0",
-    ]
+    return commandlines.train(out, "--iterations 6 --stages 1,1,0 --validate-every 6 --patience 0")
 
 
 def test_training_stopped_killed_or_out_of_disk_ends_as_the_undisturbed_run(tmp_path):

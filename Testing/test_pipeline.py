@@ -35,8 +35,8 @@ CENTRED = Options(preset="fast", initial="centre")
 
 @pytest.fixture(scope="module")
 def known(head):
-    """(fixed, moving, truth): moving = the head; fixed = the head through warp and pose on an oblique anisotropic
-    grid."""
+    """(fixed, moving, truth): moving = the head; fixed = the head through warp and pose on an
+    oblique anisotropic grid."""
     print("seed", SEED)
     pose = movement(head.grid.centre, *POSE)
     matrix = np.eye(4)

@@ -383,8 +383,8 @@ def test_the_working_grid_does_not_know_which_scan_is_fixed(fixed, moving, seed)
         for k, g in enumerate((fixed, moving))
     ]
     spacing = 0.7 * float(min(fixed.spacing.min(), moving.spacing.min()))
-    one = working_grid.working_pair(*scans, np.eye(4), np.eye(4), spacing)
-    two = working_grid.working_pair(*scans[::-1], np.eye(4), np.eye(4), spacing)
+    one = working_grid.working_pair(*scans, np.eye(4), np.eye(4), working_grid.Layout(spacing))
+    two = working_grid.working_pair(*scans[::-1], np.eye(4), np.eye(4), working_grid.Layout(spacing))
     assert one.grid.same_as(two.grid, 1e-6)
     assert torch.equal(one.fixed, two.moving) and torch.equal(one.moving, two.fixed)
 

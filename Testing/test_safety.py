@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import bad_inputs
+import commandlines
 import numpy as np
 import pytest
 
@@ -135,24 +136,8 @@ def test_the_main_job_needs_no_network(names, tmp_path):
         "    setattr(socket, name, shut)\n"
         "from SymRegistrationLib.commands.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
-    words = [
-        "register",
-        str(names["fixed"]),
-        str(names["moving"]),
-        "-o",
-        str(tmp_path / "out"),
-        "--preset",
-        "fast",
-        "-q",
-        "--threads",
-        "1",
-        "--method",
-        "hsyn",
-        "--weights",
-        str(names["net"]),
-        "--refine",
-        "1",
-    ]
+    more = *["--initial", "affine", "--method", "hsyn", "--refine", "1"], "--weights", str(names["net"])
+    words = commandlines.register(names["fixed"], names["moving"], tmp_path / "out", *more)
     command = [sys.executable, "-c", code, *words]
     alone = (
         subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode == 0
@@ -226,25 +211,7 @@ def test_a_report_shows_names_as_text(names, tmp_path):
     """A file name can hold anything; in the page it stays a name."""
     evil = tmp_path / "<img src=x onerror=alert(1)>&.nii.gz"
     evil.write_bytes(names["fixed"].read_bytes())
-    assert (
-        main(
-            [
-                "register",
-                str(evil),
-                str(names["moving"]),
-                "-o",
-                str(tmp_path / "out"),
-                "--preset",
-                "fast",
-                "--initial",
-                "centre",
-                "--threads",
-                "1",
-                "-q",
-            ]
-        )
-        == 0
-    )
+    assert main(commandlines.register(evil, names["moving"], tmp_path / "out")) == 0
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<img src=x" not in page and "onerror=alert" not in re.sub(r"&lt;img src=x onerror=alert\(1\)&gt;", "", page)
 

@@ -1,8 +1,8 @@
 """Who makes this extension and where it lives: TO BE FILLED IN BY ITS OWNER, here and nowhere else first.
 
-A test compares these lines with CMakeLists.txt, Resources/SymRegistration.json and the module's texts, and says which
-of them has to follow; a catalog of extensions reads those files as plain text, so they cannot take the values from
-here.
+A test compares these lines with CMakeLists.txt, Resources/SymRegistration.json and the module's texts, and says
+which of them has to follow; a catalog of extensions reads those files as plain text, so they cannot take the
+values from here.
 """
 
 #: Names and institutions, as the module's help shows them and EXTENSION_CONTRIBUTORS lists them.

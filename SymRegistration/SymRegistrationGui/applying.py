@@ -1,8 +1,8 @@
 """Carrying other nodes along with a result, and scoring it. Steps for :class:`~.logic.RegistrationLogic`.
 
-Images and points go opposite ways. A point of the moving scan is moved by the inverse transform, whose FromParent maps
-moving points to fixed points, exactly; nothing is inverted numerically. Volumes and segmentations are resampled by the
-worker.
+Images and points go opposite ways. A point of the moving scan is moved by the inverse transform, whose FromParent
+maps moving points to fixed points, exactly; nothing is inverted numerically. Volumes and segmentations are resampled
+by the worker.
 """
 
 import slicer
@@ -85,8 +85,8 @@ def _moveMarkups(node, target, pull, push, folder, ask):
 
 
 def describeRadii(run, fixedSide, markups):
-    """Tell each control point of ``markups`` the radius that holds 68 % of the errors there, where the run's map is
-    calibrated.
+    """Tell each control point of ``markups`` the radius that holds 68 % of the errors there, where the run's
+    map is calibrated.
 
     Args:
         fixedSide: the markups node with the same points in the fixed scan, on which the map lies.

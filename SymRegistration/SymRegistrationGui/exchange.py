@@ -157,8 +157,8 @@ def readVolume(path):
 
 
 def readTransform(path):
-    """Generator: read a transform of the worker; returns (lattice, Grid, before, after), the affines (4, 4) in LPS
-    mm."""
+    """Generator: read a transform of the worker; returns (lattice, Grid, before, after), the affines (4, 4)
+    in LPS mm."""
     with open(path, "rb") as file:
         fields = _header(file)
     affines = [np.array(fields[key].split(), float).reshape(4, 4) for key in ("before", "after")]

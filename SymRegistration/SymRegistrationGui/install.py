@@ -1,8 +1,8 @@
 """Bringing PyTorch and two small packages into Slicer's Python: only on Register, after one question, never at start.
 
 torch comes from the PyTorch extension, which picks the build that fits the graphics card; the rest through
-``slicer.packaging`` (Slicer 5.12), or pip on older versions. The application never imports torch itself: the worker
-does.
+``slicer.packaging`` (Slicer 5.12), or pip on older versions. The application never imports torch itself:
+the worker does.
 """
 
 import importlib

@@ -1,5 +1,5 @@
-"""A registration from click to nodes, without any widget: export, worker, import, all in short steps on the main
-thread.
+"""A registration from click to nodes, without any widget: export, worker, import, all in short steps on
+the main thread.
 """
 
 import dataclasses
@@ -190,8 +190,8 @@ class RegistrationLogic:
         return task
 
     def evaluate(self, run, labels=(None, None), points=(None, None), task=None):
-        """Dice of label maps or segmentations (fixed, moving), landmark error of markups; the result is the new
-        metrics.
+        """Dice of label maps or segmentations (fixed, moving), landmark error of markups; the result is
+        the new metrics.
         """
         from .applying import evaluateSteps
 

@@ -183,7 +183,7 @@ def options(parameters):
     chosen = {
         "method": parameters.method,
         "preset": parameters.preset,
-        "metric": parameters.metric,
+        "similarity": parameters.metric,
         "initial": "none" if parameters.initial == "transform" else parameters.initial,
         "refine": parameters.refine if network else 0,
         "device": parameters.device,
@@ -310,7 +310,7 @@ def repair(parameters, place=None):
         )
     settings = {"stiffness": parameters.repairStiffness}
     if parameters.repairMetric != "same":
-        settings["metric"] = parameters.repairMetric
+        settings["similarity"] = parameters.repairMetric
     if parameters.repairSpacing > 0:
         settings["spacing"] = parameters.repairSpacing
     return Change(
@@ -336,13 +336,14 @@ def startFrom(parameters, pose):
 
 def applyAnatomy(parameters, name):
     """Choose a preset by anatomy: what it says is set where it can be seen, the rest goes back to its default."""
-    wanted = {**methods.ANATOMY_DEFAULTS, **methods.anatomyOptions(name)}
+    wanted = methods.anatomyOptions(name)
     wasModifying = parameters.StartModify()
     try:
         parameters.anatomy = name
-        for option, value in wanted.items():
-            if option in methods.ANATOMY_DEFAULTS:
-                setattr(parameters, option, value)
+        for option, (parameter, usual) in methods.SHOWN.items():
+            setattr(parameters, parameter, wanted.get(option, usual))
+        if "method" in wanted:
+            parameters.method = wanted["method"]
     finally:
         parameters.EndModify(wasModifying)
 

@@ -94,9 +94,9 @@ class QtWorkerProcess:
 def killTree(pid, system=sys.platform):
     """End process ``pid`` and all its descendants, by what this machine offers.
 
-    Windows does it by ``taskkill``. Elsewhere the descendants are listed before anything ends, because an orphan
-    belongs to nobody; the worker, which is a child of the launcher, leads a group of its own, so its group goes with
-    it.
+    Windows does it by ``taskkill``. Elsewhere the descendants are listed before anything ends, because an
+    orphan belongs to nobody; the worker, which is a child of the launcher, leads a group of its own, so its
+    group goes with it.
     """
     if system == "win32":
         subprocess.run(
@@ -115,8 +115,8 @@ def killTree(pid, system=sys.platform):
 
 
 def descendants(pid):
-    """Process numbers below ``pid``, nearest first; by psutil, or where that is missing or damaged, by the system's
-    ``ps``.
+    """Process numbers below ``pid``, nearest first; by psutil, or where that is missing or damaged, by
+    the system's ``ps``.
     """
     try:
         import psutil
@@ -151,9 +151,9 @@ def pythonProgram(system=sys.platform, home=None, exists=shutil.which):
         home: Slicer's installation folder; None = of the running application.
         exists: gives a program's path, or None.
 
-    The installation's own PythonSlicer comes before one on the PATH, which may belong to another Slicer. Without
-    either, the running interpreter does, but only if it is one: elsewhere ``sys.executable`` may be the application
-    itself.
+    The installation's own PythonSlicer comes before one on the PATH, which may belong to another Slicer.
+    Without either, the running interpreter does, but only if it is one: elsewhere ``sys.executable`` may be
+    the application itself.
     """
     name = "PythonSlicer.exe" if system == "win32" else "PythonSlicer"
     home = slicerHome() if home is None else home
@@ -194,9 +194,9 @@ def workerEnvironment(startup, folder):
 def workerCommand():
     """(program, arguments, environment, folder) that start the worker.
 
-    ``python -m`` searches the working folder before everything else, and the launcher puts its own folders before those
-    of PYTHONPATH: only the working folder makes sure that the library of this very module runs, and not one that pip
-    installed.
+    ``python -m`` searches the working folder before everything else, and the launcher puts its own folders before
+    those of PYTHONPATH: only the working folder makes sure that the library of this very module runs, and not one
+    that pip installed.
     """
     folder = libraryFolder()
     environment = workerEnvironment(slicer.util.startupEnvironment(), folder)

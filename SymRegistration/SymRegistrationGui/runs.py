@@ -213,8 +213,8 @@ def _newNode(scene, part, fixedNode, movingNode):
 
 
 def _style(node, part, fixedNode, movingNode):
-    """Display nodes that look as the user expects: a warped scan like its source, maps in their colors, transforms
-    hidden.
+    """Display nodes that look as the user expects: a warped scan like its source, maps in their
+    colors, transforms hidden.
 
     Comes before the voxels: an automatic window would count all of them, which takes long enough to be felt.
     """

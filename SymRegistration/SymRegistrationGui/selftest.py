@@ -1,5 +1,5 @@
-"""The self-test that drives the panel as a user does, in Slicer or in the harness: one line of result per step in the
-log.
+"""The self-test that drives the panel as a user does, in Slicer or in the harness: one line of result per step
+in the log.
 
 *Reload and Test*, ctest and ``SymRegistrationTest`` run it. It needs no main window; without one, what the views draw
 is told as not tested. It begins with an empty scene and leaves one.
@@ -20,8 +20,8 @@ LIMIT = 600.0
 
 
 class SelfTest:
-    """The steps, in order of their methods' names; the first line of a method's documentation is the step's name in the
-    log.
+    """The steps, in order of their methods' names; the first line of a method's documentation is the step's name
+    in the log.
 
     Args:
         widget: the module's widget.
@@ -235,8 +235,8 @@ class SelfTest:
 
 
 def landmarkErrors(fixedPoints, movingPoints, inverse):
-    """(before, after): mean distance in mm of the fixed landmarks from the moving ones, as they lie and carried by
-    ``inverse``.
+    """(before, after): mean distance in mm of the fixed landmarks from the moving ones, as they lie and
+    carried by ``inverse``.
     """
     fixed, moving = (nodes.worldPoints(markups)[0] for markups in (fixedPoints, movingPoints))
     transform = inverse.GetTransformFromParent()

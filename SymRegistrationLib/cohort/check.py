@@ -50,6 +50,8 @@ class Checker:
         """Raise InputError for the first thing that is wrong."""
         for side in ("fixed", "moving"):
             self._once(read_shape, getattr(job, side), f"{side} image")
+            for number, path in enumerate(getattr(job, f"{side}_contrasts"), 2):
+                self._once(read_shape, path, f"{side} contrast {number}")
             for kind in ("mask", "labels"):
                 if path := getattr(job, f"{side}_{kind}"):
                     self._once(read_shape, path, f"{side} {kind}")

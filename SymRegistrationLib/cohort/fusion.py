@@ -68,8 +68,8 @@ def majority(stack: np.ndarray) -> np.ndarray:
 
 
 def _staple(stack: np.ndarray, fallback: np.ndarray, background: int) -> np.ndarray:
-    """STAPLE within the box where some map holds more than background; ``fallback`` elsewhere and where it is
-    undecided."""
+    """STAPLE within the box where some map holds more than background; ``fallback`` elsewhere and where
+    it is undecided."""
     shown = ((stack >= 0) & (stack != background)).any(axis=0)
     if not shown.any():
         return fallback

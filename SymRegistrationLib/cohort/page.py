@@ -1,5 +1,5 @@
-"""``index.html`` of a batch: every pair with its picture and numbers, what needs a look first; one file, no script from
-outside.
+"""``index.html`` of a batch: every pair with its picture and numbers, what needs a look first; one file, no
+script from outside.
 """
 
 from __future__ import annotations
@@ -68,8 +68,7 @@ def page(
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}: batch</title><style>{STYLE}{_STYLE}</style></head><body><main>"
         f'<h1>{escape(title)}</h1><p class="soft">SymRegistration {__version__}, {time.strftime("%Y-%m-%d %H:%M")}, '
-        f"{duration(seconds)}</p>"
-        f"{_tiles(found)}{running}{more}"
+        f"{duration(seconds)}</p>{_tiles(found)}{running}{more}"
         f'<section class="card"><h2>Pairs</h2><p class="soft">{_rule(found)}</p><div class="wide"><table '
         f'class="pairs"><tr><th></th>'
         f'<th>pair</th><th>what to look at</th>{head}<th class="n">time</th></tr>{body}</table></div></section>'
@@ -95,12 +94,10 @@ def _rule(found: dict[str, int]) -> str:
             f"with each other."
         )
     return (
-        f"Failed pairs first, then those that stand out, the worst first. A pair stands out when one of its numbers "
-        f"lies on the "
-        f"bad side of the others by a robust z-score above {THRESHOLD} (0.6745 &times; distance from the median / "
-        f"median absolute "
-        "deviation), or when its own report says not to use it. The picture is the registered scan under the fixed "
-        "scan's outlines."
+        "Failed pairs first, then those that stand out, the worst first. A pair stands out when one of its numbers "
+        f"lies on the bad side of the others by a robust z-score above {THRESHOLD} (0.6745 &times; distance from the "
+        "median / median absolute deviation), or when its own report says not to use it. The picture is the "
+        "registered scan under the fixed scan's outlines."
     )
 
 

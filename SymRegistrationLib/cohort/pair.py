@@ -62,8 +62,8 @@ class Digests:
         self._known: dict[tuple, str] = {}
 
     def of(self, path: str | Path) -> str:
-        """Of a file with what its header points to, or of a folder's files. Raises InputError when it cannot be
-        read."""
+        """Of a file with what its header points to, or of a folder's files. Raises InputError when it
+        cannot be read."""
         parts = hashlib.sha256()
         files = content_files(Path(path))
         for file in files:
@@ -117,7 +117,7 @@ def content_files(path: Path) -> list[Path]:
 
 def inputs_of(job: Job) -> dict[str, str]:
     """Every file that the result depends on: scans, masks, labels, landmarks, start transform, weights."""
-    files = {name: getattr(job, name) for name in INPUT_PATHS if getattr(job, name)}
+    files = dict(job.inputs)
     options = job.options
     if options.initial not in INITIALS:
         files["initial"] = options.initial
@@ -137,7 +137,7 @@ def signature(request: PairRequest, digests: Digests) -> dict[str, Any]:
     """
     job = dataclasses.asdict(request.job)
     files = inputs_of(request.job)
-    for name in ("output", *INPUT_PATHS):
+    for name in ("output", *INPUT_PATHS, "fixed_contrasts", "moving_contrasts"):
         del job[name]
     for name in MACHINE:
         del job["options"][name]

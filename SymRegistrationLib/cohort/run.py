@@ -1,8 +1,8 @@
 """Many pairs: checked, divided among warm workers or handed to a cluster, resumed after anything, and summed up.
 
 No torch in this process. A pair's folder is finished when its record says so (see
-:mod:`SymRegistrationLib.cohort.pair`);
-everything else is done again. ``summary.csv`` and ``index.html`` are renewed while the batch runs.
+:mod:`SymRegistrationLib.cohort.pair`); everything else is done again. ``summary.csv`` and ``index.html`` are renewed
+while the batch runs.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class CohortPlan:
         scheduler: address of a Dask scheduler instead.
         worker_timeout_s: seconds without a word after which a worker is taken for hanging.
         group: the pairs also write what :mod:`SymRegistrationLib.cohort.template` needs.
-        verify_outputs: finished pairs are compared by the SHA-256 of their outputs too, not only by that of inputs and
-            job.
+        verify_outputs: finished pairs are compared by the SHA-256 of their outputs too, not only by that of
+            inputs and job.
         title: of the page.
         links: (file, what it is) for the page.
     """
@@ -310,8 +310,8 @@ def _absolute(request: PairRequest) -> PairRequest:
 def _locked(folder: Path) -> Iterator[int]:
     """Nobody else's batch in ``folder``; yields the lock's file descriptor, which workers inherit, or -1.
 
-    The system itself lets go of the lock when this process and all workers that inherited it have ended, however they
-    end.
+    The system itself lets go of the lock when this process and all workers that inherited it have ended,
+    however they end.
 
     Raises:
         InputError: another batch works there, or the folder cannot be made.

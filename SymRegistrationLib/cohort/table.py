@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..job import INITIALS, INPUT_PATHS, InputError, Job, existing_file
+from ..job import CONTRAST_COLUMNS, INITIALS, INPUT_PATHS, InputError, Job, existing_file
 
-COLUMNS = (*INPUT_PATHS, "initial", "method", "id")
+COLUMNS = (*INPUT_PATHS, *CONTRAST_COLUMNS, "initial", "method", "id")
 #: Columns of a table of scans (as for training), when everything goes onto one fixed scan.
 SCANS = {"image": "moving", "labels": "moving_labels", "mask": "moving_mask", "points": "moving_points"}
 #: Longest id in bytes: file systems allow 255 for a name, and files inside need their own.
@@ -45,8 +45,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Cells:
-    """A table as text: ``lines`` are (line number, cell per column name); ``base`` is what relative paths start
-    from."""
+    """A table as text: ``lines`` are (line number, cell per column name); ``base`` is what relative
+    paths start from."""
 
     name: str
     base: Path
@@ -250,6 +250,15 @@ def _job(cells: Cells, line: int, values: dict[str, str], template: Job) -> Job:
             changes[column] = str(cells.base / values[column])
         elif column in values and column in ("fixed", "moving"):
             raise _wrong(cells.name, line, f"'{column}' is empty", "Every row needs both scans.")
+    given = [name for name in CONTRAST_COLUMNS if values.get(name)]
+    for name in given:
+        other = name.replace("fixed", "moving") if name.startswith("fixed") else name.replace("moving", "fixed")
+        if other not in given:
+            raise _wrong(cells.name, line, f"'{name}' is given without '{other}'", "Contrasts go pair by pair.")
+    if given:
+        for side in ("fixed", "moving"):
+            paths = (str(cells.base / values[name]) for name in given if name.startswith(side))
+            changes[f"{side}_contrasts"] = tuple(paths)
     options: dict[str, Any] = {name: values[name] for name in ("initial", "method") if values.get(name)}
     if options.get("initial", "none") not in INITIALS:
         options["initial"] = str(cells.base / options["initial"])

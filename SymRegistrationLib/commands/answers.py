@@ -31,9 +31,8 @@ def write_raw(folder: Path, wanted: Sequence[str], result: Any) -> dict[str, str
     """Write the ``wanted`` parts of a :class:`~SymRegistrationLib.pipeline.Result` as uncompressed NRRD.
 
     Returns:
-        File name per part; ``uncertainty`` is left out when the run made none. A transform is its lattice, with
-        the affines
-        before and after it as the keys ``before`` and ``after``.
+        File name per part; ``uncertainty`` is left out when the run made none. A transform is its lattice, with the
+        affines before and after it as the keys ``before`` and ``after``.
     """
     import SimpleITK as sitk
 

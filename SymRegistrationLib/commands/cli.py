@@ -1,7 +1,8 @@
 """``symreg``: the command line.
 
 Parsing and checking cost no torch; a command loads what it needs when it runs. Exit codes: 0 done, 1 failed
-while running, 2 bad usage or input, 130 and 143 stopped by Ctrl-C and by SIGTERM.
+while running or the scans count as not registered (the outputs are there and say so), 2 bad usage or input, 130 and 143
+stopped by Ctrl-C and by SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..console import Console, jsonable, number, share_cores
 from ..job import INITIALS, INPUT_PATHS, InputError, Job, RegistrationError, existing_file, parsed_json
 from ..registration.catalogue import needs_weights
-from . import steering
+from . import choosing, steering
 from .arguments import SUBCOMMANDS, available_subcommands, build_parser, options_of
 
 
@@ -47,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.command is None:
             build_parser().print_help()
             return 0
-        _COMMANDS[args.command](args, console)
-        return 0
+        return _COMMANDS[args.command](args, console) or 0
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -94,19 +94,18 @@ def _catch_sigterm() -> Any:
 # ---------------------------------------------------------------------------------------------- commands
 
 
-def _register(args: argparse.Namespace, console: Console) -> None:
+def _register(args: argparse.Namespace, console: Console) -> int:
     if args.job and _is_history(args.job):
         from ..jobs.history import replay
 
         if args.fixed or not args.output:
             raise InputError("a history is done again into a folder of its own.", "Give -o DIR, and no scans.")
-        steering.told(replay(args.job, args.output, console.progress), args.output, console)
-        return
+        return steering.told(replay(args.job, args.output, console.progress), args.output, console)
     job = _job_of(args)
     check_job(job)
     from ..jobs.register import run
 
-    steering.told(run(job, console.progress), job.output, console)
+    return steering.told(run(job, console.progress), job.output, console)
 
 
 def _is_history(path: str) -> bool:
@@ -143,6 +142,8 @@ def _job_of(args: argparse.Namespace) -> Job:
         rim_mm=args.rim_mm,
         keep_state=args.keep_state,
         options=options_of(args),
+        fixed_contrasts=tuple(args.fixed_contrast),
+        moving_contrasts=tuple(args.moving_contrast),
         **{name: getattr(args, name) for name in (*INPUT_PATHS, "start_from", "region")},
     )
 
@@ -153,8 +154,7 @@ def check_job(job: Job) -> None:
     Raises:
         InputError: naming the input and the remedy.
     """
-    for name in (*INPUT_PATHS, "start_from", "region"):
-        path = getattr(job, name)
+    for name, path in {**job.inputs, "start_from": job.start_from, "region": job.region}.items():
         if path is not None:
             existing_file(path, name.replace("_", " "))
     if job.options.initial not in INITIALS:
@@ -232,9 +232,11 @@ def _demo(args: argparse.Namespace, console: Console) -> None:
     console.result(metrics, text)
 
 
-_COMMANDS = {
+#: Each returns its exit code, or None for 0.
+_COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int | None]] = {
     "register": _register,
     **steering.COMMANDS,
+    **choosing.COMMANDS,
     "apply": _apply,
     "evaluate": _evaluate,
     "methods": _methods,

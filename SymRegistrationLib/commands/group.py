@@ -11,24 +11,21 @@ from collections.abc import Sequence
 
 from ..cohort.table import rows_of
 from ..console import Console
-from .arguments import _Parser
 from .batch import add_scan_arguments, cells_of, completed, dry_run, finish_rows, fixed_side, plan_of, template_of
+from .parsing import add_output, command_parser
 
 _DESCRIPTION = """Bring many scans onto one template, and see what they have in common and where they differ in size.
 
-SCANS is a CSV or TSV file with a column image (and mask, id, ...; relative paths start at its folder), or a folder \
-(BIDS or
-flat). Every scan is registered as by symreg batch: warm workers, the same command goes on after anything.
+SCANS is a CSV or TSV file with a column image (and mask, id, ...; relative paths start at its folder), or a folder
+(BIDS or flat). Every scan is registered as by symreg batch: warm workers, the same command goes on after anything.
 
-Writes a folder per scan, with its transforms, warped_moving.nii.gz and log_jacobian.nii.gz (natural logarithm of the \
-volume
-in the scan per volume in the template, above 0 = larger in the scan), and of all:
+Writes a folder per scan, with its transforms, warped_moving.nii.gz and log_jacobian.nii.gz (natural logarithm of the
+volume in the scan per volume in the template, above 0 = larger in the scan), and of all:
   mean.nii.gz, sd.nii.gz               the registered scans, every voxel over the scans that reach it
   coverage.nii.gz                      how many those are
   log_jacobian_mean.nii.gz, _sd        morphometry of the group
-  scans.csv                            one line a scan for your statistics; log_scale is the part of log_jacobian \
-that the
-                                       initial alignment brought (subtract it for volumes relative to the whole)
+  scans.csv                            one line a scan for your statistics; log_scale is the part of log_jacobian that
+                                       the initial alignment brought (subtract it for volumes relative to the whole)
   summary.csv, index.html              as symreg batch"""
 
 _EXAMPLES = """examples:
@@ -39,18 +36,10 @@ _EXAMPLES = """examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``symreg group``."""
-    parser = _Parser(
-        "symreg group",
-        usage="symreg group SCANS --to TEMPLATE -o DIR [options]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("group", "SCANS --to TEMPLATE -o DIR [options]", _DESCRIPTION, _EXAMPLES)
     parser.add_argument("table", metavar="SCANS", help="CSV or TSV file, or a folder of scans")
     parser.add_argument("--to", required=True, metavar="TEMPLATE", help="the scan that everyone is brought onto")
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="DIR", help="folder for everything; the same one again goes on"
-    )
+    add_output(parser, "folder for everything; the same one again goes on")
     for kind in ("mask", "labels", "points"):
         parser.add_argument(f"--to-{kind}", metavar="FILE", help=f"{kind} of the template")
     group = parser.add_argument_group("group")

@@ -8,17 +8,15 @@ from collections.abc import Sequence
 from ..console import Console, number
 from ..job import existing_file
 from ..training.pool_options import PoolOptions
-from .arguments import _Parser
+from .parsing import add_numbers, add_output, add_verbosity_options, command_parser, numbers
 
 _DESCRIPTION = """Make a pool of training pairs from label maps: once, for any number of trainings.
 
 Every pair holds two realistic scans that the shipped pose and matching have already brought together, the label maps
-of both,
-and as a teacher the half-way displacement fields that syn finds on clean renderings. A pair takes about ten seconds of
-one
-processor and 5 MB. A pool that was cut off goes on with the same command; a larger --pairs adds to it. Several
-processes
-may work on one pool. Train with: symreg train --pool DIR --method NAME -o RUN"""
+of both, and as a teacher the half-way displacement fields that syn finds on clean renderings (--no-teacher leaves
+them out, for trainings with --teacher-steps 0). A pair takes about ten seconds of one processor and 5 MB. A pool that
+was cut off goes on with the same command; a larger --pairs adds to it. Several processes may work on one pool.
+Train with: symreg train --pool DIR --method NAME -o RUN"""
 
 _EXAMPLES = """examples:
   symreg pool label_maps -o pool --pairs 600
@@ -29,15 +27,9 @@ _EXAMPLES = """examples:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``symreg pool``; defaults are those of :class:`PoolOptions`."""
     d = PoolOptions()
-    parser = _Parser(
-        prog="symreg pool",
-        usage="symreg pool LABELS -o DIR [options]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("pool", "LABELS -o DIR [options]", _DESCRIPTION, _EXAMPLES)
     parser.add_argument("labels", metavar="LABELS", help="folder or table of label maps")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the pool")
+    add_output(parser, "folder of the pool")
     parser.add_argument(
         "--pairs", type=int, default=600, metavar="N", help="the pool is to have (default: %(default)s)"
     )
@@ -47,51 +39,33 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prealign", default="sm-gicnet", metavar="W", help="weights file or method whose pose and matching are used"
     )
-    for name, kind, text in (
-        ("spacing", float, "working voxel, mm"),
-        ("rotation", float, "largest pose, degrees"),
-        ("shift", float, "largest pose, mm"),
-        ("scale", float, "largest change of size, share"),
-        ("warp", float, "largest warp of a scan, mm"),
-        ("two_people", float, "share of pairs of two label maps"),
-        ("pose_only", float, "share of pairs that only the pose brought together"),
-        ("random_contrast", float, "share of scans that do not look T1-weighted"),
-        ("strip", float, "share of pairs without what lies outside the brain"),
-        ("thick", float, "share of scans with thick slices"),
-        ("noise", float, "largest noise, of the scan's range"),
-        ("bias", float, "largest logarithm of the bias field"),
-        ("seed", int, "of everything random"),
-    ):
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=kind,
-            default=getattr(d, name),
-            metavar="X",
-            help=f"{text} (default: %(default)s)",
-        )
+    add_numbers(
+        parser,
+        d,
+        """
+        spacing         MM    working voxel
+        rotation        DEG   largest pose
+        shift           MM    largest pose
+        scale           SHARE largest change of size
+        warp            MM    largest warp of a scan
+        two_people      SHARE of pairs of two label maps
+        pose_only       SHARE of pairs that only the pose brought together
+        random_contrast SHARE of scans that do not look T1-weighted
+        strip           SHARE of pairs without what lies outside the brain
+        thick           SHARE of scans with thick slices
+        noise           SHARE largest noise, of the scan's range
+        bias            X     largest logarithm of the bias field
+        seed            N     of everything random
+        """,
+    )
+    shape = "working grid, multiples of 16 (default: 80,96,80)"
+    parser.add_argument("--shape", type=numbers(int, 3), default=d.shape, metavar="D,H,W", help=shape)
     parser.add_argument(
-        "--shape",
-        type=_shape,
-        default=d.shape,
-        metavar="D,H,W",
-        help="working grid, multiples of 16 (default: 80,96,80)",
+        "--no-teacher", dest="teacher", action="store_false", help="no fields by syn: for --teacher-steps 0, cheaper"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
-    group = parser.add_argument_group("what it says")
-    group.add_argument("--json", action="store_true", help="one JSON event a line on stdout: progress, result, error")
-    group.add_argument("-q", "--quiet", action="store_true", help="only errors")
-    group.add_argument("--debug", action="store_true", help="a traceback with an error")
+    add_verbosity_options(parser)
     return parser
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        shape = ()
-    if len(shape) != 3:
-        raise argparse.ArgumentTypeError(f"'{text}' is not three whole numbers such as 80,96,80")
-    return shape
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -107,10 +81,10 @@ def main(arguments: Sequence[str]) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     result = make(args.output, args.labels, args.pairs, options, args.held_out, args.prealign, console.progress)
+    taught = f", {number(result['dice_teacher'])} by the teacher" if options.teacher else ""
     console.result(
         result,
         f"{result['pairs']} pairs in {result['folder']}, {result['made']} of them new; Dice "
-        f"{number(result['dice_before'])} "
-        f"as they meet, {number(result['dice_teacher'])} by the teacher",
+        f"{number(result['dice_before'])} as they meet{taught}",
     )
     return 0

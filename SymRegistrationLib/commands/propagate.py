@@ -12,13 +12,12 @@ from pathlib import Path
 from ..cohort.table import Cells, read_cells, rows_of
 from ..console import Console, number, table
 from ..job import InputError, existing_file
-from .arguments import _Parser
 from .batch import completed, dry_run, finish_rows, plan_of, template_of
+from .parsing import add_output, command_parser
 
-_DESCRIPTION = """Carry labels from one or several atlases to a scan. Every atlas is registered to TARGET (as by \
-symreg batch:
-warm workers, the same command goes on after anything), its labels are carried along, and all are made into one map:
-majority (a draw goes to the atlas that fits best) or STAPLE (atlases weighted by how they perform).
+_DESCRIPTION = """Carry labels from one or several atlases to a scan. Every atlas is registered to TARGET (as by
+symreg batch: warm workers, the same command goes on after anything), its labels are carried along, and all are made
+into one map: majority (a draw goes to the atlas that fits best) or STAPLE (atlases weighted by how they perform).
 
 Writes:
   labels.nii.gz       the labels on the target's grid, values as in the atlases
@@ -29,23 +28,16 @@ Writes:
 
 _EXAMPLES = """examples:
   symreg propagate scan.nii.gz --atlas atlas.nii.gz atlas_labels.nii.gz -o out
-  symreg propagate scan.nii.gz --atlases atlases.csv --fusion staple -o out      columns image, labels and, if you \
-like, id, mask"""
+  symreg propagate scan.nii.gz --atlases atlases.csv --fusion staple -o out      columns: image, labels, (id, mask)"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``symreg propagate``."""
-    parser = _Parser(
-        "symreg propagate",
-        usage="symreg propagate TARGET (--atlas IMAGE LABELS ... | --atlases TABLE) -o DIR [options]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "propagate", "TARGET (--atlas IMAGE LABELS ... | --atlases TABLE) -o DIR [options]", _DESCRIPTION, _EXAMPLES
     )
     parser.add_argument("target", metavar="TARGET", help="the scan that gets the labels")
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="DIR", help="folder for everything; the same one again goes on"
-    )
+    add_output(parser, "folder for everything; the same one again goes on")
     group = parser.add_argument_group("atlases")
     group.add_argument(
         "--atlas", nargs=2, action="append", default=[], metavar=("IMAGE", "LABELS"), help="an atlas; repeatable"

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ..console import Console
-from ..job import METRICS, PRESETS, InputError
+from ..job import PRESETS, SIMILARITIES, InputError
 
 UPDATE = """Go on from a finished registration instead of starting again: new landmark pairs or labels pull, the rest
 follows. Takes seconds. What is not given stays as it was in the last step.
@@ -25,7 +25,7 @@ changes, in both directions, and the two stay inverse to each other."""
 REPAIR_EXAMPLES = """examples:
   symreg repair out --region mask.nii.gz                         a mask on the fixed scan
   symreg repair out --sphere=12,-30,45,20                        centre and radius, LPS mm of the fixed scan
-  symreg repair out --region mask.nii.gz --stiffness 2 --metric mind
+  symreg repair out --region mask.nii.gz --stiffness 2 --similarity mind
   symreg undo out"""
 
 UNDO = "Show the step before in the folder of a result again. Nothing is optimised; 'symreg redo' comes back."
@@ -94,9 +94,17 @@ def continuing_arguments(parser: argparse.ArgumentParser, region: bool) -> None:
     add_steering_options(parser)
     how = parser.add_argument_group("how")
     how.add_argument("--preset", choices=PRESETS, help="how much time a repair may take (default: as before)")
-    how.add_argument("--metric", choices=METRICS, help="similarity (default: as before)")
+    add_similarity(how, "what is maximised (default: as before)")
     how.add_argument("--spacing", type=float, metavar="MM", help="finer working voxel size")
     how.add_argument("--no-report", action="store_true", help="no report.html")
+
+
+def add_similarity(group: Any, text: str, default: str | None = None) -> None:
+    """The option ``--similarity`` with this help; its former name ``--metric`` still works, unseen."""
+    group.add_argument("--similarity", choices=SIMILARITIES, default=default, help=text)
+    group.add_argument(
+        "--metric", dest="similarity", choices=SIMILARITIES, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
 
 
 def folder_argument(parser: argparse.ArgumentParser) -> None:
@@ -104,15 +112,15 @@ def folder_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="folder of a finished registration")
 
 
-def go_on(args: argparse.Namespace, console: Console) -> None:
-    """Run ``update`` or ``repair``."""
+def go_on(args: argparse.Namespace, console: Console) -> int:
+    """Run ``update`` or ``repair``; returns the exit code."""
     from ..jobs.history import continuing_job
     from ..jobs.register import run
 
     names = ("fixed_labels", "moving_labels", "fixed_points", "moving_points", "region", "sphere", "rim_mm")
     changes = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     steers = ("landmark_weight", "landmark_tolerance", "drive_labels", "label_weight", "stiffness")
-    options = {name: getattr(args, name) for name in (*steers, "preset", "metric", "spacing")}
+    options = {name: getattr(args, name) for name in (*steers, "preset", "similarity", "spacing")}
     options = {name: value for name, value in options.items() if value is not None}
     if "fixed_points" in changes:
         options.setdefault("landmark_weight", 1.0)
@@ -123,7 +131,7 @@ def go_on(args: argparse.Namespace, console: Console) -> None:
     if args.no_report:
         changes["report"] = False
     job = continuing_job(args.folder, args.output, changes, options)
-    told(run(job, console.progress), job.output, console)
+    return told(run(job, console.progress), job.output, console)
 
 
 def step_back(args: argparse.Namespace, console: Console) -> None:
@@ -142,13 +150,14 @@ def list_history(args: argparse.Namespace, console: Console) -> None:
     console.result({"current": history.current, "steps": list(history.steps)}, history_table(history))
 
 
-def told(metrics: Any, output: str, console: Console) -> None:
-    """Notes and the result of a run."""
+def told(metrics: Any, output: str, console: Console) -> int:
+    """Say the notes and the result of a run; returns the exit code: 1 when its verdict is "not registered", else 0."""
     from ..report.rows import summary
 
     for note in metrics.get("notes", []):
         console.note(note)
     console.result(metrics, summary(metrics, output))
+    return 0 if metrics.get("verdict", {}).get("registered", True) else 1
 
 
 COMMANDS = {"update": go_on, "repair": go_on, "undo": step_back, "redo": step_back, "history": list_history}

@@ -14,7 +14,9 @@ from typing import Any
 
 from ..console import Console, duration, number
 from ..job import InputError, existing_file
+from ..training.checks import PRECISIONS
 from ..training.options import BAD_SCANS, RATES, TrainingOptions, Weighting
+from .parsing import add_numbers, add_output, add_verbosity_options, command_parser, numbers
 
 _DESCRIPTION = """Train a network on your own scans, on scans synthesised from label maps, or on both.
 
@@ -28,16 +30,13 @@ The folder of the run holds:
                              the same weights as a run that was not interrupted
 
 Scans:       --data takes a folder (BIDS or flat; label maps, masks and landmarks are found by name: _aseg, _dseg,
-             _labels, _mask, _landmarks) or a CSV/TSV table with the columns image, labels, mask, points, subject, \
-split;
-             or fixed, moving, fixed_labels, moving_labels, ... for fixed pairs. What lies outside a mask is made \
-black, as
-             in a skull-stripped scan: give the network such scans later, too.
+             _labels, _mask, _landmarks) or a CSV/TSV table with the columns image, labels, mask, points, subject,
+             split; or fixed, moving, fixed_labels, moving_labels, ... for fixed pairs. What lies outside a mask is
+             made black, as in a skull-stripped scan: give the network such scans later, too.
 Label maps:  --labels takes a folder or table of label maps. Scans of random contrast, pose and quality are made of them
              while training; the true map of each pair is known. Nothing else is needed.
 Pool:        --pool takes a folder that symreg pool made, and trains the repeated passes of a method on it; its options
-are
-             told by: symreg train --pool x --help
+             are told by: symreg train --pool x --help
 Several GPUs: torchrun --nproc-per-node N -m SymRegistrationLib train ..."""
 
 _EXAMPLES = """examples:
@@ -49,152 +48,77 @@ _EXAMPLES = """examples:
   symreg register a.nii.gz b.nii.gz -o out --method hsyn --weights run/hsyn-small.safetensors"""
 
 
-def _numbers(kind: type):
-    def read(text: str) -> tuple:
-        try:
-            return tuple(kind(part) for part in text.replace("x", ",").split(","))
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers such as 96,112,96") from None
-
-    return read
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``symreg train``; every default is that of :class:`TrainingOptions`."""
-    from .arguments import _Parser
-
-    parser = _Parser(
-        prog="symreg train",
-        usage="symreg train --method NAME [--data D] [--labels L] -o DIR [options]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("train", "--method NAME [--data D] [--labels L] -o DIR [options]", _DESCRIPTION, _EXAMPLES)
     parser.add_argument("--method", required=True, help="which network; see 'symreg methods'")
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="DIR", help="folder of the run; one that exists goes on"
-    )
+    add_output(parser, "folder of the run; one that exists goes on")
     for add in (_data_arguments, _schedule_arguments, _loss_arguments, _machine_arguments):
         add(parser)
-    group = parser.add_argument_group("what it says")
-    group.add_argument("--json", action="store_true", help="one JSON event a line on stdout: progress, result, error")
-    group.add_argument("-q", "--quiet", action="store_true", help="only errors")
-    group.add_argument("--debug", action="store_true", help="a traceback with an error")
+    add_verbosity_options(parser)
     return parser
+
+
+#: Where every default is read, so that it stands in one place only.
+_DEFAULTS = TrainingOptions("", "")
 
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--data", metavar="D", help="folder or table of scans")
     group.add_argument("--labels", metavar="L", help="folder or table of label maps to synthesise scans from")
-    group.add_argument(
-        "--bad-scans",
-        choices=BAD_SCANS,
-        default="refuse",
-        help="a scan that cannot be used: leave it out, or stop (default: %(default)s)",
+    bad = "a scan that cannot be used: leave it out, or stop (default: %(default)s)"
+    group.add_argument("--bad-scans", choices=BAD_SCANS, default=_DEFAULTS.bad_scans, help=bad)
+    held_out = "held out: a share, or comma-separated parts of file names (default: %(default)s)"
+    group.add_argument("--validation", default=_DEFAULTS.validation, metavar="WHAT", help=held_out)
+    add_numbers(
+        group,
+        _DEFAULTS,
+        """
+        real         SHARE of the steps on real scans when there are label maps too
+        shapes       SHARE of synthetic pairs that show random shapes
+        two_people   SHARE of synthetic pairs made of two label maps
+        one_contrast SHARE of synthetic pairs whose scans have one contrast
+        t1           SHARE of synthetic scans of FreeSurfer's labels that look T1-weighted
+        rotation     DEG   largest pose
+        shift        MM    largest pose
+        scale        SHARE largest change of size
+        """,
     )
-    group.add_argument(
-        "--validation",
-        default="0.15",
-        metavar="WHAT",
-        help="held out: a share, or comma-separated parts of file names (default: %(default)s)",
-    )
-    group.add_argument(
-        "--real",
-        type=float,
-        default=0.5,
-        metavar="SHARE",
-        help="share of the steps on real scans when there are label maps too (default: %(default)s)",
-    )
-    group.add_argument(
-        "--shapes",
-        type=float,
-        default=0.1,
-        metavar="SHARE",
-        help="share of synthetic pairs that show random shapes (default: %(default)s)",
-    )
-    group.add_argument(
-        "--two-people",
-        type=float,
-        default=0.3,
-        metavar="SHARE",
-        help="share of synthetic pairs made of two label maps (default: %(default)s)",
-    )
-    group.add_argument(
-        "--one-contrast",
-        type=float,
-        default=0.4,
-        metavar="SHARE",
-        help="share of synthetic pairs whose scans have one contrast (default: %(default)s)",
-    )
-    group.add_argument(
-        "--t1",
-        type=float,
-        default=0.4,
-        metavar="SHARE",
-        help="share of synthetic scans of FreeSurfer's labels that look T1-weighted (default: %(default)s)",
-    )
-    group.add_argument(
-        "--rotation", type=float, default=90.0, metavar="DEG", help="largest pose (default: %(default)s)"
-    )
-    group.add_argument("--shift", type=float, default=50.0, metavar="MM", help="largest pose (default: %(default)s)")
-    group.add_argument(
-        "--scale", type=float, default=0.2, metavar="SHARE", help="largest change of size (default: %(default)s)"
-    )
-    group.add_argument("--licence", default="not stated", help="of the weights, for the model card")
+    group.add_argument("--licence", default=_DEFAULTS.licence, help="of the weights, for the model card")
 
 
 def _schedule_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("network and schedule")
-    group.add_argument("--size", default="small", help="of the network: published or small (default: %(default)s)")
+    size = "of the network: published or small (default: %(default)s)"
+    group.add_argument("--size", default=_DEFAULTS.size, help=size)
     group.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="a switch of the method; repeatable"
     )
     group.add_argument("--start", metavar="FILE", help="weights to start from")
-    group.add_argument("--spacing", type=float, metavar="MM", help="working voxel (default: planned)")
-    group.add_argument("--shape", type=_numbers(int), metavar="D,H,W", help="working grid, voxels (default: planned)")
-    group.add_argument("--iterations", type=int, metavar="N", help="steps of all stages (default: as published)")
+    group.add_argument("--shape", type=numbers(int), metavar="D,H,W", help="working grid, voxels (default: planned)")
     group.add_argument("--hours", type=float, metavar="H", help="make the whole plan fit in this time")
-    group.add_argument("--minutes", type=float, metavar="M", help="the same in minutes")
-    group.add_argument(
-        "--stages",
-        type=_numbers(float),
-        metavar="A,B,..",
-        help="share of the work per stage, coarsest first; on a CPU coarse levels first pay off",
-    )
-    group.add_argument(
-        "--freeze",
-        type=int,
-        default=0,
-        metavar="LEVEL",
-        help="levels up to this one stay as they are while finer ones are trained (default: %(default)s)",
-    )
-    group.add_argument(
-        "--stop-after", type=float, metavar="M", help="stop this process after so many minutes, to be continued"
-    )
-    group.add_argument("--batch", type=int, default=1, metavar="N", help="pairs per step and process (default: 1)")
-    group.add_argument(
-        "--learning-rate", type=float, metavar="R", help="peak (default: published, higher for short plans)"
-    )
-    group.add_argument("--rate", choices=RATES, default="auto", help="its course (default: cosine for short plans)")
-    group.add_argument(
-        "--ema", type=float, default=0.999, metavar="D", help="decay of the weights' average (default: 0.999)"
-    )
-    group.add_argument(
-        "--curriculum",
-        type=float,
-        default=0.5,
-        metavar="SHARE",
-        help="share of each stage over which poses grow to full size (default: %(default)s)",
-    )
-    group.add_argument("--validate-every", type=int, metavar="N", help="steps (default: a 20th of the plan)")
-    group.add_argument("--validation-pairs", type=int, default=8, metavar="N", help="(default: 8)")
-    group.add_argument(
-        "--patience",
-        type=int,
-        default=6,
-        metavar="N",
-        help="validations without gain that end a stage; 0 = never (default: 6)",
+    stages = "share of the work per stage, coarsest first; on a CPU coarse levels first pay off"
+    group.add_argument("--stages", type=numbers(float), metavar="A,B,..", help=stages)
+    rate = "its course (default: cosine for short plans)"
+    group.add_argument("--rate", choices=RATES, default=_DEFAULTS.rate, help=rate)
+    add_numbers(
+        group,
+        _DEFAULTS,
+        """
+        spacing          MM    working voxel (default: planned)
+        iterations       N     steps of all stages (default: as published)
+        minutes          M     make the whole plan fit in this time
+        freeze           LEVEL levels up to this one stay as they are while finer ones are trained
+        stop_after       M     stop this process after so many minutes, to be continued
+        batch            N     pairs per step and process
+        learning_rate    R     peak (default: published, higher for short plans)
+        ema              D     decay of the weights' average
+        curriculum       SHARE of each stage over which poses grow to full size
+        validate_every   N     steps (default: a 20th of the plan)
+        validation_pairs N     number of pairs that judge
+        patience         N     validations without gain that end a stage; 0 = never
+        """,
     )
 
 
@@ -209,39 +133,28 @@ def _loss_arguments(parser: argparse.ArgumentParser) -> None:
         "fold": "folding on supervised steps",
     }
     for field in dataclasses.fields(Weighting):
-        group.add_argument(
-            f"--{field.name.replace('_', '-')}-weight",
-            type=float,
-            default=field.default,
-            metavar="W",
-            help=f"{told[field.name]} (default: {field.default:g})",
-        )
-    group.add_argument(
-        "--supervised",
-        type=float,
-        default=0.7,
-        metavar="SHARE",
-        help="share of synthetic steps that learn from labels and true maps (default: %(default)s)",
-    )
+        flag, text = f"--{field.name.replace('_', '-')}-weight", f"{told[field.name]} (default: {field.default:g})"
+        group.add_argument(flag, type=float, default=field.default, metavar="W", help=text)
+    add_numbers(group, _DEFAULTS, "supervised SHARE of synthetic steps that learn from labels and true maps")
 
 
 def _machine_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    group.add_argument(
-        "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="auto takes bfloat16 on a GPU (default: %(default)s)",
-    )
+    group.add_argument("--device", default=_DEFAULTS.device, help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    precision = "auto takes bfloat16 on a GPU (default: %(default)s)"
+    group.add_argument("--precision", choices=PRECISIONS, default=_DEFAULTS.precision, help=precision)
     group.add_argument("--gradient-checkpointing", action="store_true", help="less memory for a third more time")
-    group.add_argument(
-        "--checkpoint-minutes", type=float, default=5.0, metavar="M", help="at most so much is lost (default: 5)"
-    )
     group.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
-    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     group.add_argument("--memory", type=float, metavar="GB", help="stay below this much memory (default: what is free)")
-    group.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    add_numbers(
+        group,
+        _DEFAULTS,
+        """
+        checkpoint_minutes M at most so much is lost
+        threads            N CPU threads (default: all)
+        seed               N of everything random
+        """,
+    )
 
 
 def options_of(args: argparse.Namespace, command: str) -> TrainingOptions:
@@ -253,13 +166,8 @@ def options_of(args: argparse.Namespace, command: str) -> TrainingOptions:
     for name in ("data", "labels", "start"):
         if getattr(args, name):
             existing_file(getattr(args, name), f"--{name}")
-    names = {f.name for f in dataclasses.fields(TrainingOptions)} - {
-        "weights",
-        "method_options",
-        "memory_gb",
-        "minutes",
-        "command",
-    }
+    apart = {"weights", "method_options", "memory_gb", "minutes", "command"}
+    names = {f.name for f in dataclasses.fields(TrainingOptions)} - apart
     values: dict[str, Any] = {name: getattr(args, name) for name in names}
     weighting = Weighting(**{f.name: getattr(args, f"{f.name}_weight") for f in dataclasses.fields(Weighting)})
     return TrainingOptions(

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 
 from ..console import Console, duration, number
 from ..job import existing_file
+from ..training.checks import PRECISIONS
 from ..training.pool_options import PoolTraining
-from .arguments import _Parser, add_verbosity_options, switches
+from .arguments import switches
+from .parsing import add_numbers, add_output, add_verbosity_options, command_parser, numbers
 
 _DESCRIPTION = """Train the repeated passes of a method on a pool of pairs (see symreg pool).
 
 Pose and matching come from the weights to start from and stay as they are. Phase C trains the coarser levels, phase A
-the
-finest one on the teacher's fields, phase B on local correlation, smoothness and overlap of labels. The run's folder
-holds
-weights with a model card, log.jsonl, validation.jsonl, curves.png and the checkpoint with which the SAME command goes
-on."""
+the finest one on the teacher's fields, phase B on local correlation, smoothness and overlap of labels. The run's folder
+holds weights with a model card, log.jsonl, validation.jsonl, curves.png and the checkpoint with which the SAME command
+goes on."""
 
 _EXAMPLES = """examples:
   symreg train --pool pool --method hsyn -o run --coarse-steps 600
@@ -31,87 +31,50 @@ _EXAMPLES = """examples:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``symreg train --pool``; defaults are those of :class:`PoolTraining`."""
     d = PoolTraining("", "", "")
-    parser = _Parser(
-        prog="symreg train --pool",
-        usage="symreg train --pool POOL --method NAME -o DIR [options]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("train --pool", "POOL --method NAME -o DIR [options]", _DESCRIPTION, _EXAMPLES)
     parser.add_argument("--pool", required=True, metavar="POOL", help="folder that symreg pool made")
     parser.add_argument("--method", required=True, help="which network; see 'symreg methods'")
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="DIR", help="folder of the run; one that exists goes on"
-    )
+    add_output(parser, "folder of the run; one that exists goes on")
     parser.add_argument("--size", default=d.size, help="of the network (default: %(default)s)")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="a switch of the method")
     parser.add_argument("--start", metavar="W", help="weights file or method to start from (default: the method's own)")
-    parser.add_argument(
-        "--keep",
-        default=",".join(d.keep),
-        metavar="NAMES",
-        help="beginnings of the tensors taken from there (default: %(default)s)",
+    keep = "beginnings of the tensors taken from there (default: %(default)s)"
+    parser.add_argument("--keep", default=",".join(d.keep), metavar="NAMES", help=keep)
+    onward = "go on from all weights of a file, or 'shipped', with their switches"
+    parser.add_argument("--continue-from", metavar="W", help=onward)
+    for what, phase in (("coarse", "C"), ("teacher", "A"), ("free", "B")):
+        text, steps = f"of phase {phase} (default: %(default)s)", f"steps_{what}"
+        parser.add_argument(f"--{what}-steps", dest=steps, type=int, default=getattr(d, steps), metavar="N", help=text)
+    add_numbers(
+        parser,
+        d,
+        """
+        learning_rate      R     peak of Adam's rate
+        last_rate          R     rate at the end
+        inverse_rate       R     rate of a learned inverse
+        most_passes        N     passes of a pair
+        inverse_share      SHARE of passes at which a learned inverse learns
+        clip               X     longest gradient of each part
+        ema                D     decay of the weights' average
+        magnitude          W     weight of the half fields' sum, mm^2
+        judge_every        N     steps
+        checkpoint_minutes M     between checkpoints
+        seed               N     of everything random
+        """,
     )
-    parser.add_argument(
-        "--continue-from",
-        metavar="W",
-        help="go on from all weights of a file, or 'shipped', with their switches",
-    )
-    for name, kind, text in (
-        ("coarse-steps", int, "of phase C"),
-        ("teacher-steps", int, "of phase A"),
-        ("free-steps", int, "of phase B"),
-        ("learning-rate", float, "peak of Adam's rate"),
-        ("last-rate", float, "rate at the end"),
-        ("inverse-rate", float, "rate of a learned inverse"),
-        ("most-passes", int, "passes of a pair"),
-        ("inverse-share", float, "share of passes at which a learned inverse learns"),
-        ("clip", float, "longest gradient of each part"),
-        ("ema", float, "decay of the weights' average"),
-        ("magnitude", float, "weight of the half fields' sum, mm^2"),
-        ("judge-every", int, "steps"),
-        ("checkpoint-minutes", float, "between checkpoints"),
-        ("seed", int, "of everything random"),
-    ):
-        parser.add_argument(
-            f"--{name}",
-            type=kind,
-            default=getattr(d, _FIELDS.get(name, name.replace("-", "_"))),
-            metavar="X",
-            help=f"{text} (default: %(default)s)",
-        )
-    parser.add_argument(
-        "--block",
-        type=_block,
-        default=d.block,
-        metavar="D,H,W",
-        help="voxels that a step sees, or 'all' (default: 48,64,48)",
-    )
+    block = "voxels that a step sees, or 'all' (default: 48,64,48)"
+    parser.add_argument("--block", type=_block, default=d.block, metavar="D,H,W", help=block)
     parser.add_argument("--judge", metavar="TABLE", help="CSV of labelled pairs of real scans that only judge")
     parser.add_argument("--stop-after", type=float, metavar="M", help="stop after so many minutes, to be continued")
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default=d.precision)
+    parser.add_argument("--precision", choices=PRECISIONS, default=d.precision)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     parser.add_argument("--licence", default=d.licence, help="of the weights, for the model card")
     add_verbosity_options(parser)
     return parser
 
 
-def _block(text: str) -> tuple[int, int, int] | None:
-    if text == "all":
-        return None
-    try:
-        d, h, w = (int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is neither three numbers such as 48,64,48 nor 'all'") from None
-    return d, h, w
-
-
-#: Arguments that are called otherwise in :class:`PoolTraining`.
-_FIELDS = {
-    "coarse-steps": "steps_coarse",
-    "teacher-steps": "steps_teacher",
-    "free-steps": "steps_free",
-}
+def _block(text: str) -> tuple[int, ...] | None:
+    return None if text == "all" else numbers(int, 3)(text)
 
 
 def options_of(args: argparse.Namespace, command: str) -> PoolTraining:
@@ -124,9 +87,6 @@ def options_of(args: argparse.Namespace, command: str) -> PoolTraining:
     start = args.continue_from or args.start
     return PoolTraining(
         **values,
-        steps_coarse=args.coarse_steps,
-        steps_teacher=args.teacher_steps,
-        steps_free=args.free_steps,
         method_options=switches(args.option),
         start=None if start == "shipped" else start,
         keep=("",) if args.continue_from else tuple(args.keep.split(",")),

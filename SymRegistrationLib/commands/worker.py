@@ -5,12 +5,12 @@ tracebacks) on stderr. Networks, CUDA and torch stay loaded between jobs. Protoc
 
 * first line out: ``{"event": "ready", "protocol": 1, "version", "pid", "devices": [{"name", "title", "memory_gb"}]}``
 * in: ``{"id": "1", "command": "register", "job": {...}, "outputs": [...]}``; ``pair`` takes what
-:mod:`SymRegistrationLib.cohort.pair` says; ``apply``, ``evaluate`` and ``report`` take
-  ``"arguments": {...}``; ``methods``, ``ping`` and ``shutdown`` take nothing.
-  ``undo``, ``redo`` and ``history`` take ``"folder"`` (and the first two ``"outputs"``); ``continue`` takes
-  ``"folder"``, ``"changes"`` and ``"options"`` as :func:`SymRegistrationLib.jobs.history.continuing_job` does, and
-  updates or repairs; ``enough``, also while a job runs, ends that job's optimisation: it then delivers a complete
-  result.
+  :mod:`SymRegistrationLib.cohort.pair` says; ``apply``, ``evaluate`` and ``report`` take ``"arguments": {...}``;
+  ``methods``, ``ping`` and ``shutdown`` take nothing, ``presets`` nothing or ``"preset_file"``, ``suggest`` takes the
+  paths ``"fixed"`` and ``"moving"``. ``undo``, ``redo`` and ``history`` take ``"folder"`` (and the first two
+  ``"outputs"``); ``continue`` takes ``"folder"``, ``"changes"`` and ``"options"`` as
+  :func:`SymRegistrationLib.jobs.history.continuing_job` does, and updates or repairs; ``enough``, also while a job
+  runs, ends that job's optimisation: it then delivers a complete result.
 * out, with the request's id: with ``"live": true`` in a ``register`` or ``continue`` request one ``level`` after each
   level of the optimiser (level, levels, similarity, folded_percent, and ``image``, the path of a small NRRD that is
   there until the job ends); ``progress`` (stage, fraction, seconds_left, message), then one ``result`` or one ``error``
@@ -60,6 +60,8 @@ _FIELDS = {
     "evaluate": {"arguments"},
     "report": {"arguments"},
     "methods": set(),
+    "presets": {"preset_file"},
+    "suggest": {"fixed", "moving"},
     "ping": set(),
     "shutdown": set(),
 }
@@ -256,6 +258,25 @@ class Worker:
         from ..jobs.methods import catalogue
 
         return catalogue()
+
+    def _presets(self, request: dict, progress: Callable) -> dict:
+        """Efforts and presets by anatomy with label, reason and options, shipped and the user's own."""
+        from .choosing import catalogue
+
+        path = request.get("preset_file")
+        if not (path is None or isinstance(path, str)):
+            raise InputError("'preset_file' must be text.", "Send the path of a preset file, or leave it out.")
+        return catalogue(path)
+
+    def _suggest(self, request: dict, progress: Callable) -> dict:
+        """The preset that suits two scans, and why."""
+        from .choosing import suggestion
+
+        paths = [request.get(side) for side in ("fixed", "moving")]
+        if not all(isinstance(path, str) and path for path in paths):
+            raise InputError("the suggest request names no scans.", 'Send "fixed" and "moving": two paths.')
+        progress("read", 0.0, "looking at the scans")
+        return suggestion(*paths)
 
     def _register(self, request: dict, progress: Callable) -> dict:
         return self._run_job(request, Job.from_dict(request.get("job")), progress)

@@ -94,8 +94,8 @@ def _nifti_header(path: Path, packed: bool) -> bytes:
 
 
 def _unpacked_bytes(path: Path, need: int) -> int:
-    """Bytes in a NIfTI file after unpacking: told by the end of the file or, where that is unusual, counted to
-    ``need``."""
+    """Bytes in a NIfTI file after unpacking: told by the end of the file or, where that is unusual,
+    counted to ``need``."""
     size = path.stat().st_size
     if not path.name.lower().endswith(".gz"):
         return size
@@ -216,8 +216,8 @@ def _last_number(path: Path) -> int:
 
 
 def _hdf5_end(path: Path) -> int:
-    """Where the superblock of an HDF5 file says that the file ends, 0 when there is none (HDF5 format, section
-    II.A)."""
+    """Where the superblock of an HDF5 file says that the file ends, 0 when there is none (HDF5
+    format, section II.A)."""
     head = _head(path)[:48]
     if len(head) < 48 or head[:8] != b"\x89HDF\r\n\x1a\n":
         return 0

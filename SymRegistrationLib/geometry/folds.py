@@ -1,5 +1,5 @@
-"""Where a displacement field folds, corner by corner: stricter than central differences, which miss folds of one
-voxel."""
+"""Where a displacement field folds, corner by corner: stricter than central differences, which miss folds
+of one voxel."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ def folded_cells(u: Tensor, least: float = 0.0) -> tuple[Tensor, Tensor]:
     its work.
 
     A matrix I + G whose entries of G are all below b has a determinant of at least (1 - 3 b)^3 (its diagonal
-    dominates), so
-    most cells need no determinant.
+    dominates), so most cells need no determinant.
 
     Args:
         u: (N, 3, D, H, W) voxels, every axis at least 2 long.

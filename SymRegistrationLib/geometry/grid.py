@@ -104,8 +104,8 @@ class Grid:
         return self.points(list(itertools.product(*((0, n - 1) for n in self.shape))))
 
     def cropped(self, start, stop) -> Grid:
-        """The grid of ``array[start:stop]``; negative starts and stops beyond the shape grow it (half-open, index
-        units)."""
+        """The grid of ``array[start:stop]``; negative starts and stops beyond the shape grow it
+        (half-open, index units)."""
         start, stop = np.floor(start).astype(int), np.ceil(stop).astype(int)
         matrix = self.matrix.copy()
         matrix[:3, 3] = self.points(start)

@@ -1,10 +1,9 @@
 """ITK transform files with compressed single-precision arrays: as much of HDF5 as that needs; numpy only.
 
-SimpleITK writes transforms as uncompressed doubles, four to eight times larger than what they tell. ITK itself, and so
-Slicer, SimpleITK and ANTs, reads compressed float32 as well, and so does nitransforms. Nothing here reads HDF5; the
-layout
-follows the public "HDF5 File Format Specification", version 0 of the superblock, which every release of the library
-reads.
+SimpleITK writes transforms as uncompressed doubles, four to eight times larger than what they tell. ITK itself, and
+so Slicer, SimpleITK and ANTs, reads compressed float32 as well, and so does nitransforms. Nothing here reads HDF5;
+the layout follows the public "HDF5 File Format Specification", version 0 of the superblock, which every release of
+the library reads.
 """
 
 from __future__ import annotations

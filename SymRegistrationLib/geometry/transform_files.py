@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -61,7 +62,7 @@ def _write_nifti(path: str, transform: DenseTransform) -> None:
     grid = transform.grid
     flip = np.array([-1.0, -1.0, 1.0])
     matrix = np.column_stack([grid.matrix[:3, [2, 1, 0]], grid.matrix[:3, 3]]) * flip[:, None]
-    header = np.zeros((), _NIFTI_HEADER)
+    header = np.zeros((), NIFTI_HEADER)
     header["sizeof_hdr"], header["dim"] = 348, [5, *grid.shape[::-1], 1, 3, 1, 1]
     header["intent_code"], header["datatype"], header["bitpix"] = 1006, 16, 32
     header["pixdim"], header["vox_offset"], header["xyzt_units"] = [1, *grid.spacing[::-1], 1, 1, 0, 0], 352, 2
@@ -72,37 +73,30 @@ def _write_nifti(path: str, transform: DenseTransform) -> None:
         file.write(np.ascontiguousarray(vectors, "<f4").tobytes())
 
 
-_NIFTI_HEADER = np.dtype(
+_FIELDS: tuple[tuple[str, Any, int], ...] = (
+    ("sizeof_hdr", "<i4", 0),
+    ("dim", ("<i2", 8), 40),
+    ("intent_code", "<i2", 68),
+    ("datatype", "<i2", 70),
+    ("bitpix", "<i2", 72),
+    ("pixdim", ("<f4", 8), 76),
+    ("vox_offset", "<f4", 108),
+    ("scl_slope", "<f4", 112),
+    ("scl_inter", "<f4", 116),
+    ("xyzt_units", "u1", 123),
+    ("qform_code", "<i2", 252),
+    ("sform_code", "<i2", 254),
+    ("quatern", ("<f4", 3), 256),
+    ("qoffset", ("<f4", 3), 268),
+    ("srow", ("<f4", (3, 4)), 280),
+    ("magic", "S4", 344),
+)
+#: The fields of a NIfTI-1 header that are of use here, little-endian, at their places.
+NIFTI_HEADER = np.dtype(
     {
-        "names": [
-            "sizeof_hdr",
-            "dim",
-            "intent_code",
-            "datatype",
-            "bitpix",
-            "pixdim",
-            "vox_offset",
-            "scl_slope",
-            "xyzt_units",
-            "sform_code",
-            "srow",
-            "magic",
-        ],
-        "formats": [
-            "<i4",
-            ("<i2", 8),
-            "<i2",
-            "<i2",
-            "<i2",
-            ("<f4", 8),
-            "<f4",
-            "<f4",
-            "u1",
-            "<i2",
-            ("<f4", (3, 4)),
-            "S4",
-        ],
-        "offsets": [0, 40, 68, 70, 72, 76, 108, 112, 123, 254, 280, 344],
+        "names": [name for name, _, _ in _FIELDS],
+        "formats": [kind for _, kind, _ in _FIELDS],
+        "offsets": [offset for _, _, offset in _FIELDS],
         "itemsize": 348,
     }
 )

@@ -4,9 +4,8 @@ A transform maps points of its output space to points of its input space (ITK's 
 *FromParent*). Vectors are LPS mm.
 
 * **Compact** (:class:`CompactTransform`), what a registration delivers: affine, displacement lattice about as fine as
-  the
-  working voxel, affine. The lattice ends in zero, so that beyond it everything continues affinely, in every program:
-  ITK takes zero for displacement outside of a grid, Slicer the value at its border.
+  the working voxel, affine. The lattice ends in zero, so that beyond it everything continues affinely, in every
+  program: ITK takes zero for displacement outside of a grid, Slicer the value at its border.
 * **Dense** (:class:`DenseTransform`), on request and in files of earlier releases: one displacement per voxel of a
   scan, alignment included.
 """
@@ -150,8 +149,8 @@ class CompactTransform:
         """The cells of the lattice that fold at one of their eight corners.
 
         Returns:
-            (n, 3) their first voxels and (n,) the smallest Jacobian determinant at their corners, without the two
-            affines.
+            (n, 3) their first voxels and (n,) the smallest Jacobian determinant at their corners, without
+            the two affines.
         """
         steps = np.linalg.inv(self.grid.matrix[:3, :3]).astype(np.float32)
         voxels = torch.from_numpy(np.moveaxis(self.displacement @ steps.T, -1, 0))
@@ -251,8 +250,8 @@ def _filled(array: np.ndarray, outside: float) -> tuple[slice, slice, slice] | N
 
 
 def _reached(transform: Transform | np.ndarray, grid: Grid, source: Grid, every: int = 4) -> tuple[slice, slice, slice]:
-    """The box of ``grid`` that holds every voxel which the transform takes into ``source``; looks at every fourth
-    voxel."""
+    """The box of ``grid`` that holds every voxel which the transform takes into ``source``; looks at
+    every fourth voxel."""
     depth, height, width = shape = tuple(-(-(n - 1) // every) + 1 for n in grid.shape)
     matrix = grid.matrix.copy()
     matrix[:3, :3] *= every

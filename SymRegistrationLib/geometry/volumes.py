@@ -88,8 +88,8 @@ def read_volume(path: str | os.PathLike, what: str = "image") -> Volume:
 
 
 def read_map(path: str | os.PathLike, what: str = "map") -> Volume:
-    """Read a volume that may be constant or hold any values, such as a map of ours. Raises InputError when it is
-    none."""
+    """Read a volume that may be constant or hold any values, such as a map of ours. Raises InputError when
+    it is none."""
     return _read(path, what)
 
 
@@ -131,6 +131,23 @@ def read_shape(path: str | os.PathLike, what: str = "image") -> tuple[int, int, 
         )
     depth, height, width = (int(n) for n in size[::-1])
     return depth, height, width
+
+
+def read_modality(path: str | os.PathLike, what: str = "image") -> str:
+    """Modality that a header states (DICOM: ``CT``, ``MR``, ``US``, ``PT``, ...), "" where it states none.
+
+    Raises:
+        InputError: missing, or a folder without exactly one DICOM series.
+    """
+    path = existing_file(path, what)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(_series(path, what)[0] if path.is_dir() else str(path))
+    try:
+        with quiet():
+            reader.ReadImageInformation()
+        return reader.GetMetaData("0008|0060").strip().upper()
+    except RuntimeError:  # no DICOM, or no such entry
+        return ""
 
 
 def read_mask(path: str | os.PathLike, grid: Grid, what: str = "mask") -> np.ndarray:

@@ -33,7 +33,7 @@ from ..geometry.linear import write_linear
 from ..geometry.points import PointSet, paired, read_points
 from ..geometry.transform_files import write_transform
 from ..geometry.transforms import Transform
-from ..geometry.volumes import read_labels, read_mask, read_volume, write_volume
+from ..geometry.volumes import Volume, read_labels, read_mask, read_volume, write_volume
 from ..job import InputError, Job, Progress, RegistrationError, silent, usable_path
 from ..pipeline import Extras, Result, register
 from ..quality.outputs import OUTPUTS
@@ -140,7 +140,13 @@ def read_extras(job: Job, fixed, moving) -> Extras:
         fixed_points=points[0],
         moving_points=points[1],
         guide=job.guide_with_points,
+        fixed_contrasts=_contrasts(job.fixed_contrasts, "fixed"),
+        moving_contrasts=_contrasts(job.moving_contrasts, "moving"),
     )
+
+
+def _contrasts(paths: tuple[str, ...], side: str) -> tuple[Volume, ...]:
+    return tuple(read_volume(path, f"{side} contrast {k}") for k, path in enumerate(paths, 2))
 
 
 def write_result(
@@ -215,8 +221,7 @@ def check_dense(job: Job, *scans: Grid) -> None:
     if need > room:
         raise InputError(
             f"a dense transform on {need / DENSE_BYTES:.3g} voxels needs about {need / 1e9:.3g} GB; {room / 1e9:.3g} "
-            f"GB "
-            "may be used.",
+            "GB may be used.",
             "Leave --dense out and write .h5: affine and lattice fit, and say the same.",
         )
 
@@ -335,8 +340,8 @@ _live: set[str] = set()
 
 
 def sweep(output: Path) -> None:
-    """Remove hidden folders of runs whose process no longer exists, or had this one's number (containers repeat
-    them)."""
+    """Remove hidden folders of runs whose process no longer exists, or had this one's number
+    (containers repeat them)."""
     for path in output.glob(f"{PARTIAL}*"):
         pid = path.name[len(PARTIAL) :].split("-")[0]
         gone = not (pid.isdigit() and psutil.pid_exists(int(pid)))

@@ -20,7 +20,7 @@ from ..fields import FieldPair, inverse_consistency
 from ..job import InputError, MethodCard
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Card(MethodCard):
     """A method's card, and what a network adds.
 
@@ -35,12 +35,12 @@ class Card(MethodCard):
         half_on_cpu: bfloat16 was measured to be faster on processors that have it and to move no vector by 0.1 voxel.
     """
 
-    size_multiple: int
-    minimum_size: int
+    size_multiple: int = 16
+    minimum_size: int = 32
     bytes_per_voxel: Mapping[str, float]
-    spacing: float
-    intensity: str
-    exchange_tolerance: float
+    spacing: float = 1.5
+    intensity: str = "robust percentiles to [0, 1], background 0"
+    exchange_tolerance: float = 0.0
     sizes: Mapping[str, Mapping[str, Any]]
     half_on_cpu: bool = False
 
@@ -65,8 +65,7 @@ class Stage:
 @dataclass(frozen=True)
 class Recipe:
     """How the publication trains: stages in order, batch size, and the shape of the learning rate, which is halved
-    every
-    ``halve_every`` steps of a stage after its first ``halve_after``."""
+    every ``halve_every`` steps of a stage after its first ``halve_after``."""
 
     stages: tuple[Stage, ...]
     batch: int = 1
@@ -145,8 +144,8 @@ class SymmetricNetwork(nn.Module):
         return maps, self.map_terms(maps)
 
     def supervised_terms_of(self, pair: Any, level: int) -> dict[str, Tensor] | None:
-        """Terms of its own for a pair whose labels or true map are known (``synthetic.Pair``), in place of the
-        trainer's.
+        """Terms of its own for a pair whose labels or true map are known (``synthetic.Pair``), in place
+        of the trainer's.
 
         ``None``, the default: the trainer judges :meth:`mappings`.
         """
@@ -161,8 +160,7 @@ class SymmetricNetwork(nn.Module):
 
     def clip_groups(self) -> list[list[nn.Parameter]]:
         """Parameters whose gradients are shortened together; by default every child's. A part with a loss of its own,
-        whose
-        gradients are of another size, must not silence the others."""
+        whose gradients are of another size, must not silence the others."""
         return [list(part.parameters()) for part in self.children()]
 
     @property

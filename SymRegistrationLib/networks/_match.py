@@ -1,5 +1,5 @@
-"""Learned matching: which way every place has to go, read off a comparison of descriptors instead of guessed by
-convolutions.
+"""Learned matching: which way every place has to go, read off a comparison of descriptors instead of
+guessed by convolutions.
 
 Both scans pass one small encoder, which sees self-similarity (MIND-SSC) instead of brightness, so that another contrast
 looks much the same. Its descriptors are compared at opposite shifts about every place of a mean frame, and the expected
@@ -24,6 +24,8 @@ from ._blocks import Conv3d
 
 #: Per round: cells of the input's voxels, and the longest shift to each side in half cells.
 _ROUNDS = ((4, 2), (2, 1), (2, 1), (2, 1), (2, 1))
+#: So many of them are enough in front of a method that goes on by itself, pass by pass (RESULTS.md).
+ROUNDS_BEFORE_PASSES = 3
 #: Voxels of the input per cell of the resulting fields.
 CELL = 2
 #: Smoothing of the evidence and of the shift, cells.
@@ -37,20 +39,21 @@ def normed_block(a: int, b: int) -> nn.Sequential:
 
 @dataclass(frozen=True, eq=False)
 class Halves:
-    """Two half-way maps from a mean frame, (N, 3, d, h, w) in cells, and the velocities they were made of, in order.
+    """Two half-way maps from a mean frame, (N, 3, d, h, w) in cells, and the steps they were made of, in order.
 
-    ``to_moving`` = exp(v_1) o exp(v_2) o ..., ``to_fixed`` = exp(-v_1) o exp(-v_2) o ...
+    ``to_moving`` = exp(v_1) o exp(v_2) o ..., ``to_fixed`` = exp(-v_1) o exp(-v_2) o ...; step k is exp(v_k) and
+    exp(-v_k).
     """
 
     to_moving: Tensor
     to_fixed: Tensor
-    velocities: tuple[Tensor, ...]
+    steps: tuple[tuple[Tensor, Tensor], ...]
 
     def inverse(self, side: int) -> Tensor:
         """The inverse of ``to_moving`` (+1) or ``to_fixed`` (-1), cells."""
-        total = exponentiate(-side * self.velocities[-1])
-        for v in reversed(self.velocities[:-1]):
-            total = compose(total, exponentiate(-side * v))
+        *before, total = (back if side > 0 else there for there, back in self.steps)
+        for step in reversed(before):
+            total = compose(total, step)
         return total
 
 
@@ -78,23 +81,23 @@ class Match(nn.Module):
         up = F.interpolate(y, scale_factor=2.0, mode="trilinear", align_corners=False)
         return {4: F.normalize(self.coarse(y)), 2: F.normalize(self.fine(torch.cat([up, x], 1)))}
 
-    def forward(self, moving: Tensor, fixed: Tensor) -> Halves:
-        """Axes of the scans are multiples of 4."""
+    def forward(self, moving: Tensor, fixed: Tensor, rounds: int | None = None) -> Halves:
+        """Axes of the scans are multiples of 4; ``rounds``: only the first ones."""
         with torch.autocast(moving.device.type, enabled=False):
             both = self.descriptors(torch.cat([moving, fixed]).float())
         parts = {cell: x.chunk(2) for cell, x in both.items()}
         to_moving = to_fixed = None
-        velocities = []
-        for (cell, reach), sharp in zip(_ROUNDS, self.sharpness):
+        steps = []
+        for (cell, reach), sharp in zip(_ROUNDS[:rounds], self.sharpness):
             m, f = parts[cell]
             if to_moving is not None:
                 m, f = warp(m, to_moving), warp(f, to_fixed)
             v = up_blocks(half_shift(m, f, reach, sharp.exp()), cell // CELL)
-            velocities.append(v)
             there, back = exponentiate(v), exponentiate(-v)
+            steps.append((there, back))
             to_moving = there if to_moving is None else compose(to_moving, there)
             to_fixed = back if to_fixed is None else compose(to_fixed, back)
-        return Halves(to_moving, to_fixed, tuple(velocities))
+        return Halves(to_moving, to_fixed, tuple(steps))
 
 
 def half_shift(moving: Tensor, fixed: Tensor, reach: int, sharpness: Tensor) -> Tensor:
@@ -127,8 +130,8 @@ def half_shift(moving: Tensor, fixed: Tensor, reach: int, sharpness: Tensor) -> 
 
 
 class _Correlation(torch.autograd.Function):
-    """(N, C, 2 n - 1 + 2 reach, ...) twice -> (N, shifts, n, ...): products of both at opposite shifts, summed over
-    channels.
+    """(N, C, 2 n - 1 + 2 reach, ...) twice -> (N, shifts, n, ...): products of both at opposite shifts,
+    summed over channels.
 
     Autograd would fill a volume with zeros for each of the slices; this adds in place and keeps only the inputs.
     """

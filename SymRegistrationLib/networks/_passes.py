@@ -1,15 +1,11 @@
 """Repeated passes of a method's finest level in the mean frame, and the similarity force that it may see.
 
 The levels of all methods end on a lattice of two voxels. What a single look at the images leaves over, further looks
-with the
-same weights can find: both scans are warped half-way by what is known so far, and the level adds to it. During
-    training the
-state is detached between passes, so that memory does not grow with their number (recurrent inference: RIIR, Zhang et
-al. 2023;
-GraDIRN, Qiu et al., MICCAI 2022). The force is the gradient of the local correlation (or of MIND's squared difference
-for two contrasts)
-with respect to the half-way displacement, smoothed and normalised: an input beside the images, never added to the
-result.
+with the same weights can find: both scans are warped half-way by what is known so far, and the level adds to it. During
+training the state is detached between passes, so that memory does not grow with their number (recurrent inference:
+RIIR, Zhang et al. 2023; GraDIRN, Qiu et al., MICCAI 2022). The force is the gradient of the local correlation (or of
+MIND's squared difference for two contrasts) with respect to the half-way displacement, smoothed and normalised: an
+input beside the images, never added to the result.
 """
 
 from __future__ import annotations
@@ -39,8 +35,7 @@ CELL = 2
 #: Window of the local correlation whose gradient is the force, and Gaussian sigma that smooths it, voxels.
 _WINDOW, _SMOOTH = 5, 1.2
 #: Factors that bring the force to about length one inside a brain, and the length at which its vectors are cut. Both
-#: similarities
-#: are free of the scans' own scale, so the force is, too, and it fades as the scans come to match.
+#: similarities are free of the scans' own scale, so the force is, too, and it fades as the scans come to match.
 _SCALE = {"lncc": 3.0, "mind": 3.0}
 _LONGEST = 4.0
 #: Scans that correlate less than this where either shows something are taken for two contrasts.
@@ -111,14 +106,13 @@ class MeanFramePasses(nn.Module):
     """What a method adds to its class to repeat its finest level in the mean frame.
 
     A method has ``switches`` with ``passes`` (how often at use; 0 = as the paper, once) and ``force`` (whether the
-    level sees
-    :func:`similarity_force`), and defines :meth:`step`.
+    level sees :func:`similarity_force`), and defines :meth:`step`.
     """
 
     #: Whether the half-way maps are exp(h), exp(-h) of one velocity.
     stationary = False
-    #: What stands around the method: half-way fields -> (to moving, to fixed) maps of the whole, voxels; see
-    #: :func:`inside`.
+    #: What stands around the method: half-way fields -> (to moving, to fixed) maps of the whole, voxels;
+    #: see :func:`inside`.
     around: Callable[[HalfFields], tuple[Tensor, Tensor]] | None = None
     #: Steps of :meth:`adapted` behind the passes; set for one call by :func:`adapting`.
     adapt = 0
@@ -129,8 +123,7 @@ class MeanFramePasses(nn.Module):
         Args:
             moving, fixed: (N, 1, D, H, W), warped by ``state``.
             both: look in both orders of the scans, so that exchanging them turns the result round exactly; in training
-                one order
-                does, since pairs come in both.
+                one order does, since pairs come in both.
         """
         raise NotImplementedError
 
@@ -206,8 +199,7 @@ class MeanFramePasses(nn.Module):
         """``state`` behind a velocity that is fitted to this very pair: instance optimisation by Adam.
 
         What is minimised is what training minimises without labels: local correlation (MIND's squared difference for
-        two
-        contrasts) half-way, and the diffusion of both half fields.
+        two contrasts) half-way, and the diffusion of both half fields.
         """
         state = state.detached()
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(moving.device.type, enabled=False):
@@ -304,8 +296,7 @@ def begin_as_step(
     """Weights with which convolutions carry the force through to the field, so that training starts from a plain step.
 
     A signed number passes a leaky ReLU as two channels, itself and its negative. Six channels of each convolution are
-    given
-    to that; all others keep their random weights and their way into these six is closed until training opens it.
+    given to that; all others keep their random weights and their way into these six is closed until training opens it.
 
     Args:
         path: convolutions from the one that sees the force to the head.

@@ -9,9 +9,9 @@ With weights w, points p_f and p_m, means c_f and c_m, the generator L minimises
 
     sum w |d - L q|^2 + RIDGE |L|^2      d = (p_m - c_m) - (p_f - c_f),  q = ((p_m - c_m) + (p_f - c_f)) / 2
 
-and, with N(y) = L/2 (y - (c_m + c_f)/2) + (c_m - c_f)/2, the scans meet in a mean frame: y + N(y) lies in the moving
-scan, y - N(y) in the fixed one. Exchanging the scans turns N into -N exactly; nothing has to be inverted but a 3 x 3
-matrix.
+and, with N(y) = L/2 (y - (c_m + c_f)/2) + (c_m - c_f)/2, the scans meet in a mean frame: y + N(y) lies in the
+moving scan, y - N(y) in the fixed one. Exchanging the scans turns N into -N exactly; nothing has to be inverted but
+a 3 x 3 matrix.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _STRETCH, _TURN = 0.8, 3.0
 _DILATIONS = (1, 2)
 #: Turns that a pose is looked for from, degrees either way: about each axis, and about each diagonal.
 _AXIS_TURN, _DIAGONAL_TURN = 50.0, 60.0
-#: Key points that meet within so many voxels on average need no further search: those of two people at the right pose
-#: do.
+#: Key points that meet within so many voxels on average need no further search: those of two people at the right
+#: pose do.
 _MEET = 1.6
 #: Key points further apart than this were not found: on other organs than the training's, say.
 _LOST = 3.0

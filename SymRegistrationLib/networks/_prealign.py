@@ -18,7 +18,7 @@ from ..fields import FieldPair, compose, gaussian, identity, jacobian_determinan
 from ..losses import lncc
 from ._attention import up_blocks
 from ._base import NetworkOutput, Stage, SymmetricNetwork, measured_pair
-from ._match import CELL, Halves, Match
+from ._match import CELL, ROUNDS_BEFORE_PASSES, Halves, Match
 from ._passes import HalfFields, MeanFramePasses, content_box, inside
 from ._pose import KeyPoints, Pose, fitted_pose, found_pose, pose_terms
 
@@ -58,7 +58,13 @@ class PreAligned(SymmetricNetwork):
         pose = self.estimate(moving, fixed)[0] if self.training else self._searched(moving, fixed)
         here = identity(moving.shape[2:], moving.device).expand(len(moving), -1, -1, -1, -1)
         u = pose.offset(here)
-        return _Frame(pose, self.match(warp(moving, u, padding="zeros"), warp(fixed, -u, padding="zeros")), here)
+        met = warp(moving, u, padding="zeros"), warp(fixed, -u, padding="zeros")
+        return _Frame(pose, self.match(*met, rounds=ROUNDS_BEFORE_PASSES if self._looks_again else None), here)
+
+    @property
+    def _looks_again(self) -> bool:
+        """Whether the method repeats its finest level, and so goes on where the matching ends."""
+        return isinstance(self.inner, MeanFramePasses) and bool(self.inner.switches.passes)
 
     @torch.no_grad()
     def _searched(self, moving: Tensor, fixed: Tensor) -> Pose:
@@ -98,12 +104,12 @@ class PreAligned(SymmetricNetwork):
         return NetworkOutput(pair, aux={**found.aux, "pose": frame.pose, "match": frame.halves})
 
     def within(self, met_moving: Tensor, met_fixed: Tensor, frame: _Frame | None = None) -> NetworkOutput:
-        """The method's result in the mean frame; at use it only sees the box that shows something, the fields continue
-        outside.
+        """The method's result in the mean frame; at use it only sees the box that shows something, the
+        fields continue outside.
 
         ``aux`` is that of the box.
         """
-        if self.training or not isinstance(self.inner, MeanFramePasses) or not self.inner.switches.passes:
+        if self.training or not self._looks_again:
             return self.inner(met_moving, met_fixed)
         shape, least, multiple = met_moving.shape[2:], self.card.minimum_size, self.card.size_multiple
         low, high = content_box(torch.maximum(met_moving, met_fixed), multiple)

@@ -18,24 +18,22 @@ What differs from the paper, or fills a gap of it:
   field, and the maps are composed: an unattended fine level sees a few voxels only, and could not predict, as the
   paper's convex ``blend`` asks of it, the total displacement. For large motion compose is the better of the two.
 * RAA weighs regions where they are (the printed sum would lose the layout); regions are counted in input voxels.
-* The gate is sigmoid(f([F, Up(Phi)])); the undefined factor M is 1, or the RAA map with ``modulate=True`` (cut to [0,
-1]).
+* The gate is sigmoid(f([F, Up(Phi)])); the undefined factor M is 1, or the RAA map with ``modulate=True`` (cut
+  to [0, 1]).
 * ``multires=False`` predicts one field at the finest level from the sum of all levels' upsampled features.
 * Fields go up as blocks of two voxels, which is where the cells of strided 2^3 convolutions lie.
 * No inverse is defined. The network runs both ways on the shared features, and the two maps are made inverse to each
-other
-  (``inverse="balanced"``): each becomes the mean of itself and the other's fixed-point inverse. ``"fixed_point"``
+  other (``inverse="balanced"``): each becomes the mean of itself and the other's fixed-point inverse. ``"fixed_point"``
   inverts one run, ``"swapped"`` returns both runs as they are. Training treats both directions (``symmetric``) and adds
   the mean squared composition, weight 0.01 (``consistency``); 0 and ``symmetric=False`` are the paper's.
 * The landmark term, a pull-back in voxels / 10 (Huber), is off by default (``landmark=0``).
-* Heads see D_M - D_F in the place of D_M: the same information, but the first steps of learning count three times as
-much.
+* Heads see D_M - D_F in the place of D_M: the same information, but the first steps of learning count three
+  times as much.
 * Instance normalisation and leaky ReLU 0.2, which the paper does not name.
 * Size ``small``: four levels at 1/2 to 1/16, fed by 2^3 blocks of the full-resolution image as channels.
 * With ``passes`` the whole network is repeated with the same weights in the mean frame of both scans (``_passes``):
-  half of the
-  mean of both directions' fields goes to each side. With ``force`` the finest level sees the gradient of the local
-  correlation as well.
+  half of the mean of both directions' fields goes to each side. With ``force`` the finest level sees the gradient of
+  the local correlation as well.
 
 Long because one method is one file.
 """
@@ -63,6 +61,7 @@ _CARD = Card(
     description="A network with attention between the two scans and gated fields of several resolutions.",
     title="AD-RegNet: shared U-Net, bidirectional cross-attention, regional attention, gated multi-resolution fields",
     publication="AD-RegNet, arXiv 2602.07088, 2026",
+    inverse_method="fixed_point",
     deviations=(
         "Cross-attention is full at 1/16 and 1/8, windowed at 1/4 and absent above; the paper's memory need is "
         "infeasible.",
@@ -73,26 +72,14 @@ _CARD = Card(
         "Training uses both directions and a small inverse-consistency term; the landmark term is off.",
         "Size small: four levels from 1/2 to 1/16 on 2x2x2 blocks of the full-resolution images.",
         "With passes=K the network is repeated K times with shared weights in the mean frame of both scans; with "
-        "force=true its "
-        "finest level sees the normalised gradient of the local correlation as well.",
+        "force=true its finest level sees the normalised gradient of the local correlation as well.",
     ),
-    licence="Apache-2.0",
-    size_multiple=16,
-    minimum_size=32,
     bytes_per_voxel={"published": 1650.0, "small": 180.0, "recurrent": 550.0},
-    spacing=1.5,
-    intensity="robust percentiles to [0, 1], background 0",
-    inverse_method="fixed_point",
-    exchange_tolerance=0.0,
     sizes={
         "published": {},
-        "small": {
-            "channels": (16, 32, 64, 128),
-            "finest": 2,
-            "attn_levels": ("none", "window", "full", "full"),
-        },
+        "small": {"channels": (16, 32, 64, 128), "finest": 2, "attn_levels": ("none", "window", "full", "full")},
         "recurrent": {
-            "channels": (16, 32, 64, 128),
+            "channels": (16, 32, 48, 80),
             "finest": 2,
             "attn_levels": ("none", "window", "full", "full"),
             "passes": 4,
@@ -194,8 +181,8 @@ class UNet(nn.Module):
 
 
 def positions(shape: Sequence[int], channels: int, device: torch.device) -> Tensor:
-    """(1, D, H, W, C): sines and cosines of the three coordinates, wavelengths from 4 to 256 cells; spare channels
-    0."""
+    """(1, D, H, W, C): sines and cosines of the three coordinates, wavelengths from 4 to 256 cells;
+    spare channels 0."""
     count = channels // 6
     rates = 2 * torch.pi / (4 * 64 ** (torch.arange(count, device=device) / max(count - 1, 1)))
     out = torch.zeros((1, *shape, channels), device=device)
@@ -225,8 +212,8 @@ class CrossAttention(nn.Module):
         self.mix = nn.Parameter(torch.zeros(()))
 
     def forward(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, D, H, W) twice -> A of the same size, and every head's offset to the match (N, 3 heads, D, H, W),
-        cells."""
+        """(N, C, D, H, W) twice -> A of the same size, and every head's offset to the match (N, 3 heads, D,
+        H, W), cells."""
         shape = moving.shape[2:]
         place = positions(shape, moving.shape[1], moving.device)
         axes = [torch.arange(n, device=moving.device, dtype=torch.float32) / _UNIT for n in shape]

@@ -16,9 +16,8 @@ What is read into, or differs from, the paper and its base:
   (``caml_span`` of them; 0 = XMorpher); the results enter through learned scalars that start at 0.
 * RBSC: every skip passes a residual block (two conv-InstanceNorm), shared by both streams, before it is joined.
 * CARSC: the second pass sees the moving image warped by the first; the first pass's decoder features at 1/4 to 1/16
-enter the
-  second's encoder through a residual block and a sigmoid gate, without gradient, the moving stream's warped by the
-  first field. Maps are composed and the original is warped once. Weights are shared by both passes (``share``).
+  enter the second's encoder through a residual block and a sigmoid gate, without gradient, the moving stream's warped
+  by the first field. Maps are composed and the original is warped once. Weights are shared by both passes (``share``).
 * XMorpher's faults are repaired: all 27 neighbours, any batch size, both streams normalised, moving and fixed in their
   order, tokens outside the volume masked, sampling with aligned corners, no dead layer; a relative position bias is
   added (``bias``); no drop path.
@@ -26,17 +25,14 @@ enter the
   ``"smooth"`` (size ``small``) predicts at 1/4 and 1/2 from the streams' difference and sum, with the images' 2^3
   blocks as a skip.
 * No inverse is defined. Both directions run (the first pass's features serve both), and the two maps are made inverse
-to
-  each other (``inverse="balanced"``: each becomes the mean of itself and the other's fixed-point inverse);
+  to each other (``inverse="balanced"``: each becomes the mean of itself and the other's fixed-point inverse);
   ``"fixed_point"`` inverts one run, ``"swapped"`` returns both as they are. ``svf=True`` reads the result of each pass
   as a velocity at half resolution (7 squarings); the inverse then is exp(-v) of one run.
 * Training treats both directions (``symmetric``) and adds the mean squared composition, weight 0.01 (``consistency``);
   0 and ``symmetric=False`` are the paper's.
 * With ``passes`` the cascade becomes that number of passes with the same weights in the mean frame of both scans
-  (``_passes``),
-  without hand-over of features: half of the mean of both directions' fields goes to each side. With ``force`` the
-  smooth tail
-  sees the gradient of the local correlation as well.
+  (``_passes``), without hand-over of features: half of the mean of both directions' fields goes to each side. With
+  ``force`` the smooth tail sees the gradient of the local correlation as well.
 """
 
 from __future__ import annotations
@@ -72,8 +68,8 @@ _CARD = Card(
     description="A cross-attention network that estimates both directions from coarse to fine.",
     title="CAML cascade: windowed cross-attention over several layers, residual skips, two passes",
     publication="Cross-attention over multiple layers with residual-block skips and cascade for brain MRI "
-    "registration, "
-    "Intelligent Data Analysis, DOI 10.3233/IDA-230692, on XMorpher (Shi et al., MICCAI 2022)",
+    "registration, Intelligent Data Analysis, DOI 10.3233/IDA-230692, on XMorpher (Shi et al., MICCAI 2022)",
+    inverse_method="fixed_point",
     deviations=(
         "The paper's text is damaged; layer pairs, gates, residual blocks and hand-over are this implementation's "
         "reading.",
@@ -84,26 +80,16 @@ _CARD = Card(
         "Training uses both directions and a small inverse-consistency term.",
         "Size small predicts at 1/4 and 1/2 instead of through a transposed convolution.",
         "With passes=K the cascade is K passes with shared weights in the mean frame of both scans, without "
-        "hand-over; with "
-        "force=true its end sees the normalised gradient of the local correlation as well.",
+        "hand-over; with force=true its end sees the normalised gradient of the local correlation as well.",
     ),
-    licence="Apache-2.0",
     size_multiple=4,
     minimum_size=40,
     bytes_per_voxel={"published": 550.0, "small": 240.0, "recurrent": 520.0},
-    spacing=1.5,
-    intensity="robust percentiles to [0, 1], background 0",
-    inverse_method="fixed_point",
-    exchange_tolerance=0.0,
     sizes={
         "published": {},
-        "small": {
-            "dims": (32, 64, 96, 128),
-            "depths": (1, 2, 2, 2),
-            "tail": "smooth",
-        },
+        "small": {"dims": (32, 64, 96, 128), "depths": (1, 2, 2, 2), "tail": "smooth"},
         "recurrent": {
-            "dims": (32, 64, 96, 128),
+            "dims": (24, 48, 64, 96),
             "depths": (1, 2, 2, 2),
             "tail": "smooth",
             "carsc": 1,
@@ -211,8 +197,8 @@ class CrossBlock(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Blocks of one scale for both streams; ``finer`` are the channels of the finer levels attended to, nearest
-    first."""
+    """Blocks of one scale for both streams; ``finer`` are the channels of the finer levels attended
+    to, nearest first."""
 
     def __init__(self, c: int, depth: int, finer: Sequence[int], bias: bool):
         super().__init__()
@@ -451,8 +437,8 @@ class CAML(MeanFramePasses, SymmetricNetwork):
         return way
 
     def _carried(self, maps: list[tuple[Tensor, Tensor]], step: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The maps of the pass before without gradient, the moving stream's warped by ``step``, what that pass
-        added."""
+        """The maps of the pass before without gradient, the moving stream's warped by ``step``, what
+        that pass added."""
         carried = []
         for level, (m, f) in enumerate(maps[:-1]):
             factor = 4 * 2**level // self.scale

@@ -13,19 +13,16 @@ What differs from the paper:
 * DI-Net learns from both half fields, the paper says one; both are needed for the inverse map.
 * The weight of DI-Net's smoothness is 0.02; the printed 1 would blur the inverse.
 * Each U-Net pads to multiples of 16, and fields outside their grid keep their border value instead of falling to zero.
-* The inverse starts at DI-Net's and is finished by fixed-point steps (``inverse="dinet+refine"``); ``"dinet"`` is the
-  paper's.
-* Size ``small``: the same three levels, each at half the published resolution (1/8, 1/4, 1/2), three poolings instead
-of
-  four, the finest one fed with the 2 x 2 x 2 blocks of the full-resolution images as channels, its similarity measured
-  at full resolution; SN-Net has instance normalisation (``norm``), without which it learned nothing in some hundred
-  steps.
-* ``antisymmetric`` makes the two half fields of a level opposite by construction, (f(m, f) - f(f, m)) / 2: their sum
-  is what the
-  similarity and labels cannot see, and the magnitude constraint alone was too weak to hold it.
-* With ``passes`` the finest level is repeated with the same weights (``_passes``), and with ``force`` sees the
-  gradient of the
-  local correlation beside the images.
+* The inverse starts at DI-Net's and is finished by fixed-point steps (``inverse="dinet+refine"``); ``"dinet"``
+  is the paper's.
+* Size ``small``: the same three levels, each at half the published resolution (1/8, 1/4, 1/2), three poolings
+  instead of four, the finest one fed with the 2 x 2 x 2 blocks of the full-resolution images as channels, its
+  similarity measured at full resolution; SN-Net has instance normalisation (``norm``), without which it learned
+  nothing in some hundred steps.
+* ``antisymmetric`` makes the two half fields of a level opposite by construction, (f(m, f) - f(f, m)) / 2: their sum is
+  what the similarity and labels cannot see, and the magnitude constraint alone was too weak to hold it.
+* With ``passes`` the finest level is repeated with the same weights (``_passes``), and with ``force`` sees the gradient
+  of the local correlation beside the images.
 * ``di="residual"``: DI-Net predicts what -u lacks, from u / 8: at full size its own loss drowned that of SN-Net.
 * Terms in squared lengths are in mm^2 (``voxel``), whatever lattice they are measured on.
 
@@ -73,6 +70,8 @@ from ._passes import (
     similarity_force,
 )
 
+#: Widths of the networks at half the resolution.
+_HALF = {"encoder": (16, 32, 48), "decoder": (48, 32, 32), "tail": (16, 16), "finest": 2}
 _CARD = Card(
     name="hsyn",
     label="HSyN",
@@ -81,6 +80,7 @@ _CARD = Card(
     title="HSyN: hierarchical symmetric normalisation, two half-way fields and a learned inverse",
     publication="Sha et al., Hierarchical Symmetric Normalization Registration using Deformation-Inverse Network, "
     "MICCAI 2024",
+    inverse_method="dinet",
     deviations=(
         "The magnitude constraint is the mean square of u_mf + u_fm; the printed form is a signed vector.",
         "DI-Net is trained on both half fields and its smoothness weighs 0.02, not 1.",
@@ -91,39 +91,15 @@ _CARD = Card(
         "Size recurrent: the half fields of a level are opposite by construction, DI-Net predicts the correction of "
         "-u.",
         "With passes=K the finest level is repeated K times with shared weights; with force=true it sees the "
-        "normalised gradient of "
-        "the local correlation beside the images.",
+        "normalised gradient of the local correlation beside the images.",
         "The inverse is called dinet only where DI-Net's is better than -u and refinement moves it by less than "
         "half a voxel.",
     ),
-    licence="Apache-2.0",
-    size_multiple=16,
-    minimum_size=32,
     bytes_per_voxel={"published": 750.0, "small": 250.0, "recurrent": 430.0},
-    spacing=1.5,
-    intensity="robust percentiles to [0, 1], background 0",
-    inverse_method="dinet",
-    exchange_tolerance=0.0,
     sizes={
         "published": {},
-        "small": {
-            "encoder": (16, 32, 48),
-            "decoder": (48, 32, 32),
-            "tail": (16, 16),
-            "finest": 2,
-            "norm": True,
-        },
-        "recurrent": {
-            "encoder": (16, 32, 48),
-            "decoder": (48, 32, 32),
-            "tail": (16, 16),
-            "finest": 2,
-            "antisymmetric": True,
-            "di": "residual",
-            "voxel": 2.0,
-            "passes": 4,
-            "force": True,
-        },
+        "small": {**_HALF, "norm": True},
+        "recurrent": {**_HALF, "antisymmetric": True, "di": "residual", "voxel": 2.0, "passes": 4, "force": True},
     },
     half_on_cpu=True,
 )
@@ -346,8 +322,8 @@ class HSyN(MeanFramePasses, SymmetricNetwork):
         return both_orders(lambda x: net(x)[0], space_to_depth(moving), space_to_depth(fixed), turning, both)
 
     def _forward_passes(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
-        """Half fields by repeated passes, their inverses by DI-Net, finished by fixed-point steps
-        (``dinet+refine``)."""
+        """Half fields by repeated passes, their inverses by DI-Net, finished by
+        fixed-point steps (``dinet+refine``)."""
         state, notes = self.passed(moving, fixed)
         cells = torch.cat([state.to_moving, state.to_fixed])
         halves = up_blocks(cells, CELL)
@@ -421,8 +397,8 @@ class HSyN(MeanFramePasses, SymmetricNetwork):
         return {"inverse": sum(error) / len(error), "inverse_smooth": 0.02 * sum(rough) / len(rough)}
 
     def map_terms(self, maps: list[tuple[Tensor | None, Tensor | None]]) -> dict[str, Tensor]:
-        """L_smc in supervised steps as well, mm^2: labels and true maps do not see the sum of the half fields
-        either."""
+        """L_smc in supervised steps as well, mm^2: labels and true maps do not see the sum of the
+        half fields either."""
         if not self.switches.symmetric or self.switches.mag != "smc":
             return {}
         return {"magnitude": sum(0.1 * self.switches.voxel**2 * (a + b).square().mean() for a, b in maps)}

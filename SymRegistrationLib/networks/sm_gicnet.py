@@ -10,26 +10,23 @@ Level l of 1/8, 1/4, 1/2, 1/1 sees the low-pass pair warped by the level before,
 
 What differs from the paper or its code:
 
-* The pyramid is computed on the fly; low-pass bands are divided by 2^1.5 per level, energy maps by their 99.5 %
-quantile.
+* The pyramid is computed on the fly; low-pass bands are divided by 2^1.5 per level, energy maps by their
+  99.5 % quantile.
 * Total velocity V_l = up(V_{l-1}) + R softsign(head); the code integrates a displacement a second time.
   ``compose="displacement"`` composes the levels' maps instead. R is given per level in parts of the half extent.
 * The inverse-consistency term is GradICON's between the two network directions (``inv``); the paper's formula is zero
-by
-  construction for exp(V), exp(-V). The symmetric term compares images of one space, as the code does.
+  by construction for exp(V), exp(-V). The symmetric term compares images of one space, as the code does.
 * Difference weighting uses the absolute value at both levels; the paper's gate keeps the encoder's skip.
 * ``antisymmetric="result"`` delivers exp of (V_AB - V_BA) / 2; ``"levels"`` takes that mean at every level already, in
   training too: exchanging the inputs then exchanges the two maps exactly. ``"none"`` is the paper's.
 * Head weights start near zero; smoothness in voxels carries the factor 4 that the change of unit brings.
 * Between levels fields are upsampled as blocks of two voxels, which is where Haar's coarse samples lie.
 * Size ``small``: widths 32, 32, 16, 16, and level 4 works at 1/2 on the eight Haar bands of the full-resolution pair.
-* Size ``recurrent``: as small, but level 4 does so
-  ``passes`` times with the same weights, in the mean frame of both scans (``_passes``), and with ``force`` sees the
-  gradient
-  of the local correlation beside the bands.
-* Where ``antisymmetric="levels"`` or ``passes`` make both directions inverse by construction, no loss asks for it: the
-  inverse
-  similarity, symmetry and gradient-inverse-consistency terms would be zero or repeat the others and are left out.
+* Size ``recurrent``: as small, but level 4 does so ``passes`` times with the same weights, in the mean frame of both
+  scans (``_passes``), and with ``force`` sees the gradient of the local correlation beside the bands.
+* Where ``antisymmetric="levels"`` or ``passes`` make both directions inverse by construction, no loss asks for it:
+  the inverse similarity, symmetry and gradient-inverse-consistency terms would be zero or repeat the others and
+  are left out.
 """
 
 from __future__ import annotations
@@ -68,27 +65,19 @@ _CARD = Card(
     "exponentials of the same field, so the deformation cannot fold.",
     title="SM-GICNet: symmetric multi-level network with gradient inverse consistency, velocity field",
     publication="Symmetric Multi-level Gradient-Inverse Consistency Network, MIDL 2025",
+    inverse_method="svf",
     deviations=(
         "Haar pyramid and energy maps on the fly, rescaled to [0, 1].",
         "The levels' velocities add up and are integrated once; level 1 may go twice as far, for large poses.",
         "Inverse consistency is GradICON's between the two network directions; size small has no such loss: there "
-        "gradient "
-        "inverse consistency holds by construction (antisymmetric=levels).",
+        "gradient inverse consistency holds by construction (antisymmetric=levels).",
         "The result is exp(+-(V_AB - V_BA) / 2), which exchanges exactly; antisymmetric=none gives the paper's.",
         "Separate up-convolutions and kept skips unless gate=code.",
         "Size small has widths 32, 32, 16, 16 and its fourth level works at half resolution on Haar bands.",
-        "With passes=K the fourth level is repeated K times with shared weights in the mean frame of both scans; "
-        "with force=true it "
-        "sees the normalised gradient of the local correlation beside the images.",
+        "With passes=K the fourth level is repeated K times with shared weights in the mean frame of both scans; with "
+        "force=true it sees the normalised gradient of the local correlation beside the images.",
     ),
-    licence="Apache-2.0",
-    size_multiple=16,
-    minimum_size=32,
     bytes_per_voxel={"published": 1200.0, "small": 220.0, "recurrent": 470.0},
-    spacing=1.5,
-    intensity="robust percentiles to [0, 1], background 0",
-    inverse_method="svf",
-    exchange_tolerance=0.0,
     sizes={
         "published": {},
         "small": {"widths": (32, 32, 16, 16), "fine": "bands", "antisymmetric": "levels"},
@@ -106,8 +95,8 @@ _CARD = Card(
 )
 
 _WINDOWS = (3, 5, 7, 9)
-#: Cells that count as one for the repeated level, which may work on any part of a volume, in the place of the half
-#: extent.
+#: Cells that count as one for the repeated level, which may work on any part of a volume, in the place of the
+#: half extent.
 _UNIT = 20.0
 
 
@@ -123,8 +112,8 @@ class _Switches:
         antisymmetric: ``none``, ``result`` or ``levels``.
         compose: ``velocity`` or ``displacement``.
         gate: ``paper``, ``code`` or ``none``.
-        inv, inv_weight: ``gradicon_cross``, ``icon_cross``, ``icon_self`` or ``none``; 0.01 in the paper, 1.5 in
-            GradICON.
+        inv, inv_weight: ``gradicon_cross``, ``icon_cross``, ``icon_self`` or ``none``; 0.01 in the paper,
+            1.5 in GradICON.
         ranges: R of the four levels, parts of the half extent; of a repeated level, parts of 20 cells.
         smooth, anti_fold: multiply the smoothness terms and the code's anti-folding term.
         passes: how often level 4 looks at use, in the mean frame; 0 = once, in the fixed scan's, as in the paper.
@@ -183,8 +172,8 @@ class _Pyramid:
 
 
 def weigh_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both images times 0.5 + 0.5 d, d = ||a| - |b|| scaled to [0, 1] over the volume (AMNet's intensity
-    difference)."""
+    """Both images times 0.5 + 0.5 d, d = ||a| - |b|| scaled to [0, 1] over the volume
+    (AMNet's intensity difference)."""
     d = (a.abs() - b.abs()).abs()
     low, high = d.amin((2, 3, 4), keepdim=True), d.amax((2, 3, 4), keepdim=True)
     weight = 0.5 + 0.5 * (d - low) / (high - low).clamp_min(1e-6)
@@ -203,8 +192,8 @@ def _grow(c: int) -> nn.ConvTranspose3d:
 
 
 class _Residual(nn.Module):
-    """Two convolutions around a skip: pre-activated, LeakyReLU 0.2 (levels 1 to 3), or ``post``-activated, 0.01 (level
-    4)."""
+    """Two convolutions around a skip: pre-activated, LeakyReLU 0.2 (levels 1 to 3), or ``post``-activated,
+    0.01 (level 4)."""
 
     def __init__(self, c: int, post: bool = False):
         super().__init__()
@@ -436,8 +425,8 @@ class SMGICNet(MeanFramePasses, SymmetricNetwork):
     def _passed_directions(
         self, moving: Tensor, fixed: Tensor, before: _Direction | None, factor: int
     ) -> tuple[_Direction, _Direction]:
-        """The finest level as the trainer of single levels sees it: one pass behind the levels before, both
-        directions."""
+        """The finest level as the trainer of single levels sees it: one pass behind the levels
+        before, both directions."""
         h = up_blocks(before.velocity / 2, factor) if before is not None else no_motion(moving).to_moving
         v = 2 * self.refined(moving, fixed, of_velocity(h)).velocity
         phi, back = exponentiate(v), exponentiate(-v)
@@ -571,8 +560,8 @@ def _ways(step, a, b) -> list[tuple]:
 
 
 def anti_fold(u: Tensor) -> Tensor:
-    """ICNet's term: mean of relu(t) t^2, t = u(x) - u(x + 1) - 1, along every axis for all channels, summed over
-    axes."""
+    """ICNet's term: mean of relu(t) t^2, t = u(x) - u(x + 1) - 1, along every axis for all channels,
+    summed over axes."""
     total = u.new_zeros(())
     for dim in (2, 3, 4):
         n = u.shape[dim]

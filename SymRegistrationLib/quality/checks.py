@@ -1,5 +1,5 @@
-"""What the numbers of a run mean: thresholds, single checks and the verdict; no torch, so every view can say the
-same."""
+"""What the numbers of a run mean: thresholds, single checks and the verdict; no torch, so every view can
+say the same."""
 
 from __future__ import annotations
 
@@ -156,8 +156,7 @@ def uncertainty_statement(told: dict) -> str:
     if judged:
         text += (
             f" On other scans with known warps the 68 % radius held {number(judged.get('coverage_68'), 0)} % of the "
-            f"true errors; rank "
-            f"correlation with them {number(judged.get('rank'), 2)}."
+            f"true errors; rank correlation with them {number(judged.get('rank'), 2)}."
         )
     return (
         text
@@ -179,9 +178,8 @@ def _certain(told: dict) -> list[Check]:
         Check(
             level,
             f"Calibrated uncertainty: 68 % of errors below {number(told['median_mm'], 2)} mm at the median place, "
-            f"below "
-            f"{number(told['p95_mm'], 2)} mm in 95 % of the content (good below {UNCERTAIN_GOOD:g}, unusable above "
-            f"{UNCERTAIN_BAD:g} voxels of the working grid).",
+            f"below {number(told['p95_mm'], 2)} mm in 95 % of the content (good below {UNCERTAIN_GOOD:g}, unusable "
+            f"above {UNCERTAIN_BAD:g} voxels of the working grid).",
         )
     ]
 

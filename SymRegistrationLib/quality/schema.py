@@ -162,7 +162,7 @@ class Measured(TypedDict, total=False):
     steering: dict[str, Any] | None
     method: str
     preset: str
-    metric: str
+    similarity_measure: str
     device: str
     seed: int
     peak_memory_gb: float

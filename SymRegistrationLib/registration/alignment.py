@@ -1,8 +1,8 @@
 """Initial alignment: where the two scans lie to each other before anything bends.
 
-The result is two 4x4 matrices from a **mid-space** to each scan, ``exp(-X/2)`` and ``exp(+X/2)`` of one
-generator X, so that exchanging the scans exchanges the matrices (mathematics.md, 5.1).
-Scores are computed at points of the mid-space, which favours neither scan.
+The result is two 4x4 matrices from a **mid-space** to each scan, ``exp(-X/2)`` and ``exp(+X/2)`` of one generator X, so
+that exchanging the scans exchanges the matrices (mathematics.md, 5.1). Scores are computed at points of the mid-space,
+which favours neither scan.
 
 The search itself is :mod:`pose_search`. Whether the scans show one contrast or two is judged by how their brightness
 correlates locally, never by the correlation over the volume: the silhouettes of two heads correlate at 0.9 whatever is
@@ -79,9 +79,8 @@ def align(
     """Find the pose of two prepared scans.
 
     Args:
-        kind: ``none`` (headers are right), ``centre`` (content middles onto each other), ``rigid``, ``similarity``
-            (one scale; across contrasts rigid), ``affine``, or the path of a linear ITK transform file, fixed ->
-            moving.
+        kind: ``none`` (headers are right), ``centre`` (content middles onto each other), ``rigid``, ``similarity`` (one
+            scale; across contrasts rigid), ``affine``, or the path of a linear ITK transform file, fixed -> moving.
         measure: ``ncc`` (one contrast), ``mi`` (any), or ``auto``: ncc, then mi where the scans look like two
             contrasts. With ``mi`` the pose is rigid unless the images insist on a stretch; the result's ``kind`` says.
         seed: of the rotations tried; the search is deterministic given it.

@@ -51,6 +51,7 @@ class Continuation:
         region: where a repair may work; None = the whole is updated.
         steer: gives the landmarks, labels and observer on a working pair.
         restore: deliver the state as it is.
+        further: scans of further contrasts, pair by pair.
         space: the working pair of the state.
         similarity: what is maximised.
     """
@@ -63,6 +64,7 @@ class Continuation:
     region: Region | None = None
     steer: Callable[[WorkingPair], Steering] | None = None
     restore: bool = False
+    further: Sequence[tuple[Scan, Scan]] = ()
 
     def __post_init__(self) -> None:
         self.pose, self.learned = self.state.pose, False
@@ -75,8 +77,10 @@ class Continuation:
             self.state = self.state.on(shape)
             grid = self.state.grid
         self.space = working_grid.pair_on(grid, *self.scans, self.pose.mid_to_fixed, self.pose.mid_to_moving)
+        if self.further:
+            self.space = self.space.with_contrasts(self.further, self.options.shares(1 + len(self.further)))
         self.halves = self.state.halves.to(self.space.fixed.device)
-        asked = self.options.metric
+        asked = self.options.similarity
         self.similarity = self.state.similarity if asked == "auto" else "mind" if asked == "mi" else asked
         if self.similarity not in optimisers.card(optimisers.REFINER).similarities:  # a network without refinement
             self.similarity = "lncc"
@@ -157,15 +161,17 @@ class Continuation:
         schedule = replace(syn.Schedule.of(self.preset), shrink=tuple(shrink), iterations=tuple(steps))
         landmarks, labels, observer = steered
         window = inside[box]
+        fixed, moving, weight = space.channels()
         halves = syn.optimise_halves(
-            space.fixed[box],
-            space.moving[box],
+            fixed[box],
+            moving[box],
             schedule.stiffer(self.options.stiffness),
             self.similarity,
-            None if space.weight is None else space.weight[box],
+            None if weight is None else weight[box],
             None,
             progress,
             Steering(grid_shape(window), crop.landmarks(landmarks), crop.labels(labels), base[box], window, observer),
+            space.shares,
         )
         whole = self.halves.clone()
         whole[box] = torch.where(window > 0, halves, whole[box])

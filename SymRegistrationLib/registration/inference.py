@@ -1,5 +1,5 @@
-"""A learned method on a working grid of any size: fitted to its multiples, to the memory that is there, to the
-device."""
+"""A learned method on a working grid of any size: fitted to its multiples, to the memory that is there,
+to the device."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def load_network(name: str, options: Options, device: torch.device | None = None
 
     Args:
         name: of the method.
-        options: ``weights`` and ``method_options`` (``size`` picks shipped weights, the rest are the method's
-            switches).
+        options: ``weights`` and ``method_options`` (``size`` picks shipped weights, the rest are
+            the method's switches).
 
     Raises:
         InputError: no weights, weights that do not fit, unknown switches.
@@ -64,8 +64,8 @@ def load_network(name: str, options: Options, device: torch.device | None = None
 
 
 def working_spacing(name: str, options: Options) -> float:
-    """Voxel size in mm of the working grid: what the run's weights were trained at, else the method's own. Raises
-    InputError."""
+    """Voxel size in mm of the working grid: what the run's weights were trained at, else the method's
+    own. Raises InputError."""
     path = weights.find(name, options.weights, options.method_options.get("size"))
     spacing = weights.read_card(path).get("plan", {}).get("spacing")
     return float(spacing) if isinstance(spacing, (int, float)) and spacing > 0 else networks.card(name).spacing
@@ -196,8 +196,7 @@ def _planned(
         if factor > COARSEST or min(lattice) < network.card.minimum_size // 2:
             raise RegistrationError(
                 f"{network.card.name} needs {memory_needed(network, shape, batch) / 1e9:.2f} GB for this working grid "
-                f"and "
-                f"{room / 1e9:.2f} GB may be used; a grid coarse enough to fit would be too coarse.",
+                f"and {room / 1e9:.2f} GB may be used; a grid coarse enough to fit would be too coarse.",
                 "Raise --memory, free memory, choose a larger --spacing, or --method syn.",
             )
     if lattice == shape:

@@ -25,9 +25,8 @@ from .alignment import split_midway
 from .working_grid import WorkingPair, fit_affine, to_working_grid
 
 #: A field that ends in ``n`` voxels at a face of its grid fades to zero over so many times ``n`` voxels beyond it, but
-#: at
-#: least over ``LEAST_FADE`` and at most over ``MOST_FADE``: a smooth step is 1.5 times steeper than a straight one, so
-#: that the fading squeezes space to a half at most.
+#: at least over ``LEAST_FADE`` and at most over ``MOST_FADE``: a smooth step is 1.5 times steeper than a straight one,
+#: so that the fading squeezes space to a half at most.
 FADE, LEAST_FADE, MOST_FADE = 3.0, 3, 40
 #: Cells whose smallest corner determinant is below count as folded.
 LEAST_CORNER = 0.01
@@ -136,8 +135,8 @@ def _unfolded(fields: Tensor, rounds: int = 8) -> Tensor:
 
 
 def _smoothed_at(fields: Tensor, weight: Tensor) -> Tensor:
-    """(2, 3, D, H, W) blended with its Gaussian mean (1 voxel) where ``weight`` (2, D, H, W) > 0, both directions kept
-    inverse."""
+    """(2, 3, D, H, W) blended with its Gaussian mean (1 voxel) where ``weight`` (2, D, H, W) > 0, both
+    directions kept inverse."""
     reach = torch.arange(-2, 3, device=fields.device)
     kernel = torch.cartesian_prod(reach, reach, reach)
     mass = torch.exp(-0.5 * kernel.square().sum(1).to(fields))
@@ -171,8 +170,8 @@ def _smooth_step(width: int, like: Tensor) -> Tensor:
 
 
 def _on_binary_steps(vectors: Tensor, spacing: float) -> Tensor:
-    """Vectors in mm rounded to whole multiples of about 1/8000 voxel, so that their last bits, which mean nothing,
-    pack."""
+    """Vectors in mm rounded to whole multiples of about 1/8000 voxel, so that their last bits, which
+    mean nothing, pack."""
     step = 2.0 ** math.floor(math.log2(spacing / 4096))
     return vectors.div(step).round_().mul_(step)
 

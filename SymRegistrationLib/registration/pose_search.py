@@ -234,8 +234,8 @@ class Search:
         return shifted[self._apart(shifted, scores, REFINED, 15.0)]
 
     def _apart(self, x: Tensor, scores: Tensor, count: int, degrees: float) -> list[int]:
-        """Indices of the best ``count`` poses of which no two are near each other, so that every basin gets its
-        chance."""
+        """Indices of the best ``count`` poses of which no two are near each other, so that every basin
+        gets its chance."""
         poses = torch.matrix_exp(x.double()).cpu()
         kept: list[int] = []
         for k in scores.argsort(descending=True).tolist():

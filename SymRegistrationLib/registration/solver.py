@@ -1,11 +1,11 @@
-"""The chosen method on its working grid(s): network or optimiser, then refinement; a perturbed copy of the same on
-request."""
+"""The chosen method on its working grid(s): network or optimiser, then refinement; a perturbed copy of the
+same on request."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,16 +14,16 @@ from ..job import InputError, Options, Progress, silent
 from ..losses import ncc
 from . import devices, methods, optimisers, working_grid
 from .alignment import Alignment, shows_one_contrast, split_midway
+from .optimisers import RunSettings
 from .presets import presets
 from .steering import Steering
-from .working_grid import Scan, WorkingPair
+from .working_grid import Layout, Scan, WorkingPair
 
 #: Bytes per voxel of a network's working grid for the two images and their weights; the network plans its own lattice.
 FEEDING_BYTES = 40
-#: Room around the content of both scans, as a share of its longest side: where a network works, and where the
-#: optimiser does.
-#: Without forces out there the optimiser's field only has to fade, which it does beyond the grid as well: 0.015 has the
-#: overlap of 0.06 with 0.6 of its voxels (four development brains).
+#: Room around the content of both scans, as a share of its longest side: where a network works, and where the optimiser
+#: does. Without forces out there the optimiser's field only has to fade, which it does beyond the grid as well: 0.015
+#: has the overlap of 0.06 with 0.6 of its voxels (four development brains).
 ROOM, MARGIN = 0.06, 0.015
 #: Share of the free memory that the optimiser's working grid may take when the user gave no bound.
 SHARE = 0.6
@@ -53,10 +53,11 @@ class Solver:
         pose: their initial alignment.
         options: of the run.
         notes: gets what was done other than asked, in words.
+        further: scans of further contrasts, pair by pair, where those of ``scans`` are.
 
     Attributes:
-        space: the working pair that results refer to; for a refined network that finds the pose itself only after
-            :meth:`run`.
+        space: the working pair that results refer to; for a refined network that finds the pose itself
+            only after :meth:`run`.
         similarity: what the optimiser maximises, ``network`` where none runs.
         learned: whether the method is a network.
 
@@ -64,8 +65,16 @@ class Solver:
         InputError: a working voxel whose grid does not fit the memory; scans that do not overlap.
     """
 
-    def __init__(self, scans: tuple[Scan, Scan], pose: Alignment, options: Options, notes: list[str]):
+    def __init__(
+        self,
+        scans: tuple[Scan, Scan],
+        pose: Alignment,
+        options: Options,
+        notes: list[str],
+        further: Sequence[tuple[Scan, Scan]] = (),
+    ):
         self.scans, self.pose, self.options, self.notes = scans, pose, options, notes
+        self.further = tuple(further)
         self.steer: Callable[[WorkingPair], Steering] | None = None  # set by who wants to steer the optimiser
         self.finest = float(min(scan.grid.spacing.min() for scan in scans))
         self.preset = presets()[options.preset]
@@ -102,14 +111,8 @@ class Solver:
             space = self.space
             if perturbation is not None:
                 space = perturbation.geometry(perturbation.intensities(space))
-            pair = self.optimiser.run(
-                space,
-                self.preset,
-                self.similarity,
-                stiffness=stiffness * self.options.stiffness,
-                progress=progress,
-                steering=self._steering(space, perturbation),
-            )
+            steering = self._steering(space, perturbation)
+            pair = self.optimiser.run(space, self._settings(stiffness, progress=progress, steering=steering))
             return pair if perturbation is None else perturbation.undone(pair)
         share = 0.5 if self.options.refine else 1.0
         pair = self._predict(lambda stage, f, text: progress(stage, share * f, text), perturbation)
@@ -119,16 +122,20 @@ class Solver:
             self._refine_on(self._found(pair))
         space = self.space if perturbation is None else perturbation.intensities(self.space)
         start = working_grid.to_working_grid(pair, self.coarse, space)
-        return self.optimiser.run(
-            space,
-            self.preset,
-            self.similarity,
-            start,
-            self.options.refine,
-            stiffness * self.options.stiffness,
-            lambda stage, f, text: progress(stage, share + (1 - share) * f, text),
-            self._steering(space, perturbation),
+        settings = self._settings(
+            stiffness,
+            start=start,
+            levels=self.options.refine,
+            progress=lambda stage, f, text: progress(stage, share + (1 - share) * f, text),
+            steering=self._steering(space, perturbation),
         )
+        return self.optimiser.run(space, settings)
+
+    def _settings(self, stiffness: float, **more: Any) -> RunSettings:
+        """Settings of the optimiser for this pair; ``stiffness`` on top of what the user asks for."""
+        stiffness *= self.options.stiffness
+        rigid = self.pose.kind != "affine"
+        return RunSettings(self.preset, self.similarity, stiffness=stiffness, one_patient=rigid, **more)
 
     def fall_back(self, state: str) -> FieldPair:
         """Give up the method's result: no deformation, at the alignment (``aligned``) or as the headers lie
@@ -146,13 +153,13 @@ class Solver:
     def _volume(self, pose: Alignment, whole: bool = False) -> float:
         halves = pose.mid_to_fixed, pose.mid_to_moving
         margin = ROOM if whole else MARGIN
-        return working_grid.working_grid(*self.scans, *halves, self.finest * 2, whole=whole, margin=margin).volume
+        return working_grid.working_grid(*self.scans, *halves, Layout(self.finest * 2, 1, whole, margin)).volume
 
     def _space(
         self, pose: Alignment, spacing: float, multiple: int = 1, whole: bool = False, margin: float = ROOM
     ) -> WorkingPair:
         halves = pose.mid_to_fixed, pose.mid_to_moving
-        return working_grid.working_pair(*self.scans, *halves, spacing, multiple, whole, margin)
+        return working_grid.working_pair(*self.scans, *halves, Layout(spacing, multiple, whole, margin))
 
     def _refine_on(self, pose: Alignment) -> None:
         """Lay the optimiser's grid over what both scans show at this pose, and choose its similarity."""
@@ -160,8 +167,10 @@ class Solver:
         self.space = self._space(
             pose, self.options.spacing or max(self.finest, (self._volume(pose) / budget) ** (1 / 3)), margin=MARGIN
         )
+        if self.further:
+            self.space = self.space.with_contrasts(self.further, self.options.shares(1 + len(self.further)))
         linear = not self.learned and self.optimiser.card.pose
-        self.similarity = pose.measure if linear else _similarity(self.options.metric, self.scans, pose, self.notes)
+        self.similarity = pose.measure if linear else _similarity(self.options.similarity, self.scans, pose, self.notes)
 
     def _found(self, pair: FieldPair) -> Alignment:
         """The affine part of what a network found from the headers, and how alike it makes the scans."""
@@ -226,8 +235,8 @@ class Solver:
 
 
 def predict_perturbed(space: WorkingPair, options: Options, change: Perturbation, progress: Progress) -> FieldPair:
-    """A network under a perturbation: dropping where it has dropout, and seeing a coarser grid where it shall be
-    stiffer."""
+    """A network under a perturbation: dropping where it has dropout, and seeing a coarser grid where it
+    shall be stiffer."""
     from . import inference
 
     network = inference.load_network(options.method, options, devices.resolve(options.device))
@@ -252,5 +261,5 @@ def _similarity(asked: str, scans: tuple[Scan, Scan], pose: Alignment, notes: li
         return asked
     if shows_one_contrast(*scans, pose):
         return "lncc"
-    notes.append("the scans look like different contrasts; the modality-independent metric 'mind' was used")
+    notes.append("the scans look like different contrasts; the modality-independent similarity 'mind' was used")
     return "mind"

@@ -53,8 +53,8 @@ class State:
     def of(
         cls, pair: FieldPair, space: WorkingPair, pose: Alignment, similarity: str, inputs: tuple[str, str]
     ) -> State:
-        """The state of a result on its working pair; ``pose`` is replaced by that of the working pair where they
-        differ."""
+        """The state of a result on its working pair; ``pose`` is replaced by that of the working pair
+        where they differ."""
         if not np.allclose(pose.matrix, space.mid_to_moving @ np.linalg.inv(space.mid_to_fixed), atol=1e-9) or (
             not np.allclose(pose.mid_to_fixed, space.mid_to_fixed, atol=1e-9)
         ):

@@ -2,7 +2,9 @@
 
 ``NAME.safetensors`` holds the tensors and, in its header, method, size, options and version; the model card
 ``NAME.safetensors.json`` holds the same, the file's SHA-256, and what the weights were trained on and are not good for.
-Shipped weights lie in ``model_weights/`` of the package as ``METHOD-SIZE.safetensors``.
+Shipped weights lie in ``model_weights/`` of the package as ``METHOD-SIZE.safetensors``. Pose and matching are the same
+in front of every method there, and lie once beside them, in ``prealign.safetensors``: a file of such weights names the
+SHA-256 of the one that it belongs to. Weights that are trained elsewhere are whole.
 """
 
 from __future__ import annotations
@@ -20,11 +22,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import __version__
-from ..files import sha256
+from ..files import replacing, sha256
 from ..job import InputError, parsed_json
 
 FOLDER = Path(__file__).parents[1] / "model_weights"
 SUFFIX = ".safetensors"
+#: What :func:`save` itself says in a model card.
+ABOUT = ("method", "size", "version", "prealign", "options", "sha256", "parameters")
+#: Pose and matching that several weights files of one folder share, and the tensors that it holds.
+SHARED = "prealign.safetensors"
+_SHARED_PARTS = ("pose.", "match.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,16 +62,18 @@ def card_path(path: str | Path) -> Path:
     return Path(f"{path}.json")
 
 
-def save(path: str | Path, network: nn.Module, card: Mapping[str, Any] | None = None) -> Path:
+def save(path: str | Path, network: nn.Module, card: Mapping[str, Any] | None = None, share: bool = False) -> Path:
     """Write a network's weights and its model card; neither is ever half-written.
 
     Args:
         path: ends in ``.safetensors``.
         network: made by ``networks.create`` (carries ``card.name``, ``size`` and ``options``).
         card: facts for the model card: training data, its licence, steps, limits; plain JSON values.
+        share: leave pose and matching to ``prealign.safetensors`` of that folder, which is written when there is none.
 
     Raises:
-        InputError: a weight is not finite in half precision, or the folder cannot be written.
+        InputError: a weight is not finite in half precision, the folder cannot be written, or pose and matching are
+            not those that are shared there.
     """
     path = Path(path)
     if path.suffix != SUFFIX:
@@ -78,6 +87,9 @@ def save(path: str | Path, network: nn.Module, card: Mapping[str, Any] | None = 
             f"the network's '{bad}' holds values that are not finite in half precision; nothing was written."
         )
     about = {"method": network.card.name, "size": network.size, "version": __version__}
+    if share:
+        parts = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_SHARED_PARTS)}
+        about["prealign"] = _share(path.with_name(SHARED), parts)
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in network.options.items()}
     temporary = path.with_name(path.name + ".part")
     try:
@@ -98,6 +110,32 @@ def save(path: str | Path, network: nn.Module, card: Mapping[str, Any] | None = 
     except OSError as error:
         raise InputError(f"'{path}' cannot be written ({error.strerror}).") from None
     return path
+
+
+def _share(path: Path, parts: dict[str, Tensor]) -> str:
+    """SHA-256 of the shared file, written with ``parts`` or compared with them. Raises InputError."""
+    if path.is_file():
+        _, there = _read_tensors(path)
+        if there.keys() != parts.keys() or not all(torch.equal(there[name], parts[name]) for name in parts):
+            raise InputError(f"'{path}' holds another pose and matching than these weights.", "Choose another folder.")
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            save_file(parts, temporary, metadata={"version": __version__})
+    return sha256(path)
+
+
+def _with_shared(path: Path, digest: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` of ``path`` and those that it left to the shared file beside it. Raises InputError."""
+    beside = path.with_name(SHARED)
+    if not beside.is_file():
+        raise InputError(f"'{path}' needs '{SHARED}' beside it.", "Copy both files of the folder where it came from.")
+    if sha256(beside) != digest:
+        raise InputError(
+            f"'{beside}' is not the file that '{path.name}' was trained behind (SHA-256 differs).",
+            "Copy both files of the folder where it came from.",
+        )
+    return {**tensors, **_read_tensors(beside)[1]}
 
 
 def load(path: str | Path, method: str | None = None) -> Weights:
@@ -131,6 +169,8 @@ def load(path: str | Path, method: str | None = None) -> Weights:
             f"'{path}' holds weights of {about['method']}, not of {method}.",
             f"Use --method {about['method']}, or other weights.",
         )
+    if "prealign" in about:
+        tensors = _with_shared(path, about["prealign"], tensors)
     bad = _not_finite(tensors)
     if bad:
         raise InputError(

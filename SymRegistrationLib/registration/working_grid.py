@@ -7,7 +7,8 @@ for each scan, so that exchanging fixed and moving exchanges everything downstre
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -122,6 +123,8 @@ class WorkingPair:
         weight: (2, 1, D, H, W) where each (fixed, moving) may be looked at, or ``None`` = everywhere.
         grid: the working grid in mid-space mm.
         mid_to_fixed, mid_to_moving: (4, 4) mm, mid-space point -> point of the scan.
+        contrasts: further contrasts of both sides, pair by pair; only optimisers look at them.
+        shares: how much each contrast counts, the first pair first; () = all the same.
     """
 
     fixed: Tensor
@@ -130,30 +133,64 @@ class WorkingPair:
     grid: Grid
     mid_to_fixed: np.ndarray
     mid_to_moving: np.ndarray
+    contrasts: tuple[WorkingPair, ...] = ()
+    shares: tuple[float, ...] = ()
+
+    def channels(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Fixed and moving images of all contrasts, (1, C, D, H, W), and where they may be looked at, (2, C, D, H, W)
+        or, where all contrasts may everywhere, ``None``."""
+        if not self.contrasts:
+            return self.fixed, self.moving, self.weight
+        pairs = (self, *self.contrasts)
+        weight = None
+        if any(pair.weight is not None for pair in pairs):
+            whole = torch.ones(2, 1, *self.fixed.shape[2:], device=self.fixed.device)
+            weight = torch.cat([whole if pair.weight is None else pair.weight for pair in pairs], 1)
+        return torch.cat([pair.fixed for pair in pairs], 1), torch.cat([pair.moving for pair in pairs], 1), weight
+
+    def with_contrasts(self, scans: Sequence[tuple[Scan, Scan]], shares: tuple[float, ...] = ()) -> WorkingPair:
+        """The same with further contrasts, whose scans lie in space as the first ones do.
+
+        Raises:
+            InputError: a contrast shows nothing on the working grid.
+        """
+        pairs = tuple(pair_on(self.grid, *pair, self.mid_to_fixed, self.mid_to_moving) for pair in scans)
+        for number, pair in enumerate(pairs, 2):
+            for side, image in (("fixed", pair.fixed), ("moving", pair.moving)):
+                if float(image.max() - image.min()) <= 0:
+                    raise InputError(
+                        f"contrast {number} of the {side} side shows nothing where the first one does.",
+                        "All contrasts of a side must lie in space as its scan does; check their headers.",
+                    )
+        return replace(self, contrasts=pairs, shares=shares)
 
 
-def working_pair(
-    fixed: Scan,
-    moving: Scan,
-    mid_to_fixed: np.ndarray,
-    mid_to_moving: np.ndarray,
-    spacing: float,
-    multiple: int = 1,
-    whole: bool = False,
-    margin: float = 0.06,
-) -> WorkingPair:
-    """Resample both scans onto a common isotropic grid half-way between them.
+@dataclass(frozen=True)
+class Layout:
+    """How a working grid is laid over two scans.
 
-    Args:
+    Attributes:
         spacing: voxel size in mm.
         multiple: every axis of the grid is a multiple of this.
         whole: the grid covers all that either scan shows; else what both show.
         margin: around that, as a share of its longest side; two voxels more in any case.
+    """
+
+    spacing: float
+    multiple: int = 1
+    whole: bool = False
+    margin: float = 0.06
+
+
+def working_pair(
+    fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid_to_moving: np.ndarray, layout: Layout
+) -> WorkingPair:
+    """Resample both scans onto a common isotropic grid half-way between them.
 
     Raises:
-        InputError: after alignment the two contents do not overlap.
+        InputError: after alignment the two contents do not overlap, or the masks leave nothing there.
     """
-    grid = working_grid(fixed, moving, mid_to_fixed, mid_to_moving, spacing, multiple, whole, margin)
+    grid = working_grid(fixed, moving, mid_to_fixed, mid_to_moving, layout)
     return pair_on(grid, fixed, moving, mid_to_fixed, mid_to_moving)
 
 
@@ -169,20 +206,14 @@ def pair_on(grid: Grid, fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid
 
 
 def working_grid(
-    fixed: Scan,
-    moving: Scan,
-    mid_to_fixed: np.ndarray,
-    mid_to_moving: np.ndarray,
-    spacing: float,
-    multiple: int = 1,
-    whole: bool = False,
-    margin: float = 0.06,
+    fixed: Scan, moving: Scan, mid_to_fixed: np.ndarray, mid_to_moving: np.ndarray, layout: Layout
 ) -> Grid:
     """Isotropic grid over what both scans show, with a margin; its axes lie half-way between theirs.
 
-    With ``whole`` it covers what either shows, along the patient's axes: two headers far apart have no half-way that is
-    near to both, and networks know anatomy upright.
+    A grid of the whole lies along the patient's axes: two headers far apart have no half-way that is near to both, and
+    networks know anatomy upright. Raises InputError when the two contents do not overlap.
     """
+    spacing, multiple, whole = layout.spacing, layout.multiple, layout.whole
     mapped, axes = [], np.zeros((3, 3))
     for scan, to in ((fixed, mid_to_fixed), (moving, mid_to_moving)):
         back = np.linalg.inv(to)
@@ -197,7 +228,7 @@ def working_grid(
             "the two scans do not overlap in space after the initial alignment.",
             "Use --initial centre, rigid or affine, or check that they show the same part of the body.",
         )
-    margin = margin * (high - low).max() + 2 * spacing
+    margin = layout.margin * (high - low).max() + 2 * spacing
     size = (high - low) + 2 * margin
     shape = [max(4, multiple * math.ceil((s / spacing + 1) / multiple)) for s in size]
     return Grid.centred(shape, spacing, axes @ ((low + high) / 2), axes)
@@ -231,8 +262,8 @@ def resample(scan: Scan, grid: Grid, to_scan: np.ndarray) -> tuple[Tensor, Tenso
 
 
 def to_working_grid(pair: FieldPair, source: WorkingPair, target: WorkingPair) -> FieldPair:
-    """A field pair carried from one working grid to another of the same scans, whatever their mid-spaces; voxels of
-    ``target``."""
+    """A field pair carried from one working grid to another of the same scans, whatever their mid-spaces;
+    voxels of ``target``."""
     to_fixed, to_moving = (
         np.linalg.inv(old) @ new
         for old, new in ((source.mid_to_fixed, target.mid_to_fixed), (source.mid_to_moving, target.mid_to_moving))

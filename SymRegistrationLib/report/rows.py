@@ -56,9 +56,9 @@ def number_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             )
         )
     rows.append(("peak memory, GB", number(metrics.get("peak_memory_gb"), 2), "largest size of the process so far"))
-    for name in ("method", "preset", "metric", "device", "seed"):
+    for name in ("method", "preset", "similarity_measure", "device", "seed"):
         if name in metrics:
-            rows.append((name, str(metrics[name]), "setting"))
+            rows.append((name.replace("_", " "), str(metrics[name]), "setting"))
     return rows
 
 

@@ -1,5 +1,5 @@
-"""The page "Can I trust it?" of the report: traffic lights with their thresholds, the worst places, what to try
-next."""
+"""The page "Can I trust it?" of the report: traffic lights with their thresholds, the worst places, what
+to try next."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ WORDS = {"good": "green", "look": "yellow", "bad": "red", "open": "not known"}
 
 @dataclass(frozen=True)
 class Light:
-    """One line of the summary: ``level`` is good, look, bad or open (not measured); ``advice`` is empty when all is
-    well."""
+    """One line of the summary: ``level`` is good, look, bad or open (not measured); ``advice`` is empty when
+    all is well."""
 
     level: str
     what: str
@@ -60,7 +60,7 @@ def lights(metrics: Mapping[str, Any]) -> list[Light]:
                 "likeness",
                 f"{similarity['name']} {number(before, 2)} aligned, {number(after, 2)} registered",
                 "green: rises",
-                "Try --metric mind for two different contrasts, or masks that leave out what only one scan shows.",
+                "Try --similarity mind for two different contrasts, or masks that leave out what only one scan shows.",
             )
         )
     if "folded_percent" in quality:
@@ -109,7 +109,7 @@ def _uncertain(told: dict | None) -> Light:
             "uncertainty",
             "relative only: shows where, not how many mm",
             "",
-            "Use a method and preset with a calibration (symreg with --method syn and the metric lncc).",
+            "Use a method and preset with a calibration (symreg with --method syn and the similarity lncc).",
         )
     share = told["p95_mm"] / told["voxel_mm"]
     level = "good" if share < UNCERTAIN_GOOD else "look" if share < UNCERTAIN_BAD else "bad"
@@ -276,9 +276,8 @@ def _volume_table(volumes: dict | None) -> str:
         )
     return (
         '<h3>Volume changes</h3><p class="soft">Each label of the fixed scan and the volume of where the transform '
-        "takes it in the "
-        "moving scan. The \u00b1 is one standard deviation from the calibrated uncertainty of its border; empty when "
-        "there is none.</p>"
+        "takes it in the moving scan. The \u00b1 is one standard deviation from the calibrated uncertainty of its "
+        "border; empty when there is none.</p>"
         '<div class="wide"><table><tr><th>label</th><th class="n">fixed, ml</th><th class="n">moving, ml</th>'
         f'<th class="n">change, ml</th><th class="n">%</th></tr>{rows}</table></div>'
     )

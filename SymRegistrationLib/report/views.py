@@ -115,8 +115,8 @@ def draw_maps(page: Page, result, matrix: np.ndarray) -> dict[str, float]:
 
 
 def _cuts(page: Page, result, values: np.ndarray) -> list[np.ndarray]:
-    """(h, w) per plane: a map on the fixed grid, or on the coarser ``map_grid``, as the planes of the fixed scan show
-    it."""
+    """(h, w) per plane: a map on the fixed grid, or on the coarser ``map_grid``, as the planes of the fixed
+    scan show it."""
     if values.shape == result.fixed.grid.shape:
         return [plane.cut(values) for plane in page.planes]
     volume = Volume(values, result.map_grid)

@@ -122,8 +122,8 @@ def _thick_slices(image: Tensor, thick: float, draw: Draw) -> Tensor:
 
 
 def normalised(image: Tensor) -> Tensor:
-    """What ``preprocess.prepare`` does with a scan, in torch: a robust range of all voxels mapped to [0, 1],
-    clipped."""
+    """What ``preprocess.prepare`` does with a scan, in torch: a robust range of all voxels mapped to
+    [0, 1], clipped."""
     values = image.reshape(-1)
     values = values[:: max(1, values.numel() // 60_000)].sort().values
     low, high = _robust(values)

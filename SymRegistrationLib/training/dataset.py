@@ -121,9 +121,9 @@ def find(path: str | Path, only_labels: bool = False) -> Listing:
     """List the scans of a folder or table.
 
     Args:
-        path: folder, or CSV/TSV with a column ``image`` (and ``labels``, ``mask``, ``points``, ``subject``, ``split``),
-            or with ``fixed`` and ``moving`` (and ``fixed_labels`` ...) for fixed pairs. Paths are relative to the
-            table.
+        path: folder, or CSV/TSV with a column ``image`` (and ``labels``, ``mask``, ``points``, ``subject``,
+            ``split``), or with ``fixed`` and ``moving`` (and ``fixed_labels`` ...) for fixed pairs. Paths are relative
+            to the table.
         only_labels: every volume is a label map.
 
     Raises:

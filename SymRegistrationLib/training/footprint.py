@@ -40,8 +40,8 @@ def step_gb(network: SymmetricNetwork, shape: Sequence[int], per_voxel: float) -
 
 
 def kept_bytes(network: SymmetricNetwork, options: TrainingOptions) -> float:
-    """Bytes per voxel that one forward pass in training keeps for the backward pass: counted on a small pair of
-    shapes."""
+    """Bytes per voxel that one forward pass in training keeps for the backward pass: counted on a small
+    pair of shapes."""
     shape = padded_shape((network.card.minimum_size,) * 3, network.card)
     pair = make_pair(None, Synthesis(shape=shape), 0)
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}

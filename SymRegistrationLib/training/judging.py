@@ -1,5 +1,5 @@
-"""Labelled pairs of real scans that only judge a network in training: its own levels against what stands in front of
-them."""
+"""Labelled pairs of real scans that only judge a network in training: its own levels against what stands in
+front of them."""
 
 from __future__ import annotations
 
@@ -37,9 +37,8 @@ class JudgedPair:
         self.labels = [read_labels(case.labels) for case in (fixed, moving)]
         self.chosen = labels
         scans = [working_grid.prepare(volume) for volume in volumes]
-        self.space = working_grid.working_pair(
-            *scans, np.eye(4), np.eye(4), spacing, network.card.size_multiple, whole=True
-        )
+        layout = working_grid.Layout(spacing, network.card.size_multiple, whole=True)
+        self.space = working_grid.working_pair(*scans, np.eye(4), np.eye(4), layout)
         network = network.eval()
         with torch.no_grad():
             self.frame, self.moving, self.fixed = network._met(self.space.moving, self.space.fixed)

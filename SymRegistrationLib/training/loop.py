@@ -260,8 +260,8 @@ class Trainer:
         return list(used.values())
 
     def _gather(self, active: list[torch.nn.Parameter]) -> float:
-        """Gradients summed over the processes; returns their length. What no pair touched gets zeros, in every
-        process."""
+        """Gradients summed over the processes; returns their length. What no pair touched gets zeros,
+        in every process."""
         for parameter in active:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -419,8 +419,8 @@ class Trainer:
 
 
 def learning_rate(plan: TrainingPlan, stage: int, step: int) -> float:
-    """Adam's rate at a step of a stage: as published (constant, or halved), or warmed up and cooled down by a
-    cosine."""
+    """Adam's rate at a step of a stage: as published (constant, or halved), or warmed up and cooled down
+    by a cosine."""
     leg = plan.stages[stage]
     if plan.rate == "published":
         return leg.learning_rate * 0.5 ** (

@@ -1,25 +1,19 @@
 """Training the repeated passes of a method on a pool of pairs (see :mod:`SymRegistrationLib.training.pool`).
 
 Pose and matching in front stay as they are: the pool's scans have already met. One optimiser step is one pass of one
-pair; a pair
-takes a random number of passes one after the other, the state detached between them, so that the network learns to go
-on from
-what it left over, and is seen as a block of the volume (what a pass adds is local). The coarser levels learn first, on
-whole volumes
-(phase C), then stay as they are. Phase A learns the teacher's half-way fields (L1), phase B the method's unsupervised
-terms: local correlation
-half-way, diffusion of both half fields, soft Dice of all structures, and the magnitude constraint in every step. Pairs
-are
-mirrored, exchanged and changed in brightness on the fly. Everything is a function of the seed and the number of the
-pair, and
-the state lies in one file: a run that was stopped goes on with the same command.
+pair; a pair takes a random number of passes one after the other, the state detached between them, so that the network
+learns to go on from what it left over, and is seen as a block of the volume (what a pass adds is local). The coarser
+levels learn first, on whole volumes (phase C), then stay as they are. Phase A learns the teacher's half-way fields
+(L1), phase B the method's unsupervised terms: local correlation half-way, diffusion of both half fields, soft Dice of
+all structures, and the magnitude constraint in every step. Pairs are mirrored, exchanged and changed in brightness on
+the fly. Everything is a function of the seed and the number of the pair, and the state lies in one file: a run that was
+stopped goes on with the same command.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import platform
 import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -30,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import __version__, networks
+from .. import networks
 from ..files import json_object, write_whole
 from ..job import InputError, Progress, RegistrationError, silent
 from ..networks._passes import HalfFields, MeanFramePasses
@@ -80,6 +74,8 @@ class _Run:
             self.half = devices.half_precision_pays()
         else:
             self.half = options.precision == "bfloat16"
+        if options.steps_teacher and not self.pool.manifest["options"].get("teacher", True):
+            raise InputError(f"the pool '{options.pool}' was made without a teacher.", "Add --teacher-steps 0.")
         torch.manual_seed(options.seed)
         self.network = networks.create(options.method, options.size, **{**options.method_options, "prealign": True})
         self.inner: MeanFramePasses = self.network.inner
@@ -88,7 +84,8 @@ class _Run:
                 f"{options.method} with these options has no passes to train on a pool.", "Add --option passes=4."
             )
         self._settle_folder()
-        self.taken = take_over(self.network, options.start or options.method, options.keep)
+        self.begun_from = start_file(options.start or options.method)
+        self.taken = take_over(self.network, self.begun_from, options.keep)
         device = torch.device("cpu")
         self.network.to(device=device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if not any(name.startswith("pose.") for name in self.taken):
@@ -195,8 +192,8 @@ class _Run:
         }
 
     def _coarse(self, number: int, mirrored: bool, exchanged: bool, pair: PoolPair) -> HalfFields:
-        """The coarser levels' field of a whole pair, kept: those levels change no more. Exchanging the scans turns it
-        round."""
+        """The coarser levels' field of a whole pair, kept: those levels change no more. Exchanging the scans
+        turns it round."""
         key = number, mirrored
         if key not in self.coarse:
             images = (pair.fixed, pair.moving) if exchanged else (pair.moving, pair.fixed)
@@ -376,27 +373,35 @@ class _Run:
                 "Not for clinical use.",
             ],
             "command": options.command,
-            "versions": {
-                "symregistration": __version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-                "system": f"{platform.system()} {platform.machine()}",
-            },
+            "begun_from": ancestry(self.begun_from, all_of_it="" in options.keep),
+            "front": weights.read_card(self.begun_from).get("front"),
+            "versions": training_result.versions(),
         }
 
 
-def take_over(network: nn.Module, source: str, keep: tuple[str, ...] = ("",)) -> list[str]:
+def start_file(source: str) -> Path:
+    """A weights file, or the shipped one where ``source`` is the name of a method. Raises InputError: none."""
+    return weights.find(source) if source in networks.names() else Path(source)
+
+
+def ancestry(path: Path, all_of_it: bool) -> dict[str, Any]:
+    """What a model card says of the weights that a run began from; of all of it, with their own training."""
+    card = weights.read_card(path)
+    own = ("sha256", "trained_on", "training", "command", "begun_from") if all_of_it else ("sha256",)
+    taken = "all weights" if all_of_it else "pose and matching"
+    return {"taken": taken, **{name: card[name] for name in own if card.get(name)}}
+
+
+def take_over(network: nn.Module, path: Path, keep: tuple[str, ...] = ("",)) -> list[str]:
     """Put tensors of a weights file into a network; their names.
 
     Args:
-        source: a weights file, or the name of a method whose shipped weights are meant.
+        path: the weights file.
         keep: beginnings of the names of those that are taken; each must be there in the network's shape.
 
     Raises:
         InputError: no such weights, or a tensor that is to be taken does not fit.
     """
-    path = weights.find(source) if source in networks.names() else Path(source)
     found = weights.load(path).tensors
     own = network.state_dict()
     fit = {name: value for name, value in found.items() if name.startswith(tuple(keep))}

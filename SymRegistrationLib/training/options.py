@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..job import MOST_THREADS, InputError, check_seed
+from ..job import InputError
+from .checks import check_choice, check_least, check_process, check_shares
 
 BAD_SCANS = ("skip", "refuse")
 RATES = ("auto", "published", "cosine")
@@ -45,8 +46,8 @@ class TrainingOptions:
         real: share of the steps that see real scans, when there are scans and label maps.
         two_people: share of the pairs from label maps that show two people (labels known, true map not).
         one_contrast: share of the synthetic pairs whose two scans have one contrast.
-        t1: share of the scans synthesised from FreeSurfer's labels that look T1-weighted; the others have random
-            contrasts.
+        t1: share of the scans synthesised from FreeSurfer's labels that look T1-weighted; the others
+            have random contrasts.
         output: folder of the run; a run that is already in it goes on.
         validation: share of the subjects kept for validation, or names of them.
         bad_scans: ``skip`` or ``refuse``.
@@ -54,14 +55,13 @@ class TrainingOptions:
         batch: pairs per optimiser step and process.
         iterations: optimiser steps of all stages together; ``None`` = published, or what fits ``minutes``.
         stages: share of the work of each stage, coarsest first; ``None`` = as published (by time where ``minutes`` is
-            set
-            and there is no GPU: the same for each).
+            set and there is no GPU: the same for each).
         freeze: levels up to this one stay as they are while finer ones are trained.
         minutes: the whole plan is made to fit in this time.
         stop_after: end this process after so many minutes with a checkpoint; the same command goes on.
         learning_rate, rate: peak, and its shape: ``auto``, ``published`` or ``cosine``.
-        supervised: share of the synthetic steps that are trained on labels and true maps; the others on the published
-            loss.
+        supervised: share of the synthetic steps that are trained on labels and true maps; the others on
+            the published loss.
         weights: see :class:`Weighting`.
         rotation, shift, scale: largest poses of pairs, degrees, mm, share.
         curriculum: share of each stage over which poses grow from a fifth to their full range.
@@ -123,44 +123,14 @@ class TrainingOptions:
     command: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("shapes", "real", "two_people", "one_contrast", "t1", "supervised", "curriculum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name.replace('_', '-')} is {getattr(self, name)}.", "It is a share: give 0 to 1.")
-        for name, least in (
-            ("batch", 1),
-            ("iterations", 1),
-            ("minutes", 0.01),
-            ("stop_after", 0.01),
-            ("spacing", 0.01),
-            ("learning_rate", 1e-9),
-            ("validate_every", 1),
-            ("validation_pairs", 1),
-            ("memory_gb", 0.01),
-            ("threads", 1),
-            ("rotation", 0),
-            ("shift", 0),
-            ("scale", 0),
-            ("freeze", 0),
-            ("patience", 0),
-            ("checkpoint_minutes", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and not least <= value < math.inf:
-                raise InputError(f"{name.replace('_', '-')} is {value}.", f"Give at least {least}.")
-        for name, allowed in (
-            ("bad_scans", BAD_SCANS),
-            ("rate", RATES),
-            ("precision", ("auto", "float32", "bfloat16")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise InputError(
-                    f"{name.replace('_', '-')} is '{getattr(self, name)}'.", f"Choose one of: {', '.join(allowed)}."
-                )
-        check_seed(self.seed)
-        if not 0 <= self.ema < 1:
-            raise InputError(f"ema is {self.ema}.", "Give a decay from 0 (none) to below 1.")
-        if (self.threads or 1) > MOST_THREADS:
-            raise InputError(f"threads is {self.threads}.", f"Give at most {MOST_THREADS}.")
+        check_shares(self, "shapes real two_people one_contrast t1 supervised curriculum")
+        check_least(self, 1, "batch iterations validate_every validation_pairs threads")
+        check_least(self, 0, "rotation shift scale freeze patience checkpoint_minutes")
+        check_least(self, 0.01, "minutes stop_after spacing memory_gb")
+        check_least(self, 1e-9, "learning_rate")
+        check_choice(self, "bad_scans", BAD_SCANS)
+        check_choice(self, "rate", RATES)
+        check_process(self)
         if self.shape is not None and (len(self.shape) != 3 or min(self.shape) < 8):
             raise InputError(f"shape is {self.shape}.", "Give three numbers of voxels, at least 8 each, as 96,112,96.")
         if self.stages is not None and (min(self.stages) < 0 or not 0 < sum(self.stages) < math.inf):

@@ -1,8 +1,7 @@
-"""From data and machine to a plan: spacing, size, schedule, precision, memory; printed and written before hours are
-spent.
+"""From data and machine to a plan: spacing, size, schedule, precision, memory; printed and written before
+hours are spent.
 
-The idea is nnU-Net's (Isensee 2021): what can be learned from the data set and the memory is not asked of the
-user.
+The idea is nnU-Net's (Isensee 2021): what can be learned from the data set and the memory is not asked of the user.
 """
 
 from __future__ import annotations
@@ -112,7 +111,7 @@ class TrainingPlan:
         lines = [
             f"method      {self.method}, size {self.size}",
             f"grid        {'x'.join(map(str, self.shape))} voxels of {self.spacing:g} mm",
-            f"data        "
+            "data        "
             f"{', '.join(f'{count} {what}' for what, count in self.data.items() if count) or 'shapes only'}",
             f"validation  {', '.join(self.held_out) or 'shapes'}",
             f"machine     {self.device}, {self.precision}, about {self.memory_gb:.2f} of {self.room_gb:.1f} GB",
@@ -261,8 +260,7 @@ def _parts(scans: Listing, maps: Listing, notes: list[str]) -> tuple[Part, Part]
     if 0 < len({c.subject for c in training.scans}) < 5 and not maps.cases:
         notes.append(
             f"only {len({c.subject for c in training.scans})} subjects to learn from: expect a network that knows "
-            f"these, "
-            "not people; add --labels or more scans"
+            "these, not people; add --labels or more scans"
         )
     if not (validation.pairs or validation.maps):
         notes.append("nothing is held out: random shapes validate, so early stopping sees no anatomy")

@@ -1,16 +1,14 @@
 """A pool of training pairs on disk: made once from label maps, cut off at any moment, gone on with by the same call.
 
 What stands in front of a method (pose and matching) is frozen while the method's own levels are trained, a clean
-rendering
-can be registered by ``syn`` beforehand, and rendering takes longer than a training step. All of it is therefore done
-once. Each pair holds two realistic scans that pose and matching have already brought into their mean frame, both label
-maps there, and, as a teacher, the half-way displacement fields that ``syn`` finds on clean renderings of the same
-labels.
+rendering can be registered by ``syn`` beforehand, and rendering takes longer than a training step. All of it is
+therefore done once. Each pair holds two realistic scans that pose and matching have already brought into their mean
+frame, both label maps there, and, as a teacher, the half-way displacement fields that ``syn`` finds on clean renderings
+of the same labels.
 
 A scan is rendered at half the working voxel and averaged (partial volume), with texture, blur, a bias field, noise, in
-a
-tenth of the scans thick slices; T1-like unless a random contrast is drawn. Every pair is a pure function of the pool's
-settings, its seed and its number, and its file appears whole or not at all.
+a tenth of the scans thick slices; T1-like unless a random contrast is drawn. Every pair is a pure function of the
+pool's settings, its seed and its number, and its file appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ class PoolPair:
         moving, fixed: scans in [0, 1].
         moving_labels, fixed_labels: integer positions in ``values``.
         values: the labels.
-        to_moving, to_fixed: the teacher's half-way displacement, mean frame -> scan.
+        to_moving, to_fixed: the teacher's half-way displacement, mean frame -> scan; zero without a teacher.
         facts: contrast, Dice before and by the teacher, label maps.
     """
 
@@ -125,8 +123,8 @@ def mean_dice(a: Tensor, b: Tensor, values: Sequence[int]) -> float:
     return sum(scores) / max(len(scores), 1)
 
 
-#: Labels of the brain that are compared: FreeSurfer's 29 structures without fluid outside of ventricles, vessels and
-#: lesions.
+#: Labels of the brain that are compared: FreeSurfer's 29 structures without fluid outside of ventricles, vessels
+#: and lesions.
 STRUCTURES = (
     2,
     3,

@@ -50,8 +50,8 @@ def brightened(pair: PoolPair, draw: Draw) -> PoolPair:
 def blocked(
     pair: PoolPair, fields: HalfFields, block: tuple[int, int, int] | None, draw: Draw
 ) -> tuple[PoolPair, HalfFields]:
-    """A block of the pair and of the fields, drawn where the middle of the volume is likelier; all of them without
-    ``block``."""
+    """A block of the pair and of the fields, drawn where the middle of the volume is likelier; all of
+    them without ``block``."""
     if block is None:
         return pair, fields
     low = []
@@ -104,8 +104,8 @@ def free_terms(fields: HalfFields, pair: PoolPair, hot: tuple[Tensor, Tensor], m
     common, sizes = 2 * (moved * stayed).sum((2, 3, 4)), (moved * moved + stayed * stayed).sum((2, 3, 4))
     shown = (sizes.detach() > 8).float()
     dice = 1 - (shown * common / sizes.clamp_min(1e-6)).sum() / shown.sum().clamp_min(1)
-    # A cell's field changes per cell as the voxels' field does per voxel: the diffusion is the same number on both
-    # lattices.
+    # A cell's field changes per cell as the voxels' field does per voxel: the diffusion is the same number on
+    # both lattices.
     return {
         "similarity": lncc(x, y, 7),
         "smooth": diffusion(fields.to_moving) + diffusion(fields.to_fixed),

@@ -65,7 +65,8 @@ def make(
         progress: called after every pair.
 
     Returns:
-        ``pairs``, ``made`` (by this call), ``folder``, ``dice_before`` and ``dice_teacher`` (means over the pool).
+        ``pairs``, ``made`` (by this call), ``folder``, ``dice_before`` and ``dice_teacher`` (means over the pool, the
+        second one ``None`` without a teacher).
 
     Raises:
         InputError: no usable label map, a label map that is bad, a folder with a pool of other settings.
@@ -80,7 +81,7 @@ def make(
     front, digest = prealignment(prealign)
     manifest = {
         "version": POOL_VERSION,
-        "options": json.loads(json.dumps(asdict(options))),
+        "options": _stored(options),
         "prealign": digest,
         "label_maps": [Path(case.labels).name for case in cases],
     }
@@ -100,9 +101,13 @@ def make(
             _write(path, pair)
             made += 1
         rows.append(facts)
-        scores = f"Dice {facts['dice_before']:.3f}, teacher {facts['dice_teacher']:.3f}"
+        scores = f"Dice {facts['dice_before']:.3f}" + (
+            f", teacher {facts['dice_teacher']:.3f}" if options.teacher else ""
+        )
         progress("pool", (number + 1) / count, f"pair {number + 1} of {count}, {scores}")
-    mean = {name: sum(row[name] for row in rows) / max(len(rows), 1) for name in ("dice_before", "dice_teacher")}
+    mean = {"dice_before": sum(row["dice_before"] for row in rows) / max(len(rows), 1), "dice_teacher": None}
+    if options.teacher:
+        mean["dice_teacher"] = sum(row["dice_teacher"] for row in rows) / max(len(rows), 1)
     return {"folder": str(folder), "pairs": len(rows), "made": made, **mean}
 
 
@@ -115,11 +120,17 @@ def _people(cases: Sequence[dataset.Case], options: PoolOptions, number: int) ->
     return first, others[draw.integer(0, len(others) - 1)] if two else first
 
 
+def _stored(options: PoolOptions) -> dict:
+    """The options as they come back from a file."""
+    return json.loads(json.dumps(asdict(options)))
+
+
 def _settle_manifest(folder: Path, manifest: dict) -> None:
     """Write what the pool is, or check that it is the same. Raises InputError."""
     path = folder / MANIFEST
     if path.is_file():
         found = read_manifest(folder)
+        found["options"] = {**_stored(PoolOptions()), **found.get("options", {})}
         other = [name for name in manifest if found.get(name) != manifest[name]]
         if other:
             raise InputError(
@@ -231,16 +242,19 @@ def make_pool_pair(
         for image, out in ((moving_real, out_m), (fixed_real, out_f), (moving_clean, out_m), (fixed_clean, out_f))
     ]
     labels_m, labels_f = moving.labels(out_m), fixed.labels(out_f)
-    teacher = syn.optimise(met[3], met[2], syn.Schedule())
-    halves = syn.split_halves(teacher)
-    to_fixed, to_moving = (F.avg_pool3d(half[None], CELL) / CELL for half in halves)
-    moved = warp(labels_m.float(), up_blocks(to_moving, CELL), "nearest", "zeros").to(labels_m.dtype)
-    stayed = warp(labels_f.float(), up_blocks(to_fixed, CELL), "nearest", "zeros").to(labels_f.dtype)
     facts = {
         "maps": [moving_map.name, fixed_map.name],
         "dice_before": mean_dice(labels_m, labels_f, values),
-        "dice_teacher": mean_dice(moved, stayed, values),
+        "dice_teacher": None,
     }
+    if options.teacher:
+        halves = syn.split_halves(syn.optimise(met[3], met[2], syn.Schedule()))
+        to_fixed, to_moving = (F.avg_pool3d(half[None], CELL) / CELL for half in halves)
+        moved = warp(labels_m.float(), up_blocks(to_moving, CELL), "nearest", "zeros").to(labels_m.dtype)
+        stayed = warp(labels_f.float(), up_blocks(to_fixed, CELL), "nearest", "zeros").to(labels_f.dtype)
+        facts["dice_teacher"] = mean_dice(moved, stayed, values)
+    else:
+        to_fixed = to_moving = torch.zeros((1, 3, *(n // CELL for n in options.shape)))
     return PoolPair(met[0], met[1], labels_m, labels_f, values, to_moving, to_fixed, facts)
 
 
@@ -309,4 +323,4 @@ def _met(front: PreAligned, moving: Tensor, fixed: Tensor, pose_only: bool) -> _
     if not pose_only:
         return frame
     zero = torch.zeros_like(frame.halves.to_moving)
-    return _Frame(frame.pose, Halves(zero, zero, (zero,)), frame.here)
+    return _Frame(frame.pose, Halves(zero, zero, ((zero, zero),)), frame.here)

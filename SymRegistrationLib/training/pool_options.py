@@ -5,11 +5,11 @@ Standard library only, so that help costs nothing.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..job import MOST_THREADS, InputError, check_seed
+from ..job import InputError
+from .checks import check_least, check_process, check_shares
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class PoolOptions:
         thick: share of the scans with thick slices, 3 to 5 mm.
         noise: largest standard deviation of noise before averaging, of the scan's range. bias: largest logarithm of
             the bias field.
+        teacher: whether ``syn`` registers clean renderings of each pair, for phase A of a training; two thirds of
+            the time of a pair.
         seed: of everything.
     """
 
@@ -43,12 +45,11 @@ class PoolOptions:
     thick: float = 0.1
     noise: float = 0.08
     bias: float = 0.3
+    teacher: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("two_people", "pose_only", "random_contrast", "strip", "thick"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name.replace('_', '-')} is {getattr(self, name)}.", "It is a share: give 0 to 1.")
+        check_shares(self, "two_people pose_only random_contrast strip thick")
         if any(n < 32 or n % 16 for n in self.shape):
             raise InputError(f"the pool's shape is {self.shape}.", "Give multiples of 16, at least 32.")
 
@@ -65,8 +66,8 @@ class PoolTraining:
         steps_coarse, steps_teacher, steps_free: optimiser steps of phase C (0 = the coarser levels stay as they
             start), A and B.
         block: (D, H, W) voxels that a step of A and B sees, multiples of 16; ``None`` = all.
-        learning_rate, last_rate: of Adam, by a cosine over both phases. inverse_rate: of a learned inverse, held
-            constant.
+        learning_rate, last_rate: of Adam, by a cosine over both phases. inverse_rate: of a learned
+            inverse, held constant.
         most_passes: passes of a pair in training, drawn from 1 to this.
         inverse_share: share of the passes after which a learned inverse learns, too.
         clip: longest gradient of each part. ema: decay of the moving average that is validated and kept.
@@ -107,36 +108,18 @@ class PoolTraining:
     command: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("steps_coarse", 0),
-            ("steps_teacher", 0),
-            ("steps_free", 0),
-            ("learning_rate", 1e-9),
-            ("last_rate", 0),
-            ("inverse_rate", 0),
-            ("most_passes", 1),
-            ("inverse_share", 0),
-            ("clip", 1e-6),
-            ("magnitude", 0),
-            ("judge_every", 1),
-            ("stop_after", 0.01),
-            ("checkpoint_minutes", 0),
-            ("threads", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and not least <= value < math.inf:
-                raise InputError(f"{name.replace('_', '-')} is {value}.", f"Give at least {least}.")
+        check_least(
+            self, 0, "steps_coarse steps_teacher steps_free last_rate inverse_rate magnitude checkpoint_minutes"
+        )
+        check_least(self, 1, "most_passes judge_every threads")
+        check_least(self, 1e-9, "learning_rate clip")
+        check_least(self, 0.01, "stop_after")
+        check_shares(self, "inverse_share")
         if self.steps < 1:
             raise InputError("the run has no step.", "Raise the steps of a phase.")
         if self.block is not None and (len(self.block) != 3 or any(n < 32 or n % 16 for n in self.block)):
             raise InputError(f"block is {self.block}.", "Give three multiples of 16, at least 32, or leave it out.")
-        if self.inverse_share > 1 or not 0 <= self.ema < 1:
-            raise InputError("a share is above 1, or the average's decay is not below 1.")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise InputError(f"precision is '{self.precision}'.", "Choose one of: auto, float32, bfloat16.")
-        check_seed(self.seed)
-        if (self.threads or 1) > MOST_THREADS:
-            raise InputError(f"threads is {self.threads}.", f"Give at most {MOST_THREADS}.")
+        check_process(self)
 
     @property
     def steps(self) -> int:

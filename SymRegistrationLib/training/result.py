@@ -229,13 +229,18 @@ def model_card(plan: TrainingPlan, options: TrainingOptions, result: Mapping[str
         "validation": {"pairs": options.validation_pairs, "final": result["validation"], "all": judged[-40:]},
         "limits": _limits(plan, options),
         "command": options.command,
-        "versions": {
-            "symregistration": __version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "system": f"{platform.system()} {platform.machine()}",
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What trained the weights."""
+    return {
+        "symregistration": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
     }
 
 

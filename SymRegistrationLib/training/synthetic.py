@@ -27,8 +27,8 @@ from .appearance import random_contrast, render
 
 #: FreeSurfer's number of the fluid around the brain, and the first number of what lies outside of that.
 _CSF, _OUTSIDE = 24, 500
-#: Largest change of a velocity from voxel to voxel; its flow stretches by at most e^0.35 along an axis, and stays
-#: resolved.
+#: Largest change of a velocity from voxel to voxel; its flow stretches by at most e^0.35 along an axis, and
+#: stays resolved.
 _STEEPEST = 0.35
 
 
@@ -233,8 +233,8 @@ def _affine(matrix: Tensor, points: Tensor) -> Tensor:
 
 
 def _centred(matrix: Tensor, scale: tuple[float, float], middle: Sequence[float], target: Sequence[float]) -> Tensor:
-    """(4, 4) voxels: a map ``matrix`` in mm about the voxel ``middle`` -> about the voxel ``target`` of another
-    lattice.
+    """(4, 4) voxels: a map ``matrix`` in mm about the voxel ``middle`` -> about the voxel ``target``
+    of another lattice.
 
     ``scale``: voxels of the target per voxel of the source, and per mm.
     """

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..job import InputError
+from ..job import FORMER_NAMES, InputError
 
 STORE = Path(__file__).parent / "calibration.json"
 LEVELS = (50, 68, 95)
@@ -37,8 +37,8 @@ class Calibration:
     """What turns predictors into radii for one method and preset.
 
     Attributes:
-        method, preset, metric: what it was fitted for; a run with others is not calibrated by it. :data:`ANY_PRESET`
-            fits all.
+        method, preset, similarity: what it was fitted for; a run with others is not calibrated by it. The preset
+            :data:`ANY_PRESET` fits all.
         kind: ``runs`` (perturbed runs were made) or ``fast`` (predictors of the single run only).
         floor: voxels.
         weights: per predictor, at least 0.
@@ -52,7 +52,7 @@ class Calibration:
 
     method: str
     preset: str
-    metric: str
+    similarity: str
     kind: str
     floor: float
     weights: Mapping[str, float]
@@ -72,16 +72,17 @@ class Calibration:
         """Radius in voxels that holds ``level`` percent (50, 68 or 95) of the true errors."""
         return self.scale(predictors) * self.radii[str(level)]
 
-    def fits(self, method: str, preset: str, metric: str, kind: str, refine: int) -> bool:
+    def fits(self, method: str, preset: str, similarity: str, kind: str, refine: int) -> bool:
         """Whether it was fitted for such runs."""
-        ours = (self.method, self.metric, self.kind, self.refine)
-        return ours == (method, metric, kind, refine) and self.preset in (preset, ANY_PRESET)
+        ours = (self.method, self.similarity, self.kind, self.refine)
+        return ours == (method, similarity, kind, refine) and self.preset in (preset, ANY_PRESET)
 
 
 def read_calibrations(path: Path = STORE) -> list[Calibration]:
     """All entries of a file. Raises InputError when it is not one."""
     try:
-        return [Calibration(**entry) for entry in json.loads(Path(path).read_text(encoding="utf-8"))["entries"]]
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))["entries"]
+        return [Calibration(**{FORMER_NAMES.get(name, name): v for name, v in entry.items()}) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"calibration file '{path}' cannot be read ({error}).", "Reinstall, or fit it again."
@@ -105,13 +106,13 @@ def beside(weights: Path) -> Path:
 
 
 def find(
-    method: str, preset: str, metric: str, kind: str, refine: int = 0, weights: Path | None = None, sha256: str = ""
+    method: str, preset: str, similarity: str, kind: str, refine: int = 0, weights: Path | None = None, sha256: str = ""
 ) -> Calibration | None:
     """The calibration of such runs: from beside the weights for a learned method, else from the package; ``None`` =
     there is none.
 
     Args:
-        method, preset, metric, kind, refine: see :class:`Calibration`.
+        method, preset, similarity, kind, refine: see :class:`Calibration`.
         weights: the weights file of a learned method.
         sha256: of that file, as its model card says. An entry that was fitted with other weights is no calibration, and
             without a card (``""``) there is none.
@@ -120,7 +121,7 @@ def find(
     if not path.is_file() or (weights is not None and not sha256):
         return None
     fitting = (
-        entry for entry in _read(path, path.stat().st_mtime_ns) if entry.fits(method, preset, metric, kind, refine)
+        entry for entry in _read(path, path.stat().st_mtime_ns) if entry.fits(method, preset, similarity, kind, refine)
     )
     return next((entry for entry in fitting if entry.sha256 == sha256), None)
 
@@ -197,8 +198,8 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def sparsification(errors: np.ndarray, order_by: np.ndarray) -> np.ndarray:
-    """Mean error of what is left when the :data:`SHARES` of highest ``order_by`` are left out, in units of the mean of
-    all."""
+    """Mean error of what is left when the :data:`SHARES` of highest ``order_by`` are left out, in units of the
+    mean of all."""
     errors = np.asarray(errors, float)
     ordered = errors[np.argsort(np.asarray(order_by, float), kind="stable")]
     means = np.cumsum(ordered) / np.arange(1, len(ordered) + 1)

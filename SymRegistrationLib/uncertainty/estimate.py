@@ -100,9 +100,8 @@ def coarse_to_fine(space: WorkingPair, pair: FieldPair, grid: Grid) -> dict[str,
 
     Returns:
         ``appearance_4``, ``_2``, ``_1`` (mm that a point could move unnoticed at that scale, see
-        :func:`contrast_predictor`) and ``log_jacobian_4``, ``_2``, ``_1`` (natural logarithm of the
-        determinant of the deformation without the alignment, at that scale; 0 = no change); (D, H, W) float32 on
-        ``grid``.
+        :func:`contrast_predictor`) and ``log_jacobian_4``, ``_2``, ``_1`` (natural logarithm of the determinant of the
+        deformation without the alignment, at that scale; 0 = no change); (D, H, W) float32 on ``grid``.
     """
     shape = space.fixed.shape[2:]
     voxel = float(space.grid.spacing[0])

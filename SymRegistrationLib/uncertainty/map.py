@@ -1,5 +1,5 @@
-"""The uncertainty map that a user gets: predictors put together, in mm on the fixed scan, with words on what it is
-worth.
+"""The uncertainty map that a user gets: predictors put together, in mm on the fixed scan, with words on what
+it is worth.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ..registration.working_grid import WorkingPair
 from .calibration import Calibration
 from .predictors import Runs
 
-#: Runs (or methods) are said to disagree wildly when this many percent of the content move by more than :data:`WILD`
-#: voxels.
+#: Runs (or methods) are said to disagree wildly when this many percent of the content move by more than
+#: :data:`WILD` voxels.
 WILD_PERCENT, WILD = 10, 3.0
 #: Regions of the highest uncertainty: above this percentile of the content and above twice its median.
 WORST_PERCENTILE, WORST_TIMES = 97.0, 1.5
@@ -35,8 +35,8 @@ class UncertaintyMap:
     """The answer to "how far off may it be, here?".
 
     Attributes:
-        mm: (D, H, W) float32 on the fixed grid. Calibrated: the radius that holds 68 % of the true errors; otherwise
-            relative.
+        mm: (D, H, W) float32 on the fixed grid. Calibrated: the radius that holds 68 % of the true
+            errors; otherwise relative.
         spread: (D, H, W) mm, root trace of the covariance of the runs; ``None`` without runs.
         axis: (D, H, W) mm, standard deviation along the direction of largest spread; ``None`` without runs.
         summary: the part ``uncertainty`` of metrics.json.
@@ -76,8 +76,8 @@ def uncertainty_map(
     """Put the predictors of one registration together.
 
     Args:
-        predictors: (D, H, W) voxels of the working grid, from the single run and, when there were some, the perturbed
-            runs.
+        predictors: (D, H, W) voxels of the working grid, from the single run and, when there were some,
+            the perturbed runs.
         runs: the perturbed runs; ``None`` = fast mode.
         space: the working grid's place.
         grid: where the map is wanted, the fixed scan's.
@@ -138,8 +138,7 @@ def _disagreement(predictors: Mapping[str, Tensor], content: np.ndarray, placed)
             if share > WILD_PERCENT:
                 return (
                     f"{who} disagree wildly: by more than {WILD:g} voxels of the working grid in {share:.0f} % of the "
-                    f"content; "
-                    "trust none of them before you have looked"
+                    "content; trust none of them before you have looked"
                 )
     return ""
 

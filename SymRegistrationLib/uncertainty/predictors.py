@@ -1,15 +1,14 @@
 """How far a result can be trusted, voxel by voxel: perturbed runs, and the cheap predictors that one run leaves.
 
-The same registration is repeated with what should not matter
-changed: scans exchanged, axes flipped, brightness curve and noise, the sampling lattice shifted by part of a voxel
-(*jitter*), and, every other time, with the method made *stiffer*. The stiffer runs are what finds errors: where images
-show little, every run of equal stiffness invents the same deformation, so plain repetition agrees there (measured on
-known warps: rank correlation of the spread with the true error 0.1 to 0.2 with jitter alone, 0.4 to 0.7 with
-stiffness).
+The same registration is repeated with what should not matter changed: scans exchanged, axes flipped, brightness curve
+and noise, the sampling lattice shifted by part of a voxel (*jitter*), and, every other time, with the method made
+*stiffer*. The stiffer runs are what finds errors: where images show little, every run of equal stiffness invents the
+same deformation, so plain repetition agrees there (measured on known warps: rank correlation of the spread with the
+true error 0.1 to 0.2 with jitter alone, 0.4 to 0.7 with stiffness).
 
-Directions count: the **covariance of displacement vectors** is collected in one pass, never the spread of vector
-lengths, for which two opposite fields agree. What the map is worth in mm is the business of
-:mod:`SymRegistrationLib.uncertainty.calibration`.
+Directions count: the **covariance of displacement vectors** is collected in one pass, never the
+spread of vector lengths, for which two opposite fields agree. What the map is worth in mm is the
+business of :mod:`SymRegistrationLib.uncertainty.calibration`.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ SURROUNDINGS = {"stiff": 1.0, "bend": 2.0, "relax": 1.0}
 #: Steps of :func:`relaxation_predictor` and the sigma in voxels by which each smooths the whole field: twice that of
 #: the optimiser.
 RELAXING_STEPS, RELAXING_SIGMA = 4, 1.5
-#: Root mean square of the force below which it is not scaled up: real scans have 0.02 to 0.03, two equal ones 0.0001 of
-#: rounding.
+#: Root mean square of the force below which it is not scaled up: real scans have 0.02 to 0.03, two equal ones 0.0001
+#: of rounding.
 LEAST_FORCE = 2e-3
 
 
@@ -113,8 +112,8 @@ class Perturbation:
 
 
 def perturbations(count: int, seed: int) -> list[Perturbation]:
-    """``count`` different ones, the same for the same seed: by turns a stiffer method, and jitter with and without
-    exchange.
+    """``count`` different ones, the same for the same seed: by turns a stiffer method, and jitter with
+    and without exchange.
 
     Stiffness walks over its range by the golden ratio, so that any number of runs covers it evenly.
     """
@@ -170,8 +169,8 @@ class VectorSpread:
         )
 
     def largest_axis(self, matrix: np.ndarray | None = None) -> Tensor:
-        """(D, H, W): standard deviation along the direction in which the vectors differ most, after ``matrix`` (3,
-        3)."""
+        """(D, H, W): standard deviation along the direction in which the vectors differ most, after
+        ``matrix`` (3, 3)."""
         linear = torch.from_numpy(np.eye(3) if matrix is None else np.asarray(matrix, float)).to(self.mean)
         covariance = linear @ self.covariance().permute(2, 3, 4, 0, 1) @ linear.T
         return torch.linalg.eigvalsh(covariance)[..., -1].clamp_min(0).sqrt()
@@ -272,9 +271,9 @@ def bending_predictor(u: Tensor, contrast: Tensor, sigma: float = 4.0) -> Tensor
 def relaxation_predictor(fixed: Tensor, moving: Tensor, u: Tensor, seen: Tensor | None = None) -> Tensor:
     """(D, H, W) voxels: how far a point moves in a few steps of a stiffer optimiser that starts from the result.
 
-    Where contrast holds the field it stays, elsewhere it slips: the cheapest stand-in for a stiffer run. The force is
-    the local correlation's, without the adjoint of its windows (Avants et al. 2008); only the map on the fixed grid
-    moves.
+    Where contrast holds the field it stays, elsewhere it slips: the cheapest stand-in for a stiffer run. The
+    force is the local correlation's, without the adjoint of its windows (Avants et al. 2008); only the map on the
+    fixed grid moves.
 
     Args:
         fixed, moving: (1, 1, D, H, W).

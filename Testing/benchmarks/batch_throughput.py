@@ -1,17 +1,17 @@
 """Throughput, memory and kills of ``symreg batch``.
 
-    python Testing/benchmarks/batch_throughput.py throughput --pairs 50      batch against the sum of single warm runs
-    python Testing/benchmarks/batch_throughput.py memory --pairs 200         growth of a worker and of the batch, MB a
-    pair python Testing/benchmarks/batch_throughput.py kill --pairs 20 --kills 30 kill -9 at random moments, resume,
-    compare
+    python Testing/benchmarks/batch_throughput.py throughput --pairs 50     batch against the sum of single warm runs
+    python Testing/benchmarks/batch_throughput.py memory --pairs 200        growth of worker and batch, MB a pair
+    python Testing/benchmarks/batch_throughput.py kill --pairs 20 --kills 30
+        kill -9 at random moments, resume, compare
 
 Everything is made here: small synthetic heads, 48^3 voxels of 4 mm unless --size says otherwise. ``throughput``: the
 same pairs are first done by one warm worker with all cores, one after the other, and their times are summed (that of
 the first, which loads the libraries, is left out); then by a batch of its own choice of workers. The goal is a ratio of
-at most 1.10.
-``memory``: one worker does all pairs; the slope of its resident size over the last three quarters is the leak; goal:
-below 1 MB a pair. ``kill``: the whole batch, workers included, is hit at random moments within a pair's time; after the
-last kill the batch is let finish, and every transform and image is compared with an undisturbed run, voxel by voxel.
+at most 1.10. ``memory``: one worker does all pairs; the slope of its resident size over the last three quarters is the
+leak; goal: below 1 MB a pair. ``kill``: the whole batch, workers included, is hit at random moments within a pair's
+time; after the last kill the batch is let finish, and every transform and image is compared with an undisturbed run,
+voxel by voxel.
 """
 
 from __future__ import annotations

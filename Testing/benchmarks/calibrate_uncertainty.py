@@ -1,9 +1,11 @@
 """Does the uncertainty map predict the error? Fitted on known warps of some people, judged on others.
 
     python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER [--preset fast] [--runs 4]
-    [--store] python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER --judge-only
-    --preset default python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER --method
-    hsyn [--weights FILE] --store
+        [--store]
+    python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER --judge-only
+        --preset default
+    python Testing/benchmarks/calibrate_uncertainty.py --data DEVELOPMENT_DATA --work FOLDER --method hsyn
+        [--weights FILE] --store
 
 Known warps: a real scan is the fixed scan, the same scan pulled through a random diffeomorphism (3 to 10 mm root mean
 square over distances of 16 to 60 mm) the moving one, both then given their own bias field, gamma, blur, white and
@@ -81,10 +83,10 @@ LEAST_LABEL_ML = 0.5
 
 @dataclass(frozen=True)
 class Study:
-    """What is calibrated: a method with its preset and metric, or its weights.
+    """What is calibrated: a method with its preset and similarity, or its weights.
 
     Attributes:
-        method, preset, metric: of the registrations.
+        method, preset, similarity: of the registrations.
         runs: perturbed runs per case.
         weights: file of a learned method, ``None`` for ``syn``.
         sha256: of that file.
@@ -92,7 +94,7 @@ class Study:
 
     method: str = "syn"
     preset: str = "fast"
-    metric: str = "lncc"
+    similarity: str = "lncc"
     runs: int = 4
     weights: Path | None = None
     sha256: str = ""
@@ -104,30 +106,34 @@ class Study:
     @property
     def options(self) -> Options:
         file = str(self.weights) if self.weights else None
-        return Options(method=self.method, preset=self.preset, initial="none", metric=self.metric, weights=file)
+        return Options(method=self.method, preset=self.preset, initial="none", similarity=self.similarity, weights=file)
 
     @property
     def stem(self) -> str:
         """Names the files of its cases; one of a learned method never serves other weights."""
         special = (
-            f"{self.method}-{self.sha256[:12]}_" if self.learned else "" if self.metric == "lncc" else f"{self.metric}_"
+            f"{self.method}-{self.sha256[:12]}_"
+            if self.learned
+            else ""
+            if self.similarity == "lncc"
+            else f"{self.similarity}_"
         )
         return f"{special}{self.preset}_{self.runs}"
 
     def entry(self, kind: str, floor: float, weights_: dict, radii: dict, on: str) -> calibration.Calibration:
         """A calibration of such runs."""
-        preset, metric = (calibration.ANY_PRESET, "network") if self.learned else (self.preset, self.metric)
+        preset, similarity = (calibration.ANY_PRESET, "network") if self.learned else (self.preset, self.similarity)
         return calibration.Calibration(
-            self.method, preset, metric, kind, floor, weights_, radii, on, sha256=self.sha256
+            self.method, preset, similarity, kind, floor, weights_, radii, on, sha256=self.sha256
         )
 
     def store(self, entries: list[calibration.Calibration]) -> Path:
         """Write the entries where :func:`calibration.find` looks; those of other studies in the same file stay."""
         path = calibration.beside(self.weights) if self.learned else calibration.STORE
-        ours = {(entry.method, entry.preset, entry.metric, entry.kind) for entry in entries}
+        ours = {(entry.method, entry.preset, entry.similarity, entry.kind) for entry in entries}
         old = calibration.read_calibrations(path) if path.exists() and not self.learned else []
         calibration.write_calibrations(
-            [e for e in old if (e.method, e.preset, e.metric, e.kind) not in ours] + entries, path
+            [e for e in old if (e.method, e.preset, e.similarity, e.kind) not in ours] + entries, path
         )
         return path
 
@@ -274,8 +280,8 @@ def volume_errors(entry: calibration.Calibration, cases: list[dict], patch_mm: f
 
 
 def patch_of(entry: calibration.Calibration, cases: list[dict]) -> float:
-    """The patch size in mm for which one standard deviation covers 68 % of the volume errors; 0 = no case has
-    labels."""
+    """The patch size in mm for which one standard deviation covers 68 % of the volume errors; 0 = no
+    case has labels."""
     if not any("labels" in case for case in cases):
         return 0.0
     sizes = np.geomspace(1, 60, 40)
@@ -316,8 +322,8 @@ def table(entry: calibration.Calibration, names: list[str], rows: list[dict]) ->
         cover = " / ".join(f"{row[f'coverage_{level}']:.0f}" for level in calibration.LEVELS)
         lines.append(
             f"| {name} | {row['voxel_mm']:.1f} | {row['error_mm']:.2f} | {cover} | {row['rank']:.2f} "
-            f"({row['rank_baseline']:.2f}) "
-            f"| {row['ause']:.3f} ({row['ause_baseline']:.3f}) | {row['ause'] / row['ause_baseline']:.2f} |"
+            f"({row['rank_baseline']:.2f}) | {row['ause']:.3f} ({row['ause_baseline']:.3f}) | "
+            f"{row['ause'] / row['ause_baseline']:.2f} |"
         )
     return "\n".join(lines)
 
@@ -333,14 +339,14 @@ def one_kind(
         entry = replace(entry, patch_mm=patch_of(entry, fits))
     else:
         entry = calibration.find("syn", "fast", "lncc", kind)
-        told = [f"the preset {entry.preset}"] * (study.preset != "fast") + [f"the metric {entry.metric}"] * (
-            study.metric != "lncc"
+        told = [f"the preset {entry.preset}"] * (study.preset != "fast") + [f"the similarity {entry.similarity}"] * (
+            study.similarity != "lncc"
         )
         entry = replace(
             entry,
             on=", with ".join((entry.on, " and ".join(told))) if told else entry.on,
             preset=study.preset,
-            metric=study.metric,
+            similarity=study.similarity,
         )
     rows = [judged(entry, case) for case in judges]
     errors, sigmas = volume_errors(entry, judges, entry.patch_mm)
@@ -387,8 +393,7 @@ def run(
     one, fast, many = np.sum([case["seconds"] for case in (*fits, *judges)], 0)
     print(
         f"\nCPU seconds: one run {one:.1f}, fast mode adds {100 * fast / one:.1f} %, {study.runs} runs cost "
-        f"{(many - one - fast) / one:.2f} "
-        "runs more"
+        f"{(many - one - fast) / one:.2f} runs more"
     )
     if store:
         print("stored in", study.store(entries))
@@ -398,7 +403,7 @@ def run(
 def study_of(arguments: argparse.Namespace) -> Study:
     """What the command line asks for."""
     if arguments.method == "syn":
-        return Study(preset=arguments.preset, metric=arguments.metric, runs=arguments.runs)
+        return Study(preset=arguments.preset, similarity=arguments.similarity, runs=arguments.runs)
     path = weights.find(arguments.method, arguments.weights, arguments.size)
     return Study(arguments.method, "default", "auto", arguments.runs, path, weights.load(path, arguments.method).sha256)
 
@@ -411,7 +416,7 @@ def main() -> None:
     parser.add_argument("--weights", help="file of a learned method; else the shipped one of --size")
     parser.add_argument("--size", default="small")
     parser.add_argument("--preset", default="fast", choices=("fast", "default", "thorough"))
-    parser.add_argument("--metric", default="lncc", choices=("lncc", "mse", "ncc", "mind"), help="of syn")
+    parser.add_argument("--similarity", default="lncc", choices=("lncc", "mse", "ncc", "mind"), help="of syn")
     parser.add_argument("--runs", type=int, default=4)
     parser.add_argument(
         "--judge-only",

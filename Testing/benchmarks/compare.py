@@ -1,7 +1,8 @@
 """Side by side: symreg and its peers on the same pairs, one after the other, each in a fresh process with two threads.
 
-    python Testing/benchmarks/compare.py --data DEVELOPMENT_DATA --work FOLDER [--tools symreg,ants-syn,greedy] [--pad
-    256] python Testing/benchmarks/compare.py --table pairs.csv --work FOLDER
+    python Testing/benchmarks/compare.py --data DEVELOPMENT_DATA --work FOLDER
+        [--tools symreg,ants-syn,greedy] [--pad 256]
+    python Testing/benchmarks/compare.py --table pairs.csv --work FOLDER
 
 ``pairs.csv`` has the columns id, fixed, moving and optionally fixed_labels, moving_labels, labels (space separated
 numbers that are scored), fixed_points, moving_points. ``--data`` builds that table from the development data.
@@ -12,9 +13,8 @@ of the optimiser, NAME-refined3 three, NAME-fine three on the grid of the preset
 ``--pad N`` first puts every image into an N^3 box of air, as many scanners and FreeSurfer deliver them.
 Peers need ``pip install .[bench]``; ``--peers-python`` names another Python that has them.
 
-Every tool gets the same number of threads (``--threads``). Beside each time stands the machine's load (processes
-that wanted
-to run, mean of the minute before the start); above 1 the seconds say little and the ratio of CPU seconds more.
+Every tool gets the same number of threads (``--threads``). Beside each time stands the machine's load (processes that
+wanted to run, mean of the minute before the start); above 1 the seconds say little and the ratio of CPU seconds more.
 
 Seconds: for symreg the whole process, from start to exit, everything written; for the peers only reading, registering
 and writing their transforms, not their imports. Peak memory is of the whole process. Scores come from one scorer for
@@ -241,10 +241,9 @@ def folded_corners(forward: transforms.Transform, grid: Grid) -> int:
     return count
 
 
-#: Public networks with their authors' weights, measured once elsewhere (native-grid Dice of 29 aseg labels, three
-#: pairs of other
-#: people, one run each, started from this project's affine; share of brain voxels folded): not to be compared pair
-#: by pair.
+#: Public networks with their authors' weights, measured once elsewhere (native-grid Dice of 29 aseg labels, three pairs
+#: of other people, one run each, started from this project's affine; share of brain voxels folded): not to be compared
+#: pair by pair.
 QUOTED = """
 | public network (quoted) | Dice, two FreeSurfer pairs | folded % |
 |---|---|---|

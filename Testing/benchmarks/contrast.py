@@ -120,9 +120,9 @@ def score_warps(folder: Path, count: int, preset: str, seed: int) -> None:
             )
             told = done.metrics
             print(
-                f"    <- {other:5} {after:.2f} mm, aligned {aligned:.2f}; {told['metric']}, "
-                f"{told['alignment']['kind']}, "
-                f"{told['evidence']['delivered']}, {told['verdict']['level']}, {told['seconds']['total']:.0f} s",
+                f"    <- {other:5} {after:.2f} mm, aligned {aligned:.2f}; {told['similarity_measure']}, "
+                f"{told['alignment']['kind']}, {told['evidence']['delivered']}, {told['verdict']['level']}, "
+                f"{told['seconds']['total']:.0f} s",
                 flush=True,
             )
 

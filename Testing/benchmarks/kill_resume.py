@@ -31,6 +31,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE.parent)]
 
 import bad_inputs  # noqa: E402
+import commandlines  # noqa: E402
 
 from SymRegistrationLib.geometry.transform_files import physical, read_transform  # noqa: E402
 from SymRegistrationLib.geometry.volumes import read_volume  # noqa: E402
@@ -125,13 +126,7 @@ def register(folder: Path, scans: dict, moments: int, random_: random.Random) ->
             "register",
             str(scans["fixed"]),
             str(scans["moving"]),
-            "-o",
-            str(out),
-            "--preset",
-            "fast",
-            "--threads",
-            "1",
-            "-q",
+            *f"-o {out} --preset fast --threads 1 -q".split(),
         ]
 
     seconds = finish(words(folder / "whole"))
@@ -166,30 +161,7 @@ def train(folder: Path, scans: dict, moments: int, random_: random.Random) -> li
     """A small training."""
 
     def words(out: Path) -> list[str]:
-        return [
-            "train",
-            "--method",
-            "hsyn",
-            "-o",
-            str(out),
-            "--shape",
-            "32,32,32",
-            "--spacing",
-            "4",
-            "--device",
-            "cpu",
-            "-q",
-            "--threads",
-            "1",
-            "--validation-pairs",
-            "1",
-            "--iterations",
-            "60",
-            "--validate-every",
-            "10",
-            "--checkpoint-minutes",
-            "0",
-        ]
+        return commandlines.train(out, "--threads 1 --iterations 60 --validate-every 10 --checkpoint-minutes 0")
 
     return long_run("train", words, folder, moments, random_)
 

@@ -1,19 +1,15 @@
 """Do a network's own levels earn their place? Ways of taking the same passes, trained for the same number of steps.
 
-    python Testing/benchmarks/network_experiment.py --pool POOL --judge PAIRS.csv --work FOLDER [--steps 300] [--pairs
-    24]
+    python Testing/benchmarks/network_experiment.py --pool POOL --judge PAIRS.csv --work FOLDER
+        [--steps 300] [--pairs 24]
 
 ``images`` is a small U-Net (HSyN's finest level) that sees both scans in their mean frame, ``images+force`` sees the
-gradient
-of the local correlation as well, ``begun`` is the same with weights that begin as a plain step along the force, and
-``gain``
-is that force times one trainable number: a classical step without a network. All learn on blocks of the same pairs by
-    local
-correlation, diffusion and soft Dice, take one to four passes in training, the state detached between them, and are
-judged on
-real pairs after 1 to 6 passes: Dice of 29 labels at every second voxel of the fixed scan, behind the shipped pose and
-matching, 2 mm working voxel. POOL is made by ``symreg pool``; PAIRS.csv has the columns fixed, moving, fixed_labels and
-moving_labels. What is finished in FOLDER is not computed again.
+gradient of the local correlation as well, ``begun`` is the same with weights that begin as a plain step along the
+force, and ``gain`` is that force times one trainable number: a classical step without a network. All learn on blocks of
+the same pairs by local correlation, diffusion and soft Dice, take one to four passes in training, the state detached
+between them, and are judged on real pairs after 1 to 6 passes: Dice of 29 labels at every second voxel of the fixed
+scan, behind the shipped pose and matching, 2 mm working voxel. POOL is made by ``symreg pool``; PAIRS.csv has the
+columns fixed, moving, fixed_labels and moving_labels. What is finished in FOLDER is not computed again.
 """
 
 from __future__ import annotations

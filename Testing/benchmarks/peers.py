@@ -2,9 +2,8 @@
 
     python peers.py TOOL FIXED MOVING OUTDIR
 
-TOOL is one of ``ants-syn``, ``ants-quick`` (antsRegistrationSyNQuick[s]), ``ants-syncc``, ``greedy``,
-``greedy-half`` (without
-its full-resolution level), ``elastix``. Written to OUTDIR:
+TOOL is one of ``ants-syn``, ``ants-quick`` (antsRegistrationSyNQuick[s]), ``ants-syncc``, ``greedy``, ``greedy-half``
+(without its full-resolution level), ``elastix``. Written to OUTDIR:
 
 * ``forward.nii.gz``: displacement in mm (LPS) on the fixed grid, fixed point -> moving point, the
   tool's own affine stage included;

@@ -1,5 +1,5 @@
-"""How long the Slicer module takes beyond the method itself, and for how long it blocks the application, on 256^3
-scans.
+"""How long the Slicer module takes beyond the method itself, and for how long it blocks the application,
+on 256^3 scans.
 
     python Testing/benchmarks/slicer_responsiveness.py
 
@@ -60,8 +60,8 @@ ATTEMPTS = 3
 
 
 class Heartbeat:
-    """Longest time in seconds between two beats of a 2 ms timer on the application's thread, as scenes.ownTime()
-    counts.
+    """Longest time in seconds between two beats of a 2 ms timer on the application's thread,
+    as scenes.ownTime() counts.
     """
 
     def __init__(self):

@@ -1,5 +1,5 @@
-"""Batches with real workers: results, resuming by what was recorded, kills, workers that die or hang, and the
-summary."""
+"""Batches with real workers: results, resuming by what was recorded, kills, workers that die or hang,
+and the summary."""
 
 import csv
 import dataclasses
@@ -78,8 +78,8 @@ def summary(folder):
 
 
 def hashes(out):
-    """Per pair and file, a digest of what the file holds: transforms by their vectors, for .h5 stores the time of
-    writing."""
+    """Per pair and file, a digest of what the file holds: transforms by their vectors, for .h5 stores the
+    time of writing."""
     found = {}
     for path in sorted(out.glob("*/*")):
         if path.suffix == ".h5":
@@ -354,8 +354,8 @@ def test_ctrl_c_ends_all_workers_and_says_so(cohort, tmp_path):
 
 
 def test_a_worker_that_is_killed_or_hangs_is_replaced_and_its_pair_done(cohort, tmp_path, monkeypatch):
-    """The first worker is killed with kill -9, the second one is stopped so that it hangs; both pairs are still
-    done."""
+    """The first worker is killed with kill -9, the second one is stopped so that it hangs; both pairs
+    are still done."""
     source = cohort[0]
     requests = [
         PairRequest(

@@ -1,5 +1,5 @@
-"""Batches on a real Dask cluster of separate processes: the same results as on one machine, also when a worker is
-killed."""
+"""Batches on a real Dask cluster of separate processes: the same results as on one machine, also when a
+worker is killed."""
 
 import json
 import os

@@ -134,8 +134,8 @@ def test_majority_is_that_of_simpleitk_where_that_decides():
 
 
 def test_staple_trusts_the_better_atlases_and_keeps_values():
-    """Two atlases that are nearly right against three that share one mistake: STAPLE and majority differ, both keep
-    values."""
+    """Two atlases that are nearly right against three that share one mistake: STAPLE and majority differ,
+    both keep values."""
     truth = np.zeros((20, 20, 20), np.int32)
     truth[4:16, 4:16, 4:16] = 12175
     truth[8:12, 8:12, 8:12] = 2

@@ -1,5 +1,6 @@
 """The command line as a person and as a program meet it: help, results, refusals, and being stopped."""
 
+import csv
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import commandlines
 import numpy as np
 import pairs
 import pytest
@@ -77,18 +79,7 @@ def _symreg(*words, **options):
 
 def test_a_run_improves_everything_and_speaks_json(run):
     out, events, _ = run
-    assert {
-        "forward.h5",
-        "inverse.h5",
-        "warped_moving.nii.gz",
-        "warped_fixed.nii.gz",
-        "jacobian.nii.gz",
-        "inverse_consistency.nii.gz",
-        "metrics.json",
-        "report.html",
-        "history.json",
-        "state-1.safetensors",
-    } == {p.name for p in out.iterdir()}
+    assert commandlines.RUN_FILES | {"report.html"} == {p.name for p in out.iterdir()}
     fractions = [event["fraction"] for event in events if event["event"] == "progress"]
     assert fractions == sorted(fractions) and fractions[-1] == 1 and len(fractions) > 5
     assert events[-1]["event"] == "result" and events[-1]["result"] == json.loads((out / "metrics.json").read_text())
@@ -96,6 +87,25 @@ def test_a_run_improves_everything_and_speaks_json(run):
     assert metrics["labels"]["mean_after"] > metrics["labels"]["mean_aligned"] > metrics["labels"]["mean_before"]
     assert metrics["landmarks"]["mean_after_mm"] < 2 < metrics["landmarks"]["mean_before_mm"]
     assert metrics["quality"]["folded_voxels"] == 0
+
+
+def test_scans_that_do_not_belong_together_end_with_code_1_and_their_outputs(tmp_path, capsys):
+    """Two ellipsoids of unrelated structure, one pair by hand and the same in a batch."""
+    for k in range(2):
+        image = pairs.phantom(GRID.shape, seed=pairs.SEED + 5 * k)[0, 0].numpy()
+        write_volume(tmp_path / f"{k}.nii.gz", (1000 * image).astype(np.int16), GRID)
+    (tmp_path / "pairs.csv").write_text("fixed,moving,id\n0.nii.gz,1.nii.gz,wrong\n0.nii.gz,0.nii.gz,right\n")
+    words = ["--preset", "fast", "--initial", "none", "--no-report"]
+    assert (
+        main(["register", *(str(tmp_path / f"{k}.nii.gz") for k in range(2)), "-o", str(tmp_path / "o"), *words]) == 1
+    )
+    metrics = json.loads((tmp_path / "o/metrics.json").read_text())
+    assert metrics["verdict"]["level"] == "FAIL" and not metrics["verdict"]["registered"]
+    assert (tmp_path / "o/forward.h5").exists() and "NOT REGISTERED" in capsys.readouterr().out
+    assert main(["batch", str(tmp_path / "pairs.csv"), "-o", str(tmp_path / "b"), *words, "--workers", "1"]) == 1
+    rows = {row["id"]: row for row in csv.DictReader((tmp_path / "b/summary.csv").open(encoding="utf-8"))}
+    assert rows["wrong"]["status"] == "failed" and "NOT REGISTERED" in rows["wrong"]["reason"]
+    assert rows["right"]["status"] == "done" and (tmp_path / "b/wrong/forward.h5").exists()
 
 
 def test_apply_and_evaluate_agree_with_the_run(run, scans, tmp_path, capsys):
@@ -428,24 +438,8 @@ def test_a_killed_run_leaves_no_result_and_the_next_run_sweeps(scans, tmp_path, 
     process.communicate(timeout=600)
     left = [p.name for p in out.iterdir()] if out.exists() else []
     assert all(name.startswith(".") for name in left) or "metrics.json" in left
-    assert (
-        main(
-            [
-                "register",
-                str(scans / "fixed.nii.gz"),
-                str(scans / "moving.nii.gz"),
-                "-o",
-                str(out),
-                "--preset",
-                "fast",
-                "--initial",
-                "centre",
-                "-q",
-                "--no-report",
-            ]
-        )
-        == 0
-    )
+    again = commandlines.register(scans / "fixed.nii.gz", scans / "moving.nii.gz", out, "--no-report")
+    assert main(again) == 0
     assert not [p.name for p in out.iterdir() if p.name.startswith(".")]
 
 

@@ -173,33 +173,21 @@ def test_large_labels_and_large_numbers_go_through_unchanged():
 
 
 def test_volume_through_a_transform_equals_simpleitk(dense, oblique):
+    def by_simpleitk(volume, interpolator):
+        target = Volume(np.zeros(oblique.shape, np.uint8), oblique).to_itk()
+        return sitk.GetArrayFromImage(sitk.Resample(volume.to_itk(), target, dense.to_itk(), interpolator, 0.0))
+
     rng = np.random.default_rng(2)
     source = Grid.centred((50, 60, 55), 1.5, transform_points(AFFINE, oblique.centre), turn((1, 1, 0), 40))
     image = Volume(rng.uniform(10, 100, source.shape).astype(np.float32), source, "noise")
     got = transforms.resample_through(image, dense, oblique, outside=0.0)
-    want = sitk.GetArrayFromImage(
-        sitk.Resample(
-            image.to_itk(),
-            Volume(np.zeros(oblique.shape, np.uint8), oblique).to_itk(),
-            dense.to_itk(),
-            sitk.sitkLinear,
-            0.0,
-        )
-    )
+    want = by_simpleitk(image, sitk.sitkLinear)
     inner = want > 0
     assert inner.mean() > 0.5
     assert np.abs(got - want)[inner].mean() < 0.02
     labels = Volume(rng.integers(0, 5, source.shape).astype(np.int16), source, "labels")
     got = transforms.resample_through(labels, dense, oblique, "nearest")
-    want = sitk.GetArrayFromImage(
-        sitk.Resample(
-            labels.to_itk(),
-            Volume(np.zeros(oblique.shape, np.uint8), oblique).to_itk(),
-            dense.to_itk(),
-            sitk.sitkNearestNeighbor,
-            0,
-        )
-    )
+    want = by_simpleitk(labels, sitk.sitkNearestNeighbor)
     assert got.dtype == np.int16 and (got == want)[inner].mean() > 0.999
 
 

@@ -1,5 +1,5 @@
-"""Repeated passes in the mean frame: the force, the plain step they begin as, their symmetry, and the gate against
-harm."""
+"""Repeated passes in the mean frame: the force, the plain step they begin as, their symmetry, and the
+gate against harm."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def test_exchanging_the_scans_exchanges_the_fields(name):
     with torch.no_grad():
         one, other = network(moving, fixed), network(fixed, moving)
     assert (one.pair.fixed_to_moving - other.pair.moving_to_fixed).abs().max() < 1e-4
-    # Two phantoms without a match: the roughest field there is; on average both directions undo each other all the
-    # same.
+    # Two phantoms without a match: the roughest field there is; on average both directions undo each other all
+    # the same.
     assert inverse_consistency(one.pair.fixed_to_moving, one.pair.moving_to_fixed).mean() < 0.05
 
 
@@ -100,8 +100,8 @@ def test_half_fields_of_hsyn_are_opposite():
 
 
 def test_an_inverse_is_called_dinet_only_where_it_is():
-    """A DI-Net that is worse than -u is not kept, and the result says so; one that adds nothing to -u is not better
-    either."""
+    """A DI-Net that is worse than -u is not kept, and the result says so; one that adds nothing to -u is
+    not better either."""
     network = recurrent("hsyn")
     with torch.no_grad():
         network.di.heads[0].weight.normal_(0.0, 1.0)

@@ -106,9 +106,9 @@ def test_halves_know_their_inverses():
 
 
 def _composed(velocities):
-    m = fields.compose(fields.exponentiate(velocities[0]), fields.exponentiate(velocities[1]))
-    f = fields.compose(fields.exponentiate(-velocities[0]), fields.exponentiate(-velocities[1]))
-    return m, f, tuple(velocities)
+    steps = [(fields.exponentiate(v), fields.exponentiate(-v)) for v in velocities]
+    m, f = (fields.compose(first, second) for first, second in zip(*steps))
+    return m, f, tuple(steps)
 
 
 def test_an_untrained_matching_already_goes_the_right_way():

@@ -1,5 +1,5 @@
-"""The initial alignment finds the pose wherever the header says the head is (errors in mm over the head's own
-voxels)."""
+"""The initial alignment finds the pose wherever the header says the head is (errors in mm over the
+head's own voxels)."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
-"""A result is delivered only when it is better than where it started, and the numbers say whether scans belong
-together."""
+"""A result is delivered only when it is better than where it started, and the numbers say whether
+scans belong together."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def weigh(fixed, moving, pose, warp=0.0):
     """Evidence at a known pose (fixed -> moving), with a random warp of up to ``warp`` voxels of 5 mm."""
     scans = working_grid.prepare(fixed), working_grid.prepare(moving)
     halves = alignment.split_midway(pose, scans[0].centroid, "file")
-    space = working_grid.working_pair(*scans, halves.mid_to_fixed, halves.mid_to_moving, 5.0)
+    space = working_grid.working_pair(*scans, halves.mid_to_fixed, halves.mid_to_moving, working_grid.Layout(5.0))
     noise = torch.randn((1, 3, *space.grid.shape), generator=torch.Generator().manual_seed(SEED))
     u = gaussian(noise, 3.0)
     u = u * (warp / u.abs().max())

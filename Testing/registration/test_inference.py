@@ -89,8 +89,8 @@ def test_result_carries_no_gradients_and_the_network_keeps_its_weights(trained):
 
 
 def test_memory_bound_coarsens_the_grid_and_says_so():
-    """Less than half of the memory that is needed: a coarser lattice that fits, fields of the size asked for, a
-    note."""
+    """Less than half of the memory that is needed: a coarser lattice that fits, fields of the size asked
+    for, a note."""
     network = lively("hsyn")
     a, b = phantom((64, 64, 64), 1), phantom((64, 64, 64), 2)
     a, b = fields.gaussian(a, 3.0), fields.gaussian(b, 3.0)

@@ -13,6 +13,8 @@ from SymRegistrationLib import networks
 from SymRegistrationLib.job import InputError
 from SymRegistrationLib.registration import weights
 
+SEED = 20261121
+
 
 @pytest.fixture
 def network():
@@ -46,6 +48,37 @@ def test_model_card_tells_what_is_in_the_file(file):
 def test_a_file_without_its_card_is_taken_but_not_called_checked(file):
     weights.card_path(file).unlink()
     assert weights.load(file, "hsyn").card == {}
+
+
+def prealigned(seed: int):
+    torch.manual_seed(seed)
+    return networks.create("hsyn", "small", prealign=True)
+
+
+def test_pose_and_matching_lie_once_beside_several_weights(tmp_path):
+    """Loaded, nothing shows it; the shared file exchanged or lost is told."""
+    first = prealigned(SEED)
+    whole, shared = (
+        weights.load(weights.save(tmp_path / folder / "hsyn-small.safetensors", first, share=share), "hsyn")
+        for folder, share in (("whole", False), ("shared", True))
+    )
+    beside = tmp_path / "shared" / weights.SHARED
+    assert shared.tensors.keys() == whole.tensors.keys() and beside.stat().st_size > 1.9e6
+    assert all(torch.equal(shared.tensors[name], value) for name, value in whole.tensors.items())
+    assert shared.path.stat().st_size < whole.path.stat().st_size - 1.9e6
+    second = prealigned(SEED)
+    with torch.no_grad():
+        next(second.inner.parameters()).add_(1.0)
+    weights.save(tmp_path / "shared/other.safetensors", second, share=True)  # the same front, another method behind it
+    with pytest.raises(InputError, match="another pose and matching"):
+        weights.save(tmp_path / "shared/third.safetensors", prealigned(SEED + 1), share=True)
+    assert not (tmp_path / "shared/third.safetensors").exists()
+    beside.unlink()
+    with pytest.raises(InputError, match="needs 'prealign.safetensors' beside it"):
+        weights.load(shared.path)
+    weights.save(tmp_path / "shared/third.safetensors", prealigned(SEED + 1), share=True)
+    with pytest.raises(InputError, match="was trained behind"):
+        weights.load(shared.path)
 
 
 def test_another_method(file):

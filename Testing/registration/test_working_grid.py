@@ -26,7 +26,7 @@ def test_both_scans_meet_half_way(head):
     """A scan and its moved twin, each brought half of the way, are the same image."""
     back = np.linalg.inv(HALF)
     one, other = working_grid.prepare(moved(head, back)), working_grid.prepare(moved(head, HALF))
-    space = working_grid.working_pair(one, other, back, HALF, 3.0)
+    space = working_grid.working_pair(one, other, back, HALF, working_grid.Layout(3.0))
     assert float((space.fixed - space.moving).abs().max()) < 1e-3
     assert float(space.fixed.mean()) > 0.1
 
@@ -36,8 +36,8 @@ def test_exchange_exchanges_the_workspace(head):
     other = working_grid.prepare(moved(head, HALF @ HALF))
     eye = np.eye(4)
     there, back = (
-        working_grid.working_pair(one, other, eye, HALF, 4.0),
-        working_grid.working_pair(other, one, HALF, eye, 4.0),
+        working_grid.working_pair(one, other, eye, HALF, working_grid.Layout(4.0)),
+        working_grid.working_pair(other, one, HALF, eye, working_grid.Layout(4.0)),
     )
     assert there.grid.same_as(back.grid, 1e-6)
     assert torch.equal(there.fixed, back.moving) and torch.equal(there.moving, back.fixed)
@@ -47,7 +47,7 @@ def test_exchange_exchanges_the_workspace(head):
 def test_working_grid_is_isotropic_and_follows_the_scans(head, multiple):
     tilt = movement((0, 0, 0), turn((1, 0, 0), 30))
     scan = working_grid.prepare(moved(head, tilt))
-    grid = working_grid.working_grid(scan, scan, np.eye(4), np.eye(4), 2.5, multiple)
+    grid = working_grid.working_grid(scan, scan, np.eye(4), np.eye(4), working_grid.Layout(2.5, multiple))
     np.testing.assert_allclose(grid.spacing, 2.5)
     assert all(n % multiple == 0 for n in grid.shape)
     np.testing.assert_allclose(np.abs(grid.axes.T @ scan.grid.axes).max(1), 1, atol=1e-6)
@@ -73,18 +73,18 @@ def test_a_mask_becomes_a_weight_and_an_empty_meeting_is_refused(head):
     masks[0][:, :, :15], masks[1][:, :, 40:] = True, True
     scans = [working_grid.prepare(head, mask) for mask in masks]
     with pytest.raises(InputError, match="do not overlap|leave nothing"):
-        working_grid.working_pair(*scans, np.eye(4), np.eye(4), 3.0)
+        working_grid.working_pair(*scans, np.eye(4), np.eye(4), working_grid.Layout(3.0))
 
 
 def test_scans_that_are_apart_are_refused_with_a_remedy(head):
     far = working_grid.prepare(moved(head, movement((0, 0, 0), shift=(900, 0, 0))))
     with pytest.raises(InputError, match="--initial"):
-        working_grid.working_pair(working_grid.prepare(head), far, np.eye(4), np.eye(4), 3.0)
+        working_grid.working_pair(working_grid.prepare(head), far, np.eye(4), np.eye(4), working_grid.Layout(3.0))
 
 
 def test_a_field_carried_to_another_grid_is_the_same_map(head):
     scan = working_grid.prepare(head)
-    spaces = [working_grid.working_pair(scan, scan, np.eye(4), np.eye(4), s) for s in (6.0, 4.0)]
+    spaces = [working_grid.working_pair(scan, scan, np.eye(4), np.eye(4), working_grid.Layout(s)) for s in (6.0, 4.0)]
     coarse, fine = (space.grid for space in spaces)
     matrix = torch.from_numpy(coarse.inverse[:3, :3] @ turn((0, 1, 1), 5)).float()
     ramp = torch.einsum("ab,nbdhw->nadhw", 0.05 * matrix, identity(coarse.shape))
@@ -96,10 +96,10 @@ def test_a_field_carried_to_another_grid_is_the_same_map(head):
 
 
 def test_a_field_carried_to_another_mid_space_joins_the_same_points_of_the_scans(head):
-    """The pair is an affine map in one mid-space; seen from a mid-space half-way along that map, hardly anything is
-    left."""
+    """The pair is an affine map in one mid-space; seen from a mid-space half-way along that map, hardly
+    anything is left."""
     scan = working_grid.prepare(head)
-    source = working_grid.working_pair(scan, scan, np.eye(4), np.eye(4), 5.0, whole=True)
+    source = working_grid.working_pair(scan, scan, np.eye(4), np.eye(4), working_grid.Layout(5.0, whole=True))
     matrix = turn((1, 1, 1), 20)
     whole = np.eye(4)
     whole[:3, :3] = matrix * 1.05
@@ -115,7 +115,7 @@ def test_a_field_carried_to_another_mid_space_joins_the_same_points_of_the_scans
     found, centre = working_grid.fit_affine(pair, source)
     np.testing.assert_allclose(found, whole, atol=2e-3)
     half = alignment.split_midway(found, centre, "network")
-    target = working_grid.working_pair(scan, scan, half.mid_to_fixed, half.mid_to_moving, 4.0)
+    target = working_grid.working_pair(scan, scan, half.mid_to_fixed, half.mid_to_moving, working_grid.Layout(4.0))
     there = working_grid.to_working_grid(pair, source, target)
     middle = tuple(slice(n // 4, 3 * n // 4) for n in target.grid.shape)
     for u in (there.fixed_to_moving, there.moving_to_fixed):
@@ -124,7 +124,7 @@ def test_a_field_carried_to_another_mid_space_joins_the_same_points_of_the_scans
 
 def test_the_affine_part_of_a_pair_seen_from_the_other_side_is_its_inverse(head):
     scan = working_grid.prepare(head)
-    space = working_grid.working_pair(scan, scan, np.eye(4), np.eye(4), 5.0)
+    space = working_grid.working_pair(scan, scan, np.eye(4), np.eye(4), working_grid.Layout(5.0))
     draw = torch.Generator().manual_seed(3)
     u, w = (3 * gaussian(torch.randn(1, 3, *space.grid.shape, generator=draw), 4.0) for _ in range(2))
     there, centre = working_grid.fit_affine(FieldPair(u, w, "svf", 0.0), space)
@@ -134,12 +134,12 @@ def test_the_affine_part_of_a_pair_seen_from_the_other_side_is_its_inverse(head)
 
 
 def test_a_grid_over_two_headers_far_apart_lies_along_the_patient(head):
-    """60 degrees about (1, 1, 1) is as far from one order of the axes as from the next: half-way would be turned by
-    90."""
+    """60 degrees about (1, 1, 1) is as far from one order of the axes as from the next: half-way would be
+    turned by 90."""
     one = working_grid.prepare(head)
     other = working_grid.prepare(
         Volume(head.array, Grid(head.grid.shape, movement((0, 0, 0), turn((1, 1, 1), 60)) @ head.grid.matrix), "turned")
     )
     for pair in ((one, other), (other, one)):
-        grid = working_grid.working_grid(*pair, np.eye(4), np.eye(4), 4.0, whole=True)
+        grid = working_grid.working_grid(*pair, np.eye(4), np.eye(4), working_grid.Layout(4.0, whole=True))
         np.testing.assert_allclose(grid.matrix[:3, :3], 4.0 * np.eye(3)[:, ::-1], atol=1e-9)

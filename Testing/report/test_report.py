@@ -54,7 +54,7 @@ METRICS = {
     "version": "0.1.0",
     "method": "syn",
     "preset": "default",
-    "metric": "lncc",
+    "similarity_measure": "lncc",
     "device": "cpu",
     "seed": 0,
     "peak_memory_gb": 1.5,
@@ -277,7 +277,7 @@ def test_landmarks_labels_and_notes_are_shown_and_names_are_escaped(tmp_path):
             options=Options(
                 method="hsyn",
                 preset="fast",
-                metric="mind",
+                similarity="mind",
                 initial="rigid",
                 refine=2,
                 spacing=1.5,

@@ -1,5 +1,5 @@
-"""What a user is told about trust: regions to jump to, volumes with a confidence, radii of points, the page of the
-report."""
+"""What a user is told about trust: regions to jump to, volumes with a confidence, radii of points, the page
+of the report."""
 
 import json
 import re
@@ -78,8 +78,8 @@ def test_volume_change_is_the_integral_of_the_determinant():
     assert (
         volume_changes(np.where(radius < 12, 614454277, 0), np.full(grid.shape, 1.2), grid)["614454277"] == table["7"]
     )
-    # A sphere of 24 mm has 7238 mm^2; in 10 mm patches each moving by sigma = 1 mm an axis: 1 mm * 10 mm * sqrt(7238
-    # mm^2)
+    # A sphere of 24 mm has 7238 mm^2; in 10 mm patches each moving by sigma = 1 mm an axis: 1 mm * 10 mm *
+    # sqrt(7238 mm^2)
     sure = volume_changes(labels, np.full(grid.shape, 1.2), grid, np.full(grid.shape, 1.8779), 10.0)
     assert sure["7"]["plus_minus_ml"] == pytest.approx(7238**0.5 * 10 / 1000, rel=0.06)
 

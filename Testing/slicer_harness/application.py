@@ -18,8 +18,8 @@ from PySide6 import QtCore, QtWidgets
 
 from . import factory, imitation, layer, qt_module, widgets
 
-#: Applications are never collected: VTK calls observers of a scene whose Python side is just going, which ends the
-#: process.
+#: Applications are never collected: VTK calls observers of a scene whose Python side is just going, which ends
+#: the process.
 _kept = []
 LAUNCHER = Path(__file__).resolve().parent / "launcher"
 
@@ -200,8 +200,8 @@ class Application:
         self._signals.emit("startupCompleted()")
 
     def wait(self, condition, seconds=60.0, what="the condition"):
-        """Process events until ``condition()``; fails after ``seconds``, of which a pause of the whole machine counts
-        little.
+        """Process events until ``condition()``; fails after ``seconds``, of which a pause of the whole
+        machine counts little.
         """
         waited, last = 0.0, time.monotonic()
         while not condition():
@@ -212,8 +212,8 @@ class Application:
             self.qt.processEvents(QtCore.QEventLoop.AllEvents | QtCore.QEventLoop.WaitForMoreEvents, 5)
 
     def inEventLoop(self, function):
-        """Call ``function`` from a running event loop, as everything in Slicer is, and let the loop go round twice
-        afterwards.
+        """Call ``function`` from a running event loop, as everything in Slicer is, and let the loop go
+        round twice afterwards.
         """
         loop, failed = QtCore.QEventLoop(), []
 

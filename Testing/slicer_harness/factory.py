@@ -13,8 +13,8 @@ NAME = "SymRegistration"
 
 
 class Module:
-    """``slicer.modules.symregistration``, which is also the ``parent`` of the module's class. It has no other
-    attributes.
+    """``slicer.modules.symregistration``, which is also the ``parent`` of the module's class. It has
+    no other attributes.
     """
 
     __slots__ = (

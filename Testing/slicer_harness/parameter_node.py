@@ -1,5 +1,5 @@
-"""``slicer.parameterNodeWrapper`` for the imitation: the types the module uses, with the checks and the names of the
-original.
+"""``slicer.parameterNodeWrapper`` for the imitation: the types the module uses, with the checks and the names
+of the original.
 
 Numbers, texts and booleans are parameters of the real vtkMRMLScriptedModuleNode; a node is a node reference and an
 empty parameter of its name; a Union has one such place per member, ``name.0``, ``name.1`` and so on. Values are kept in

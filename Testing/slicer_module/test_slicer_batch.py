@@ -1,5 +1,5 @@
-"""The example that runs a table inside Slicer: its logic on real MRML with the real worker; files through MRML's own
-storage.
+"""The example that runs a table inside Slicer: its logic on real MRML with the real worker; files through
+MRML's own storage.
 """
 
 import csv

@@ -1,5 +1,4 @@
-"""The worker client: requests, and every way in which a process can fail, told in words that a clinician
-understands."""
+"""The worker client: requests, and every way a process can fail, told in words that a clinician understands."""
 
 import json
 import os
@@ -316,8 +315,8 @@ def ended(pids):
     "finder, byLauncher", [("psutil", True), ("psutil", False), ("ps", True), ("ps", False), ("nothing", False)]
 )
 def test_kill_ends_children_and_grandchildren(app, monkeypatch, finder, byLauncher):
-    """With a launcher in between, whose child leads the group, and without; with psutil, without it, and without ps as
-    well.
+    """With a launcher in between, whose child leads the group, and without; with psutil, without it, and without
+    ps as well.
 
     What is left, a launcher and no finder, is test_without_any_finder_the_worker_ends_by_itself.
     """

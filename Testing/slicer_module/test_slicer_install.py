@@ -1,5 +1,5 @@
-"""Installing: nothing before Register, one question, the right helpers, repair of half installations, help when
-offline."""
+"""Installing: nothing before Register, one question, the right helpers, repair of half installations,
+help when offline."""
 
 import importlib
 import importlib.metadata

@@ -1,5 +1,5 @@
-"""Nobody waits for the module: long work on the application's thread is cut into small pieces, and heavy things stay
-outside.
+"""Nobody waits for the module: long work on the application's thread is cut into small pieces, and heavy
+things stay outside.
 
 What is counted here are pieces, bytes and turns of the event loop, which are the same on every machine; the times that
 follow from them are measured by Testing/benchmarks/slicer_responsiveness.py.
@@ -32,8 +32,8 @@ def pieces(monkeypatch):
 
 
 def counted(runner):
-    """Count the steps of a StepRunner's work in the list that is returned, and the turns of the event loop between
-    them.
+    """Count the steps of a StepRunner's work in the list that is returned, and the turns of the event
+    loop between them.
     """
     done, start = [], runner.start
 

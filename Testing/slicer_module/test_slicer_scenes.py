@@ -1,5 +1,5 @@
-"""A user's day with the module: coming and going, Reload, scenes that close and load, the end of the application; bad
-input.
+"""A user's day with the module: coming and going, Reload, scenes that close and load, the end of the
+application; bad input.
 """
 
 import numpy as np

@@ -2,6 +2,7 @@
 
 import json
 
+import commandlines
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -19,8 +20,8 @@ slicer_harness.pythonqtStyle(__name__)
 
 @pytest.mark.parametrize("under", ["plain", "parents", "bent parent"])
 def test_markup_volume_and_command_line_agree(module, tmp_path, under):
-    """A landmark on the moving scan, the scan hardened with the forward transform, and `symreg apply`: within 0.1
-    mm."""
+    """A landmark on the moving scan, the scan hardened with the forward transform, and `symreg apply`:
+    within 0.1 mm."""
     fixed, moving = scenes.pair(module.scene, spacing=2.0, oblique=True)
     k, j, i = (int(n) for n in np.array(slicer.util.arrayFromVolume(moving).shape) // 2)
     spots = [(k - 3, j + 2, i - 4), (k + 5, j - 6, i + 3), (k, j + 7, i + 6)]
@@ -273,25 +274,7 @@ def test_transforms_are_those_of_the_command_line_and_the_library_bit_by_bit(mod
         assert storage.WriteData(node)
     nodes = module.widget.logic.register(fixed, moving, preset="fast", initial="centre", threads=1)
     paths = [str(tmp_path / name) for name in ("fixed.nrrd", "moving.nrrd")]
-    assert (
-        cli.main(
-            [
-                "register",
-                *paths,
-                "-o",
-                str(tmp_path / "out"),
-                "--preset",
-                "fast",
-                "--initial",
-                "centre",
-                "--threads",
-                "1",
-                "-q",
-                "--no-report",
-            ]
-        )
-        == 0
-    )
+    assert cli.main(commandlines.register(*paths, tmp_path / "out", "--no-report")) == 0
     from SymRegistrationGui.nodes import gridTransform
 
     from SymRegistrationLib.geometry.transform_files import physical, read_transform

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.geometry.volumes import write_volume
 from SymRegistrationLib.job import InputError
 from SymRegistrationLib.networks._passes import HalfFields, no_motion
+from SymRegistrationLib.registration import weights
 from SymRegistrationLib.training import loop, on_pool, pool, pool_loss, pool_making
 from SymRegistrationLib.training.plan import StagePlan, TrainingPlan
 from SymRegistrationLib.training.pool_options import PoolOptions, PoolTraining
@@ -55,6 +57,24 @@ def test_the_teacher_brings_the_labels_together(made):
     rows = [pool.Pool(made).pair(k).facts for k in range(3)]
     print([(round(r["dice_before"], 3), round(r["dice_teacher"], 3)) for r in rows])
     assert np.mean([r["dice_teacher"] for r in rows]) > np.mean([r["dice_before"] for r in rows])
+
+
+def test_a_pool_without_a_teacher_holds_the_same_scans(made, maps, tmp_path):
+    """Nothing else differs; what needs a teacher refuses it; a pool from before the option counts as one with."""
+    plain = replace(OPTIONS, teacher=False)
+    result = pool_making.make(tmp_path / "pool", maps, 1, plain)
+    one, other = (pool.Pool(folder).pair(0) for folder in (tmp_path / "pool", made))
+    assert result["dice_teacher"] is None and torch.equal(one.moving, other.moving)
+    assert torch.equal(one.fixed_labels, other.fixed_labels) and float(one.to_moving.abs().max()) == 0
+    with pytest.raises(InputError, match="without a teacher"):
+        on_pool.train(PoolTraining("hsyn", str(tmp_path / "pool"), str(tmp_path / "run"), steps_teacher=1))
+    with pytest.raises(InputError, match="other options"):
+        pool_making.make(tmp_path / "pool", maps, 1, OPTIONS)
+    manifest = json.loads((made / "pool.json").read_text())
+    del manifest["options"]["teacher"]
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older/pool.json").write_text(json.dumps(manifest))
+    pool_making._settle_manifest(tmp_path / "older", {**manifest, "options": pool_making._stored(OPTIONS)})
 
 
 def test_a_pool_that_was_cut_off_goes_on_and_ends_the_same(made, maps):
@@ -123,13 +143,15 @@ def test_a_stopped_run_ends_with_the_same_weights(made, tmp_path, monkeypatch):
     card = json.loads(Path(f"{whole['weights']}.json").read_text())
     assert card["data"]["pairs"] == 3 and card["plan"]["spacing"] == 4.0
     assert any("prealign=false" in line for line in card["deviations"])
+    assert card["begun_from"] == {"taken": "pose and matching", "sha256": weights.load(weights.find("hsyn")).sha256}
+    more = on_pool.train(run(tmp_path / "more", made, start=whole["weights"], keep=("",), steps_free=1))
+    before = json.loads(Path(f"{more['weights']}.json").read_text())["begun_from"]
+    assert before["sha256"] == card["sha256"] and before["training"]["steps"] == 7 and before["begun_from"]
     with pytest.raises(InputError, match="other options: seed"):
         on_pool.train(run(tmp_path / "whole", made, seed=5))
 
 
 def test_pose_and_matching_stay_as_they_are_and_the_method_learns(made, tmp_path):
-    from SymRegistrationLib.registration import weights
-
     result = on_pool.train(run(tmp_path / "run", made, steps_free=1))
     after, before = load_file(Path(result["weights"])), weights.load(weights.find("hsyn")).tensors
     assert all(torch.equal(after[name], before[name]) for name in after if name.startswith(("pose.", "match.")))

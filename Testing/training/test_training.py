@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import commandlines
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -33,26 +34,6 @@ SMALL = {"shape": (32, 32, 32), "spacing": 4.0, "device": "cpu", "validation_pai
 
 def options(folder: Path, method: str = "hsyn", **changes) -> TrainingOptions:
     return TrainingOptions(method, str(folder), **{**SMALL, **changes})
-
-
-def command(folder: Path, *more: str) -> list[str]:
-    return [
-        "train",
-        "--method",
-        "hsyn",
-        "-o",
-        str(folder),
-        "--shape",
-        "32,32,32",
-        "--spacing",
-        "4",
-        "--device",
-        "cpu",
-        "--validation-pairs",
-        "1",
-        "-q",
-        *more,
-    ]
 
 
 def run(arguments: list[str], **environment) -> subprocess.Popen:
@@ -143,13 +124,13 @@ def test_gradient_checkpointing_changes_no_gradient():
 def whole(tmp_path_factory):
     """An uninterrupted run of 12 steps through all stages."""
     folder = tmp_path_factory.mktemp("whole")
-    assert cli.main(command(folder, "--iterations", "12", "--stages", "1,1,1", "--validate-every", "4")) == 0
+    assert cli.main(commandlines.train(folder, "--iterations", "12", "--stages", "1,1,1", "--validate-every", "4")) == 0
     return folder
 
 
 def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(whole, tmp_path):
     """SIGKILL in the middle of steps, several times; nothing is told to the process beforehand."""
-    arguments = command(
+    arguments = commandlines.train(
         tmp_path, "--iterations", "12", "--stages", "1,1,1", "--validate-every", "4", "--checkpoint-minutes", "0"
     )
     log = tmp_path / "log.jsonl"
@@ -172,7 +153,7 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(whole, tmp_path):
 
 
 def test_a_run_in_slices_is_the_same_too(whole, tmp_path):
-    arguments = command(
+    arguments = commandlines.train(
         tmp_path, "--iterations", "12", "--stages", "1,1,1", "--validate-every", "4", "--stop-after", "0.01"
     )
     for _ in range(13):
@@ -228,7 +209,7 @@ def test_other_options_do_not_go_on_with_a_run(whole):
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     """gloo on loopback; sums of gradients in another order, so equal up to rounding."""
     more = ("--iterations", "4", "--stages", "1,0,0", "--rate", "published", "--learning-rate", "1e-3")
-    one = run(command(tmp_path / "one", *more, "--batch", "2"))
+    one = run(commandlines.train(tmp_path / "one", *more, "--batch", "2"))
     two = subprocess.Popen(
         [
             sys.executable,
@@ -243,7 +224,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
             "--standalone",
             "-m",
             "SymRegistrationLib",
-            *command(tmp_path / "two", *more),
+            *commandlines.train(tmp_path / "two", *more),
         ],
         cwd=ROOT,
         stderr=subprocess.PIPE,
@@ -367,8 +348,8 @@ def test_help_costs_no_torch():
 
 
 def test_a_tiny_training_lowers_the_error_on_pairs_it_never_saw(tmp_path):
-    """Random shapes of any contrast at 32^3, shifted by up to 8 voxels and warped; seed 0, one thread, under a
-    minute."""
+    """Random shapes of any contrast at 32^3, shifted by up to 8 voxels and warped; seed 0, one thread,
+    under a minute."""
     result = loop.train(
         options(
             tmp_path,

@@ -1,5 +1,5 @@
-"""Calibrated radii: the fit finds known weights, the judges give what theory says, entries are found only where they
-fit."""
+"""Calibrated radii: the fit finds known weights, the judges give what theory says, entries are found only
+where they fit."""
 
 import importlib.util
 import json
@@ -117,6 +117,14 @@ def test_an_entry_serves_only_the_runs_it_was_fitted_for(tmp_path):
     (tmp_path / "net.calibration.json").write_text(json.dumps({"entries": [{"method": "hsyn"}]}))
     with pytest.raises(InputError, match="net.calibration.json"):
         calibration.read_calibrations(tmp_path / "net.calibration.json")
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path):
+    entry = Calibration("syn", "fast", "lncc", "runs", 0.1, {"spread": 1.0}, {"68": 1.0}, "a test")
+    calibration.write_calibrations([entry], tmp_path / "c.json")
+    text = (tmp_path / "c.json").read_text()
+    (tmp_path / "c.json").write_text(text.replace('"similarity"', '"metric"'))
+    assert calibration.read_calibrations(tmp_path / "c.json") == [entry]
 
 
 def test_without_refinement_one_entry_serves_every_preset(tmp_path):

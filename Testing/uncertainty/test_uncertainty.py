@@ -1,5 +1,5 @@
-"""Uncertainty: directions count, perturbations are undone exactly, means stay diffeomorphisms, predictors follow
-theory."""
+"""Uncertainty: directions count, perturbations are undone exactly, means stay diffeomorphisms,
+predictors follow theory."""
 
 import numpy as np
 import pairs
@@ -171,7 +171,7 @@ def test_dropout_drops_in_evaluation_mode_and_only_then():
 def test_the_pipeline_gives_the_map_and_says_what_it_is_worth(head, kind):
     small = Volume(head.array, head.grid, "head")
     done = pipeline.register(
-        small, small, Options(preset="fast", metric="mse", uncertainty=kind, spacing=8.0, initial="none", maps=True)
+        small, small, Options(preset="fast", similarity="mse", uncertainty=kind, spacing=8.0, initial="none", maps=True)
     )
     told = done.metrics["uncertainty"]
     assert done.uncertainty.shape == head.array.shape and np.isfinite(done.uncertainty).all()
@@ -243,7 +243,7 @@ class _Still:
 
 
 def test_further_methods_join_in_and_the_runs_are_counted(monkeypatch):
-    solver = _Still(Options(uncertainty=4, ensemble="hsyn, caml", metric="mse", spacing=2.0))
+    solver = _Still(Options(uncertainty=4, ensemble="hsyn, caml", similarity="mse", spacing=2.0))
     assert solver.options.others == ("hsyn", "caml") and solver.options.extra_runs == 6
     asked = []
     monkeypatch.setattr(estimate, "_other_method", lambda s, name: asked.append(name) or solver.pair)

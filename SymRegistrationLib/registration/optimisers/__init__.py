@@ -6,7 +6,9 @@ import importlib
 import pkgutil
 
 from . import _base
-from ._base import Optimiser, OptimiserCard
+from ._base import Optimiser, OptimiserCard, RunSettings
+
+__all__ = ["REFINER", "Optimiser", "OptimiserCard", "RunSettings", "card", "create", "names"]
 
 #: Refines what a network found.
 REFINER = "syn"

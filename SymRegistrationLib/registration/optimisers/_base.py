@@ -12,12 +12,12 @@ from ..steering import Steering
 from ..working_grid import WorkingPair
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimiserCard(MethodCard):
     """A method's card, and what an optimiser adds.
 
     Attributes:
-        similarities: what it can maximise, by the names of ``--metric``.
+        similarities: what it can maximise, by the names of ``--similarity``.
         bytes_per_voxel: peak memory of a run per voxel of the working grid, float32, measured.
         pose: ``rigid``, ``similarity`` or ``affine`` when the alignment is the whole result; "" when it bends.
     """
@@ -27,34 +27,43 @@ class OptimiserCard(MethodCard):
     pose: str = ""
 
 
+@dataclass(frozen=True)
+class RunSettings:
+    """How one run of an optimiser shall go.
+
+    Attributes:
+        preset: how much time it may take.
+        similarity: one of the card's.
+        start: begin from this result, in voxels of the grid, instead of from the identity.
+        levels: with ``start``, refine on so many of the finest levels only; 0 = the whole schedule.
+        stiffness: factor on the smoothing of the whole field, for runs that ask how stable a result is.
+        progress: called as ``progress("optimise", fraction of this call, message)``.
+        steering: landmarks and labels that pull, a region that confines, an observer that may end the run.
+        one_patient: the alignment found no stretch between the scans, so they are taken for one patient's.
+    """
+
+    preset: Preset
+    similarity: str
+    start: FieldPair | None = None
+    levels: int = 0
+    stiffness: float = 1.0
+    progress: Progress = silent
+    steering: Steering | None = None
+    one_patient: bool = False
+
+
 class Optimiser(ABC):
     """One optimiser; a file of this folder registers exactly one class."""
 
     card: OptimiserCard
 
     @abstractmethod
-    def run(
-        self,
-        space: WorkingPair,
-        preset: Preset,
-        similarity: str,
-        start: FieldPair | None = None,
-        levels: int = 0,
-        stiffness: float = 1.0,
-        progress: Progress = silent,
-        steering: Steering | None = None,
-    ) -> FieldPair:
+    def run(self, space: WorkingPair, settings: RunSettings) -> FieldPair:
         """Register the two images of a working pair.
 
         Args:
             space: images, weights and grid.
-            preset: how much time it may take.
-            similarity: one of the card's.
-            start: begin from this result, in voxels of the grid, instead of from the identity.
-            levels: with ``start``, refine on so many of the finest levels only; 0 = the whole schedule.
-            stiffness: factor on the smoothing of the whole field, for runs that ask how stable a result is.
-            progress: called as ``progress("optimise", fraction of this call, message)``.
-            steering: landmarks and labels that pull, a region that confines, an observer that may end the run.
+            settings: how.
 
         Returns:
             Both directions in voxels of the grid, the residual of their composition measured.

@@ -5,11 +5,8 @@ from __future__ import annotations
 import torch
 
 from ...fields import FieldPair
-from ...job import Progress, silent
-from ..presets import Preset
-from ..steering import Steering
 from ..working_grid import WorkingPair
-from ._base import Optimiser, OptimiserCard
+from ._base import Optimiser, OptimiserCard, RunSettings
 
 PUBLICATION = (
     "Jenkinson and Smith, A global optimisation method for robust affine registration of brain images, Medical Image "
@@ -30,7 +27,6 @@ def card(pose: str, label: str, freedom: str) -> OptimiserCard:
             "the search is our own: even rotations, all shifts by Fourier correlation, then gradients in a space "
             "half-way between the scans",
         ),
-        licence="Apache-2.0",
         inverse_method="symmetric",
         similarities=("ncc", "mi"),
         bytes_per_voxel=100.0,
@@ -41,18 +37,8 @@ def card(pose: str, label: str, freedom: str) -> OptimiserCard:
 class Linear(Optimiser):
     """What the linear methods share: no displacement at all."""
 
-    def run(
-        self,
-        space: WorkingPair,
-        preset: Preset,
-        similarity: str,
-        start: FieldPair | None = None,
-        levels: int = 0,
-        stiffness: float = 1.0,
-        progress: Progress = silent,
-        steering: Steering | None = None,
-    ) -> FieldPair:
+    def run(self, space: WorkingPair, settings: RunSettings) -> FieldPair:
         """Zero fields in both directions; see :meth:`Optimiser.run`."""
         none = torch.zeros(1, 3, *space.grid.shape, device=space.fixed.device)
-        progress("optimise", 1.0, "nothing bends")
+        settings.progress("optimise", 1.0, "nothing bends")
         return FieldPair(none, none, "symmetric", 0.0, {"halves": torch.cat([none, none])})
