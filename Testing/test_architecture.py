@@ -15,7 +15,8 @@ LIBRARY = ROOT / "SymRegistrationLib"
 PLAN = {
     "__init__": {"job", "geometry", "pipeline"},
     "__main__": {"commands"},
-    "job": set(),
+    "checking": set(),
+    "job": {"checking"},
     "console": {"job"},
     "files": {"job"},
     "fields": set(),
@@ -53,6 +54,7 @@ ALLOWED_OUTSIDE = {
     "SimpleITK",
     "safetensors",
     "psutil",
+    "matplotlib",
     "nibabel",
     "tqdm",
     "tensorboard",

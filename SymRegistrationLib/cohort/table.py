@@ -257,8 +257,7 @@ def _job(cells: Cells, line: int, values: dict[str, str], template: Job) -> Job:
             raise _wrong(cells.name, line, f"'{name}' is given without '{other}'", "Contrasts go pair by pair.")
     if given:
         for side in ("fixed", "moving"):
-            paths = (str(cells.base / values[name]) for name in given if name.startswith(side))
-            changes[f"{side}_contrasts"] = tuple(paths)
+            changes[f"{side}_contrasts"] = [str(cells.base / values[name]) for name in given if name.startswith(side)]
     options: dict[str, Any] = {name: values[name] for name in ("initial", "method") if values.get(name)}
     if options.get("initial", "none") not in INITIALS:
         options["initial"] = str(cells.base / options["initial"])

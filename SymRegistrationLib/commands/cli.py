@@ -142,8 +142,8 @@ def _job_of(args: argparse.Namespace) -> Job:
         rim_mm=args.rim_mm,
         keep_state=args.keep_state,
         options=options_of(args),
-        fixed_contrasts=tuple(args.fixed_contrast),
-        moving_contrasts=tuple(args.moving_contrast),
+        fixed_contrasts=args.fixed_contrast,
+        moving_contrasts=args.moving_contrast,
         **{name: getattr(args, name) for name in (*INPUT_PATHS, "start_from", "region")},
     )
 
@@ -157,6 +157,7 @@ def check_job(job: Job) -> None:
     for name, path in {**job.inputs, "start_from": job.start_from, "region": job.region}.items():
         if path is not None:
             existing_file(path, name.replace("_", " "))
+    job.options.shares(1 + len(job.fixed_contrasts))
     if job.options.initial not in INITIALS:
         existing_file(job.options.initial, "initial transform")
     if job.options.weights:

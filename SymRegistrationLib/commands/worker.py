@@ -43,6 +43,7 @@ from .. import __version__
 from ..console import jsonable
 from ..job import InputError, Job, Options, RegistrationError
 from ..quality import outputs
+from . import choosing
 from .answers import judged, write_raw
 
 PROTOCOL = 1
@@ -118,6 +119,7 @@ class Worker:
         """Announce, then answer every request. 0 = the client left or asked for the end, 1 = cannot work here."""
         try:
             from ..jobs import register  # noqa: F401  torch, SimpleITK: loaded before the first job, not within it
+            from ..jobs.memory import Memory
             from ..registration import devices
 
             listing = devices.listing()
@@ -133,6 +135,7 @@ class Worker:
                 }
             )
             return 1
+        self._memory = Memory()
         threading.Thread(target=self._read, daemon=True).start()
         try:
             self._emit(
@@ -260,23 +263,10 @@ class Worker:
         return catalogue()
 
     def _presets(self, request: dict, progress: Callable) -> dict:
-        """Efforts and presets by anatomy with label, reason and options, shipped and the user's own."""
-        from .choosing import catalogue
-
-        path = request.get("preset_file")
-        if not (path is None or isinstance(path, str)):
-            raise InputError("'preset_file' must be text.", "Send the path of a preset file, or leave it out.")
-        return catalogue(path)
+        return choosing.asked_catalogue(request)
 
     def _suggest(self, request: dict, progress: Callable) -> dict:
-        """The preset that suits two scans, and why."""
-        from .choosing import suggestion
-
-        paths = [request.get(side) for side in ("fixed", "moving")]
-        if not all(isinstance(path, str) and path for path in paths):
-            raise InputError("the suggest request names no scans.", 'Send "fixed" and "moving": two paths.')
-        progress("read", 0.0, "looking at the scans")
-        return suggestion(*paths)
+        return choosing.asked_suggestion(request)
 
     def _register(self, request: dict, progress: Callable) -> dict:
         return self._run_job(request, Job.from_dict(request.get("job")), progress)
@@ -298,17 +288,19 @@ class Worker:
 
         with tempfile.TemporaryDirectory(prefix="symreg-live-") as folder:
             watch = self._watch(request.get("id"), Path(folder), request.get("live") is True)
-            return self._delivered(request, lambda write: register.run(job, progress, write, watch))
+            return self._delivered(
+                request, lambda write: register.run(job, progress, write, watch, memory=self._memory)
+            )
 
     def _undo(self, request: dict, progress: Callable) -> dict:
         from ..jobs import history
 
-        return self._delivered(request, lambda write: history.undo(_folder(request), progress, write))
+        return self._delivered(request, lambda write: history.undo(_folder(request), progress, write, self._memory))
 
     def _redo(self, request: dict, progress: Callable) -> dict:
         from ..jobs import history
 
-        return self._delivered(request, lambda write: history.redo(_folder(request), progress, write))
+        return self._delivered(request, lambda write: history.redo(_folder(request), progress, write, self._memory))
 
     def _history(self, request: dict, progress: Callable) -> dict:
         from ..jobs import history

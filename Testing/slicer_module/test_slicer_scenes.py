@@ -249,6 +249,22 @@ CHANGED = {
     "makeWarpedFixed": True,
     "makeJacobian": False,
     "makeConsistency": False,
+    "liveView": False,
+    "driveLandmarks": True,
+    "landmarkWeight": 0.5,
+    "landmarkTolerance": 1.5,
+    "driveSegments": "one\ntwo",
+    "labelWeight": 0.6,
+    "stiffness": 2.5,
+    "alignKind": "similarity",
+    "anatomy": "ct-mr",
+    "repairWhere": "place",
+    "repairSegment": "one",
+    "repairRadius": 7.5,
+    "repairRim": 4.5,
+    "repairStiffness": 0.5,
+    "repairMetric": "mind",
+    "repairSpacing": 0.8,
 }
 
 
@@ -261,7 +277,7 @@ def test_every_parameter_is_saved_and_loaded_with_the_scene(module, tmp_path, en
     for name in type(state).allParameters:
         if name in CHANGED:
             setattr(state, name, CHANGED[name])
-        elif "Landmarks" in name:
+        elif name in ("fixedLandmarks", "movingLandmarks"):
             setattr(state, name, scenes.fiducials(scene, [(1, 2, 3), (4, 5, 6), (7, 9, 8)], name))
         elif name in ("fixedMask", "movingLabels"):
             setattr(state, name, scenes.segmentation(scene, fixed, [ones > 0], name))
@@ -270,7 +286,7 @@ def test_every_parameter_is_saved_and_loaded_with_the_scene(module, tmp_path, en
         elif name not in ("fixedVolume", "movingVolume"):
             kind = (
                 "vtkMRMLMarkupsROINode"
-                if name == "roi"
+                if name in ("roi", "repairRegion")
                 else "vtkMRMLTableNode"
                 if name == "resultTable"
                 else "vtkMRMLLinearTransformNode"
