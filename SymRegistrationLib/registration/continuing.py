@@ -18,7 +18,7 @@ from ..fields import FieldPair, gaussian, identity, jacobian_determinant, resize
 from ..geometry.grid import Grid
 from ..job import InputError, Options, Progress, silent
 from ..losses import lncc_map, mind
-from . import devices, optimisers, working_grid
+from . import contrasts, devices, optimisers, working_grid
 from .guide import Region, window
 from .optimisers import syn
 from .presets import presets
@@ -78,7 +78,7 @@ class Continuation:
             grid = self.state.grid
         self.space = working_grid.pair_on(grid, *self.scans, self.pose.mid_to_fixed, self.pose.mid_to_moving)
         if self.further:
-            self.space = self.space.with_contrasts(self.further, self.options.shares(1 + len(self.further)))
+            self.space = self.space.with_contrasts(self.further, contrasts.shares(self.options, 1 + len(self.further)))
         self.halves = self.state.halves.to(self.space.fixed.device)
         asked = self.options.similarity
         self.similarity = self.state.similarity if asked == "auto" else "mind" if asked == "mi" else asked
