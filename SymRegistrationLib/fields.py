@@ -14,6 +14,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +29,14 @@ class FieldPair:
         fixed_to_moving: (N, 3, D, H, W) voxels, pull-back, maps fixed points to moving points: warps the moving image.
         moving_to_fixed: the same the other way: warps the fixed image.
         inverse_method: how the second came to be: ``svf``, ``dinet``, ``fixed_point`` or ``symmetric``.
-        residual: largest norm of ``compose(fixed_to_moving, moving_to_fixed)`` in voxels, measured.
+        residual: largest norm of ``compose(fixed_to_moving, moving_to_fixed)`` in voxels, measured; a tensor () while
+            it waits on the device to be read.
     """
 
     fixed_to_moving: Tensor
     moving_to_fixed: Tensor
     inverse_method: str
-    residual: float
+    residual: float | Tensor
     details: dict = field(default_factory=dict)
 
     def swapped(self) -> FieldPair:
@@ -44,11 +46,21 @@ class FieldPair:
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
-    """A numerical inverse with its quality. ``residual`` is max |w + u o (id + w)| in voxels."""
+    """A numerical inverse with its quality. ``residual`` is max |w + u o (id + w)| in voxels, on other devices than a
+    CPU a tensor ()."""
 
     field: Tensor
-    residual: float
+    residual: float | Tensor
     iterations: int
+
+
+def settled(answer: Tensor) -> bool:
+    """Whether a loop may end before its last round; ``answer`` is a tensor () of truth values.
+
+    It is asked on a CPU only. On other devices the host would wait for every answer; there all rounds run, and whoever
+    loops must see to it that rounds behind the end change nothing.
+    """
+    return answer.device.type == "cpu" and bool(answer)
 
 
 # ---------------------------------------------------------------------------------------------- sampling
@@ -199,7 +211,8 @@ def invert(u: Tensor, start: Tensor | None = None, tolerance: float = 0.01, iter
 
     The plain step ``w <- -u(x + w)`` diverges where ``|grad u| >= 1`` although the map is invertible; a step of 0.7 of
     it converges for strongly strained maps too, and is shortened further where the residual grows all the same. Voxels
-    do not depend on each other, so after a few steps of the whole field only those go on that have not converged.
+    do not depend on each other, so on a CPU only those go on after a few steps that have not converged; elsewhere all
+    do, without asking the device.
 
     Args:
         u: (N, 3, D, H, W) voxels.
@@ -217,6 +230,8 @@ def invert(u: Tensor, start: Tensor | None = None, tolerance: float = 0.01, iter
         w = w - 0.7 * (w + warp(u, w))
     w = w.clone(memory_format=torch.contiguous_format) if not used else w
     residual = w + warp(u, w)
+    if u.device.type != "cpu":
+        return Inversion(*_converge_everywhere(u, w, residual, tolerance, iterations - used), iterations)
     worst = 0.0
     for n in range(len(u)):
         far = square_sum(residual[n : n + 1]).flatten().gt(tolerance**2).nonzero()[:, 0]
@@ -227,6 +242,28 @@ def invert(u: Tensor, start: Tensor | None = None, tolerance: float = 0.01, iter
         else:
             worst = max(worst, float(square_sum(residual[n : n + 1]).max()) ** 0.5)
     return Inversion(w, worst, used)
+
+
+@torch.no_grad()
+def invert_within(
+    u: Tensor, inverse: Tensor, part: Sequence[slice], tolerance: float = 0.01, iterations: int = 60
+) -> Inversion:
+    """A numerical inverse brought up to date in one box of its grid; not differentiable.
+
+    Args:
+        u: (1, 3, D, H, W) voxels.
+        inverse: (1, 3, D, H, W), a first guess, most often the inverse of what ``u`` was before.
+        part: three slices, the box.
+        tolerance, iterations: as for :func:`invert`.
+
+    Returns:
+        :class:`Inversion` whose field is that of the box, (1, 3, d, h, w).
+    """
+    at: Any = (..., *part)
+    guess = inverse[at]
+    index = torch.arange(u.shape[2:].numel(), device=u.device).view(u.shape[2:])[tuple(part)].flatten()
+    values, worst, used = _converge(u, guess[0].flatten(1), index, tolerance, iterations)
+    return Inversion(values.view_as(guess), worst, used)
 
 
 def _converge(u: Tensor, w: Tensor, where: Tensor, tolerance: float, iterations: int) -> tuple[Tensor, float, int]:
@@ -265,6 +302,36 @@ def _converge(u: Tensor, w: Tensor, where: Tensor, tolerance: float, iterations:
             left = moved + sample_at(u, (place[:, active] + moved).T[None])[0].T
         w, residual = w.index_copy(1, active, moved), residual.index_copy(1, active, left)
     return best, float(least.max()) ** 0.5, used
+
+
+def _converge_everywhere(
+    u: Tensor, w: Tensor, residual: Tensor, tolerance: float, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """The steps of :func:`_converge` at all voxels at once, with nothing to read.
+
+    Args:
+        u, w: (N, 3, D, H, W) field and first guess of its inverse.
+        residual: ``w + u o (id + w)``.
+
+    Returns:
+        The values with the smallest residual seen, and the largest of these residuals in voxels, ().
+    """
+    best, rest, least = w, residual, square_sum(residual)
+    step, worse = torch.full_like(least, 0.7), torch.zeros_like(least)
+    for _ in range(iterations):
+        active = least > tolerance**2
+        moved = w - step * residual
+        left = moved + warp(u, moved)
+        size = square_sum(left)
+        better = active & (size < least)
+        best, rest, least = (torch.where(better, a, b) for a, b in ((moved, best), (left, rest), (size, least)))
+        worse = torch.where(better, 0.0, worse + 1)
+        circling = active & (worse >= 4)
+        step = torch.where(circling, 0.6 * step, step)
+        worse = torch.where(circling, 0.0, worse)
+        w = torch.where(circling, best, torch.where(active, moved, w))
+        residual = torch.where(circling, rest, torch.where(active, left, residual))
+    return best, least.max().sqrt()
 
 
 def inverse_consistency(forward: Tensor, inverse: Tensor) -> Tensor:
@@ -361,6 +428,14 @@ def no_autocast(image: Tensor) -> contextlib.AbstractContextManager:
     """A context without half precision, on devices that have any."""
     kind = image.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
+
+
+def ambient_autocast(image: Tensor) -> contextlib.AbstractContextManager:
+    """A context with the half precision that is on now, to come back to within :func:`no_autocast`."""
+    kind = image.device.type
+    if not torch.amp.is_autocast_available(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
 
 
 def _filter(image: Tensor, kind: str, widths: Sequence[float]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 
 from .fields import FieldPair, warp
-from .geometry import transforms
 from .geometry.grid import Grid
 from .geometry.points import PointSet
 from .geometry.resampling import linear, nearest
@@ -22,14 +20,14 @@ from .quality import checks
 from .quality import metrics as quality
 from .quality.schema import Evidence, Landmarks, Measured, Similarity
 from .quality.volume_change import folding_regions
-from .registration import alignment, contrasts, devices, evidence, guide, methods, working_grid
+from .registration import alignment, continuing, contrasts, devices, evidence, guide, methods, working_grid
+from .registration.carrying import Carried, carry, carry_again
 from .registration.clock import Clock
-from .registration.continuing import Continuation
+from .registration.continuing import Continuation, Start
 from .registration.guide import Region
 from .registration.live import Watch
-from .registration.physical import map_grid, to_physical
 from .registration.solver import Solver
-from .registration.state import State, fingerprint
+from .registration.state import Finished, State, fingerprint
 from .registration.working_grid import Scan
 
 if TYPE_CHECKING:
@@ -150,15 +148,17 @@ def _register(
     clock = Clock(progress)
     check_options(options)
     clock.enter("prepare", "normalising intensities")
-    scans = (
-        working_grid.prepare(fixed, extras.fixed_mask, device),
-        working_grid.prepare(moving, extras.moving_mask, device),
-    )
+    scans = _prepared(fixed, moving, extras, device)
     notes = [*fixed.notes, *moving.notes]
     if fixed.grid.same_as(moving.grid) and np.array_equal(fixed.array, moving.array):
         notes.append("fixed and moving are the same image; the result should be the identity")
     clock.enter("align", f"initial alignment: {options.initial}")
-    solver = _solver(fixed, moving, scans, options, extras, notes)
+    start = Start(extras.start, extras.region, extras.restore)
+    steer = guide.steer_by(fixed.grid, moving.grid, scans[1], options, _pulling(extras), extras.watch, notes)
+    further = contrasts.prepare(extras.fixed_contrasts, extras.moving_contrasts, options, device)
+    solver = continuing.solver_for(
+        (fixed, moving), scans, options, start, steer, lambda: _pose(scans, options, extras, notes), notes, further
+    )
     clock.enter("method", f"method: {options.method}")
     runs = options.extra_runs
     pair = solver.run(lambda stage, f, text: clock.inner(stage, f / (runs + 1), text))
@@ -174,8 +174,8 @@ def _register(
         if uncertain:
             notes.append("the uncertainty map was of the result that was given up, so there is none")
         pair, uncertain = solver.fall_back(weighed.best), None
-    carried = _carried(fixed, moving, pair, solver)
-    metrics = _measured(fixed, extras, pair, solver, carried, uncertain.map if uncertain else None)
+    carried, facts = _carried(fixed, moving, pair, solver)
+    metrics = _measured(fixed, extras, pair, solver, carried, uncertain.map if uncertain else None, start.told, facts)
     maps = _further_maps(fixed, pair, solver, uncertain.map if uncertain else None) if options.maps else {}
     clock.leave()
     if uncertain:
@@ -196,11 +196,11 @@ def _register(
         fixed,
         moving,
         alignment=solver.pose,
-        **carried,
+        **vars(carried),
         metrics=metrics,
         uncertainty=uncertain.map.mm if uncertain else None,
         maps=maps,
-        state=_state(fixed, moving, pair, solver) if extras.keep_state else None,
+        state=_state(fixed, moving, extras, pair, solver, carried, facts) if extras.keep_state else None,
         linear=(extras.start is None or extras.restore) and bool(methods.pose(options.method)),
     )
 
@@ -224,47 +224,46 @@ def check_options(options: Options) -> None:
             inference.load_network(name, own)  # it is kept, so the run itself does not load it again
 
 
-def _solver(
-    fixed: Volume, moving: Volume, scans: tuple[Scan, Scan], options: Options, extras: Extras, notes: list[str]
-) -> Solver | Continuation:
-    """Who computes the fields, and from where; raises InputError before anything long is done."""
-    steer = guide.steer_by(fixed.grid, moving.grid, scans[1], options, _pulling(extras), extras.watch, notes)
-    further = contrasts.prepare(extras.fixed_contrasts, extras.moving_contrasts, options, scans[0].image.device)
-    if extras.start is None:
-        solver = Solver(scans, _pose(scans, options, extras, notes), options, notes, further)
-        if solver.learned and not options.refine and (options.landmark_weight or options.drive_labels):
-            raise InputError(
-                f"landmarks and labels cannot pull the network {options.method} itself.",
-                "Add --refine 2, so that the optimiser lets them.",
-            )
-        solver.steer = steer
-        return solver
-    extras.start.check_inputs(fixed, moving)
-    if options.uncertainty or options.ensemble:
-        raise InputError(
-            "going on from a finished registration makes no uncertainty map.", "Leave --uncertainty and --ensemble out."
-        )
-    if not (extras.restore or extras.region or bool(extras.start.halves.any())):  # only aligned so far
-        solver = Solver(scans, extras.start.pose, options, notes, further)
-        solver.steer = steer
-        return solver
-    return Continuation(scans, extras.start, options, notes, fixed.grid, extras.region, steer, extras.restore, further)
-
-
 def _pulling(extras: Extras) -> guide.Pulling:
     return guide.Pulling(extras.fixed_points, extras.moving_points, extras.fixed_labels, extras.moving_labels)
 
 
-def _step(extras: Extras) -> dict[str, Any]:
-    """Where a result went on from, for metrics.json."""
-    if extras.start is None or extras.restore:
-        return {}
-    return {"from": "repair", "rim_mm": extras.region.rim_mm} if extras.region else {"from": "update"}
+def _prepared(fixed: Volume, moving: Volume, extras: Extras, device: torch.device) -> tuple[Scan, Scan]:
+    """Both scans ready for computing; those of the start where they are still in memory."""
+    masks = extras.fixed_mask, extras.moving_mask
+    before = extras.start.finished if extras.start else None
+    known = before.prepared((fixed, moving), masks, device) if before else None
+    return known or (working_grid.prepare(fixed, masks[0], device), working_grid.prepare(moving, masks[1], device))
 
 
-def _state(fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver | Continuation) -> State:
-    inputs = fingerprint(fixed), fingerprint(moving)
-    return State.of(pair, solver.space, solver.pose, solver.similarity, inputs)
+def _carried(
+    fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver | Continuation
+) -> tuple[Carried, dict[str, Any]]:
+    """The result on the scans' own grids, and what is known from before of facts that do not change; where the result
+    before is in memory, only what changed is made again."""
+    known = solver.known if isinstance(solver, Continuation) else None
+    if known is None:
+        return carry(fixed, moving, pair, solver.space), {}
+    if pair is known.pair:
+        return known.carried, dict(known.facts)
+    return carry_again(known.carried, fixed, moving, pair, solver.space), dict(known.facts)
+
+
+def _state(
+    fixed: Volume,
+    moving: Volume,
+    extras: Extras,
+    pair: FieldPair,
+    solver: Solver | Continuation,
+    carried: Carried,
+    facts: dict[str, Any],
+) -> State:
+    inputs = solver.state.inputs if isinstance(solver, Continuation) else (fingerprint(fixed), fingerprint(moving))
+    finished = None
+    if "inverses" in pair.details:
+        masks = extras.fixed_mask, extras.moving_mask
+        finished = Finished((fixed, moving), masks, solver.scans, solver.space, pair, carried, facts)
+    return replace(State.of(pair, solver.space, solver.pose, solver.similarity, inputs), finished=finished)
 
 
 def _asked_for(options: Options) -> bool:
@@ -305,38 +304,32 @@ def _pose(
     return pose
 
 
-def _carried(fixed: Volume, moving: Volume, pair: FieldPair, solver: Solver | Continuation) -> dict[str, Any]:
-    """The fields of :class:`Result` that lie on the scans' own grids: transforms, warped
-    scans, Jacobian, consistency."""
-    physical = to_physical(pair, solver.space)
-    grid = map_grid(fixed.grid, float(solver.space.grid.spacing.min()))
-    return {
-        "transforms": physical,
-        "warped_moving": transforms.resample_through(moving, physical.forward, fixed.grid),
-        "warped_fixed": transforms.resample_through(fixed, physical.inverse, moving.grid),
-        "map_grid": grid,
-        "jacobian": quality.jacobian_map(physical.forward, grid),
-        "ice_mm": quality.inverse_consistency_map(physical.forward, physical.inverse, grid),
-    }
-
-
 def _measured(
     fixed: Volume,
     extras: Extras,
     pair: FieldPair,
     solver: Solver | Continuation,
-    carried: Mapping[str, Any],
+    carried: Carried,
     uncertain: UncertaintyMap | None,
+    step: dict[str, Any],
+    facts: dict[str, Any],
 ) -> Measured:
-    """What the result says of itself, and what labels and landmarks say of it."""
+    """What the result says of itself, and what labels and landmarks say of it.
+
+    Args:
+        step: where it went on from, for metrics.json.
+        facts: what a continuation does not change; what is missing is measured and put in.
+    """
     pose, notes = solver.pose, solver.notes
-    jacobian, grid, physical = carried["jacobian"], carried["map_grid"], carried["transforms"]
-    content = nearest(foreground(fixed.array), fixed.grid, grid)
+    jacobian, grid, physical = carried.jacobian, carried.map_grid, carried.transforms
+    if "content" not in facts:
+        facts["content"] = nearest(foreground(fixed.array), fixed.grid, grid)
+    content = facts["content"]
     sound: Any = {
         **quality.jacobian_summary(jacobian, content),
-        **quality.ice_summary(carried["ice_mm"], content, float(np.mean(fixed.grid.spacing))),
+        **quality.ice_summary(carried.ice_mm, content, float(np.mean(fixed.grid.spacing))),
         "inverse_method": pair.inverse_method,
-        "residual_voxel": pair.residual,
+        "residual_voxel": float(pair.residual),
     }
     if sound["folded_voxels"]:
         notes.append(f"{sound['folded_voxels']} voxels are folded (Jacobian determinant <= 0); see jacobian.nii.gz")
@@ -354,13 +347,13 @@ def _measured(
             "matrix": pose.matrix.tolist(),
         },
         "quality": sound,
-        "similarity": _similarities(solver, pair),
+        "similarity": _similarities(solver, pair, facts),
         "uncertainty": None if uncertain is None else uncertain.summary,
         "notes": notes,
         "folding": folding_regions(jacobian, grid),
         "labels": _labels(extras, physical),
         "landmarks": _landmarks(extras, physical, fixed.grid, uncertain),
-        "steering": guide.outcome(_pulling(extras), solver.options, physical.forward, _step(extras), notes),
+        "steering": guide.outcome(_pulling(extras), solver.options, physical.forward, step, notes),
     }
     if extras.fixed_labels is not None:
         from .uncertainty.estimate import label_volumes
@@ -380,10 +373,12 @@ def _further_maps(
     return {**(uncertain.maps if uncertain else {}), **coarse_to_fine(solver.space, pair, fixed.grid)}
 
 
-def _similarities(solver: Solver | Continuation, pair: FieldPair) -> Similarity:
+def _similarities(solver: Solver | Continuation, pair: FieldPair, facts: dict[str, Any]) -> Similarity:
     """Local correlation before anything, after the alignment, after the method, all on working-type grids."""
     space = solver.space
     after = quality.similarity(space.fixed, warp(space.moving, pair.fixed_to_moving))
+    if "similarity" in facts:
+        return cast(Similarity, {**facts["similarity"], "after": after})
     # Behind a network that found the pose itself, aligned means at the affine part of what it found, as for labels.
     aligned = quality.similarity(space.fixed, space.moving)
     try:
@@ -392,6 +387,7 @@ def _similarities(solver: Solver | Continuation, pair: FieldPair) -> Similarity:
         before = quality.similarity(raw.fixed, raw.moving)
     except InputError:  # as scanned, the two do not even overlap
         before = 0.0
+    facts["similarity"] = {"name": "lncc", "before": before, "aligned": aligned}
     return {"name": "lncc", "before": before, "aligned": aligned, "after": after}
 
 

@@ -52,6 +52,7 @@ ALLOWED_OUTSIDE = {
     "SimpleITK",
     "safetensors",
     "psutil",
+    "matplotlib",
     "nibabel",
     "tqdm",
     "tensorboard",

@@ -110,6 +110,7 @@ def main(arguments: Sequence[str]) -> int:
     if result["validation"]:
         before, after = (number(result["validation"][name]) for name in ("dice_before", "dice"))
         lines.append(f"real pairs: Dice {before} as they meet, {after} by the method's own levels")
+    lines += result["notes"]
     lines.append(f"wrote {result['weights']}" + ("" if result["finished"] else "; the same command goes on"))
     console.result(result, "\n".join(lines))
     return 0

@@ -115,6 +115,7 @@ class Worker:
         """Announce, then answer every request. 0 = the client left or asked for the end, 1 = cannot work here."""
         try:
             from ..jobs import register  # noqa: F401  torch, SimpleITK: loaded before the first job, not within it
+            from ..jobs.memory import Memory
             from ..registration import devices
 
             listing = devices.listing()
@@ -130,6 +131,7 @@ class Worker:
                 }
             )
             return 1
+        self._memory = Memory()
         threading.Thread(target=self._read, daemon=True).start()
         try:
             self._emit(
@@ -268,17 +270,19 @@ class Worker:
         job = Job.from_dict(request.get("job"))
         with tempfile.TemporaryDirectory(prefix="symreg-live-") as folder:
             watch = self._watch(request.get("id"), Path(folder), request.get("live") is True)
-            return self._delivered(request, lambda write: register.run(job, progress, write, watch))
+            return self._delivered(
+                request, lambda write: register.run(job, progress, write, watch, memory=self._memory)
+            )
 
     def _undo(self, request: dict, progress: Callable) -> dict:
         from ..jobs import history
 
-        return self._delivered(request, lambda write: history.undo(_folder(request), progress, write))
+        return self._delivered(request, lambda write: history.undo(_folder(request), progress, write, self._memory))
 
     def _redo(self, request: dict, progress: Callable) -> dict:
         from ..jobs import history
 
-        return self._delivered(request, lambda write: history.redo(_folder(request), progress, write))
+        return self._delivered(request, lambda write: history.redo(_folder(request), progress, write, self._memory))
 
     def _history(self, request: dict, progress: Callable) -> dict:
         from ..jobs import history

@@ -145,17 +145,22 @@ class CompactTransform:
         lattice = sitk.DisplacementFieldTransform(to_itk(self.displacement.astype(np.float64), self.grid, vector=True))
         return sitk.CompositeTransform([itk_affine(self.after), lattice, itk_affine(self.before)])
 
-    def folds(self) -> tuple[np.ndarray, np.ndarray]:
+    def folds(self, box: Sequence[slice] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The cells of the lattice that fold at one of their eight corners.
+
+        Args:
+            box: three slices of the lattice; only the cells within are looked at.
 
         Returns:
             (n, 3) their first voxels and (n,) the smallest Jacobian determinant at their corners, without
             the two affines.
         """
         steps = np.linalg.inv(self.grid.matrix[:3, :3]).astype(np.float32)
-        voxels = torch.from_numpy(np.moveaxis(self.displacement @ steps.T, -1, 0))
+        part = self.displacement if box is None else self.displacement[tuple(box)]
+        voxels = torch.from_numpy(np.moveaxis(part @ steps.T, -1, 0))
         cells, determinants = folded_cells(voxels[None])
-        return cells[:, 1:].numpy(), determinants.numpy()
+        first = 0 if box is None else np.array([side.start for side in box])
+        return cells[:, 1:].numpy() + first, determinants.numpy()
 
 
 #: What a registration delivers, or a file holds.
@@ -305,17 +310,18 @@ def jacobian_on(transform: Transform, grid: Grid) -> np.ndarray:
     return out
 
 
-def mark_folds(jacobian: np.ndarray, transform: Transform, grid: Grid) -> None:
+def mark_folds(jacobian: np.ndarray, transform: Transform, grid: Grid, box: Sequence[slice] | None = None) -> None:
     """Bring folds of single lattice cells, which central differences can miss, into a map of determinants, in place.
 
     Args:
         jacobian: (D, H, W) on ``grid``, see :func:`jacobian_on`.
         transform: of which it is the map; a dense one has nothing to add.
         grid: of the map, in the transform's output space.
+        box: three slices of the transform's lattice; only the cells within are looked at.
     """
     if not isinstance(transform, CompactTransform):
         return
-    cells, determinants = transform.folds()
+    cells, determinants = transform.folds(box)
     if len(cells):
         points = transform_points(np.linalg.inv(transform.before), transform.grid.points(cells + 0.5))
         at = np.clip(np.round(grid.indices(points)).astype(int), 0, np.asarray(grid.shape) - 1)

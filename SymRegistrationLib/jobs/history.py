@@ -23,6 +23,7 @@ from ..pipeline import Result
 from ..registration.catalogue import is_linear
 from ..registration.guide import Region
 from ..registration.state import State
+from .memory import Memory
 
 FILE = "history.json"
 SCHEMA = 1
@@ -50,9 +51,9 @@ class History:
         """The current step."""
         return self.steps[self.current - 1]
 
-    def state(self, k: int) -> State:
-        """What step ``k`` left. Raises InputError when its file is gone or damaged."""
-        return State.load(self.folder / self.steps[k - 1]["state"])
+    def state(self, k: int) -> Path:
+        """The file of what step ``k`` left."""
+        return self.folder / self.steps[k - 1]["state"]
 
     def text(self) -> str:
         """``history.json``."""
@@ -88,15 +89,19 @@ def _plain_name(name: Any) -> bool:
     return isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
 
 
-def start_of(job: Job) -> tuple[State | None, History | None]:
-    """The state that a job goes on from and the history it belongs to; None where it begins anew. Raises InputError."""
+def start_of(job: Job, load: Callable[[Path], State] = State.load) -> tuple[State | None, History | None]:
+    """The state that a job goes on from and the history it belongs to; None where it begins anew. Raises InputError.
+
+    Args:
+        load: reads a state.
+    """
     if not job.start_from:
         return None, None
     path = existing_file(job.start_from, "start")
     if path.is_file() and path.name != FILE:
-        return State.load(path), None
+        return load(path), None
     history = read(path)
-    return history.state(history.current), history
+    return load(history.state(history.current)), history
 
 
 def region_of(job: Job) -> Region | None:
@@ -190,23 +195,33 @@ def numbers_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- undo, redo, replay
 
 
-def undo(folder: str | Path, progress: Progress = silent, write: Callable | None = None) -> dict[str, Any]:
+def undo(
+    folder: str | Path, progress: Progress = silent, write: Callable | None = None, memory: Memory | None = None
+) -> dict[str, Any]:
     """Show the step before in ``folder``; see :func:`show`. Raises InputError: there is none, or the scans changed."""
     history = read(folder)
     if history.current == 1:
         raise InputError("there is nothing to undo: this is the first step.", "See 'symreg history' for all steps.")
-    return show(history, history.current - 1, progress, write)
+    return show(history, history.current - 1, progress, write, memory)
 
 
-def redo(folder: str | Path, progress: Progress = silent, write: Callable | None = None) -> dict[str, Any]:
+def redo(
+    folder: str | Path, progress: Progress = silent, write: Callable | None = None, memory: Memory | None = None
+) -> dict[str, Any]:
     """Show the step after in ``folder`` again. Raises InputError: there is none, or the scans changed."""
     history = read(folder)
     if history.current == len(history.steps):
         raise InputError("there is nothing to redo: this is the last step.", "See 'symreg history' for all steps.")
-    return show(history, history.current + 1, progress, write)
+    return show(history, history.current + 1, progress, write, memory)
 
 
-def show(history: History, k: int, progress: Progress = silent, write: Callable | None = None) -> dict[str, Any]:
+def show(
+    history: History,
+    k: int,
+    progress: Progress = silent,
+    write: Callable | None = None,
+    memory: Memory | None = None,
+) -> dict[str, Any]:
     """Make the files of a folder those of step ``k`` again, from its state; nothing is optimised.
 
     Returns:
@@ -218,7 +233,7 @@ def show(history: History, k: int, progress: Progress = silent, write: Callable 
     job = dataclasses.replace(job, output=str(history.folder), start_from=None, region=None, sphere=None)
     options = dataclasses.replace(job.options, uncertainty=0, ensemble="", average=False)
     shown = dataclasses.replace(history, current=k)
-    return dict(run(dataclasses.replace(job, options=options), progress, write, shown=shown))
+    return dict(run(dataclasses.replace(job, options=options), progress, write, shown=shown, memory=memory))
 
 
 def replay(path: str | Path, output: str, progress: Progress = silent) -> dict[str, Any]:

@@ -42,7 +42,9 @@ from ..registration import devices
 from ..registration.catalogue import is_linear
 from ..registration.live import Watch
 from ..registration.physical import DENSE_BYTES, dense_grid
+from ..registration.state import State
 from . import history
+from .memory import Memory
 
 #: Formats in which a linear transform stays one; the others hold a grid of vectors.
 LINEAR_FORMATS = ("h5", "tfm")
@@ -56,6 +58,7 @@ def run(
     write: Writer | None = None,
     watch: Watch | None = None,
     shown: history.History | None = None,
+    memory: Memory | None = None,
 ) -> Metrics:
     """Register the files a job names.
 
@@ -65,6 +68,7 @@ def run(
         write: ``write(folder, job, result) -> file per name``, instead of :func:`write_result`.
         watch: who looks while the optimiser runs, and may end it.
         shown: only write again what the current step of this history left; nothing is optimised.
+        memory: of this process, when it takes more than one job.
 
     Returns:
         The content of ``metrics.json``.
@@ -78,10 +82,10 @@ def run(
         raise InputError("only a linear transform can be stored as .tfm.", "Use --transform-format h5.")
     check_output(job.output)
     progress("read", 0.0, "reading the scans")
-    fixed = read_volume(job.fixed, "fixed image")
-    moving = read_volume(job.moving, "moving image")
+    kept = memory or Memory()
+    fixed, moving = kept.scan(job.fixed, "fixed image"), kept.scan(job.moving, "moving image")
     check_dense(job, fixed.grid, moving.grid)
-    extras, before = _steered(job, read_extras(job, fixed.grid, moving.grid), watch, shown)
+    extras, before = _steered(job, read_extras(job, fixed.grid, moving.grid), watch, shown, memory)
     read = time.perf_counter() - started
     result = register(fixed, moving, job.options, extras, lambda stage, f, text: progress(stage, 0.03 + 0.87 * f, text))
     progress("write", 0.9, "writing")
@@ -112,16 +116,22 @@ def run(
         steps = history.record(folder, job, before, result, metrics, shown)
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     history.sweep_states(steps)
+    if memory is not None and steps is not None and result.state is not None:
+        memory.keep(steps.folder / steps.now["state"], result.state)
     progress("write", 1.0, "done")
     return metrics
 
 
 def _steered(
-    job: Job, extras: Extras, watch: Watch | None, shown: history.History | None
+    job: Job, extras: Extras, watch: Watch | None, shown: history.History | None, memory: Memory | None
 ) -> tuple[Extras, history.History | None]:
     """The extras with where to go on from and who looks, and the history that the start belongs to."""
-    start, before = (shown.state(shown.current), shown) if shown else history.start_of(job)
-    keep, region = job.keep_state and shown is None, history.region_of(job)
+    load = State.load if memory is None else memory.state
+    start, before = (load(shown.state(shown.current)), shown) if shown else history.start_of(job, load)
+    if start is None and memory is not None:
+        memory.forget()
+    # A step that is only shown again writes no state, but it is the one that the next job goes on from.
+    keep, region = job.keep_state and (shown is None or memory is not None), history.region_of(job)
     return replace(extras, start=start, restore=bool(shown), region=region, watch=watch, keep_state=keep), before
 
 

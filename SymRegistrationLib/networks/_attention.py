@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..fields import FieldPair, compose, invert, square_sum
+from ..fields import FieldPair, compose, invert, settled, square_sum
 from ._base import measured_pair
 
 #: Bytes of gathered keys and values that one slab of windows may take.
@@ -137,14 +137,17 @@ def balanced_pair(u: Tensor, w: Tensor, tolerance: float = 0.05, iterations: int
         u: (N, 3, D, H, W) voxels, fixed to moving. w: the same, moving to fixed.
         tolerance: stop when the largest residual of both orders is below, voxels; the best pair met is returned.
     """
-    best, least = (u, w), float("inf")
+    best, least = (u, w), u.new_full((), float("inf"), dtype=torch.float64)
+    ended = torch.zeros_like(least, dtype=torch.bool)
     with torch.no_grad():
         for _ in range(iterations + 1):
             left, right = compose(w, u), compose(u, w)
-            worst = max(float(square_sum(left).max()), float(square_sum(right).max())) ** 0.5
-            if worst < least:
-                best, least = (u, w), worst
-            if least < tolerance:
+            worst = torch.maximum(square_sum(left).max(), square_sum(right).max()).double().sqrt()
+            better = (worst < least) & ~ended
+            best = torch.where(better, u, best[0]), torch.where(better, w, best[1])
+            least = torch.where(better, worst, least)
+            ended = least < tolerance
+            if settled(ended):
                 break
             u, w = u - left / 2, w - right / 2
     return best

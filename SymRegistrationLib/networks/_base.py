@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fields import FieldPair, inverse_consistency
+from ..fields import FieldPair, inverse_consistency, no_autocast
 from ..job import InputError, MethodCard
 
 
@@ -75,18 +75,48 @@ class Recipe:
 
 
 @dataclass(frozen=True, eq=False)
+class Note:
+    """Something that a network may have to tell; whether it does is known on the device only.
+
+    Attributes:
+        text: in words; ``{count}`` stands for ``count``.
+        when: tensor () of truth values.
+        count: tensor () of numbers, or None.
+        inverse_method: what the pair's becomes when the note is told; "" = as it is.
+    """
+
+    text: str
+    when: Tensor
+    count: Tensor | None = None
+    inverse_method: str = ""
+
+
+@dataclass(frozen=True, eq=False)
 class NetworkOutput:
     """What a network says of one pair; ``pair`` always, the rest for losses and for looking at.
+
+    Nothing in here has been read from the device; :meth:`finished` does that once.
 
     Attributes:
         pair: both directions on the input grid, voxels. During training its tensors carry gradients.
         velocity: (N, 3, D, H, W) when the maps are exp(+v), exp(-v); else None.
-        aux: named extras: per-level fields, half fields, attention maps.
+        aux: named extras: per-level fields, half fields, attention maps; ``notes`` is a list of :class:`Note`,
+            ``facts`` are numbers by name, tensors ().
     """
 
     pair: FieldPair
     velocity: Tensor | None = None
     aux: dict[str, Any] = field(default_factory=dict)
+
+    def finished(self) -> NetworkOutput:
+        """The same with what waits on the device read: the residual and the facts as numbers, and of the notes those
+        that apply, in words."""
+        told = [note for note in self.aux.get("notes", ()) if bool(note.when)]
+        method = next((note.inverse_method for note in told if note.inverse_method), self.pair.inverse_method)
+        words = [note.text if note.count is None else note.text.format(count=int(note.count)) for note in told]
+        facts = {name: float(value) for name, value in self.aux.get("facts", {}).items()}
+        pair = replace(self.pair, inverse_method=method, residual=float(self.pair.residual))
+        return replace(self, pair=pair, aux={**self.aux, "notes": words, "facts": facts})
 
 
 class SymmetricNetwork(nn.Module):
@@ -213,18 +243,19 @@ def crop_to(image: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def measured_pair(fixed_to_moving: Tensor, moving_to_fixed: Tensor, method: str) -> FieldPair:
-    """A :class:`FieldPair` whose residual is measured, the larger of the two orders; gradients stay in the fields."""
+    """A :class:`FieldPair` whose residual is measured, the larger of the two orders, and stays on the device; gradients
+    stay in the fields."""
     with torch.no_grad():
-        residual = max(
-            float(inverse_consistency(fixed_to_moving, moving_to_fixed).max()),
-            float(inverse_consistency(moving_to_fixed, fixed_to_moving).max()),
+        residual = torch.maximum(
+            inverse_consistency(fixed_to_moving, moving_to_fixed).max(),
+            inverse_consistency(moving_to_fixed, fixed_to_moving).max(),
         )
     return FieldPair(fixed_to_moving, moving_to_fixed, method, residual)
 
 
 def in_full_precision(head: nn.Module, x: Tensor) -> Tensor:
     """A displacement head in float32 also under autocast: half precision would round 30 voxels to 0.1."""
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         return head(x.float())
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..fields import no_autocast
+
 
 def space_to_depth(image: Tensor) -> Tensor:
     """(N, C, D, H, W) -> (N, 8 C, D/2, H/2, W/2): every 2 x 2 x 2 block becomes channels; even axes only."""
@@ -19,7 +21,7 @@ HAAR = torch.tensor([[(-1.0) ** bin(row & column).count("1") for column in range
 
 def haar(image: Tensor) -> Tensor:
     """(N, 1, D, H, W) -> (N, 8, D/2, H/2, W/2): low-pass band, then seven detail bands; keeps the energy."""
-    with torch.autocast(image.device.type, enabled=False):
+    with no_autocast(image):
         return torch.einsum("ij,njdhw->nidhw", HAAR.to(image.device), space_to_depth(image).float())
 
 

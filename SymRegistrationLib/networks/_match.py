@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fields import compose, exponentiate, gaussian, warp
+from ..fields import compose, exponentiate, gaussian, no_autocast, warp
 from ..losses import mind
 from ._attention import up_blocks
 from ._blocks import Conv3d
@@ -83,7 +83,7 @@ class Match(nn.Module):
 
     def forward(self, moving: Tensor, fixed: Tensor, rounds: int | None = None) -> Halves:
         """Axes of the scans are multiples of 4; ``rounds``: only the first ones."""
-        with torch.autocast(moving.device.type, enabled=False):
+        with no_autocast(moving):
             both = self.descriptors(torch.cat([moving, fixed]).float())
         parts = {cell: x.chunk(2) for cell, x in both.items()}
         to_moving = to_fixed = None

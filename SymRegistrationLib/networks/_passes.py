@@ -18,11 +18,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fields import compose, exponentiate, gaussian, gradient, invert, jacobian_determinant, square_sum, warp
+from ..fields import (
+    compose,
+    exponentiate,
+    gaussian,
+    gradient,
+    invert,
+    jacobian_determinant,
+    no_autocast,
+    settled,
+    square_sum,
+    warp,
+)
 from ..job import InputError
 from ..losses import diffusion, lncc, lncc_force, mind, mind_ssd
 from ._attention import up_blocks
-from ._base import NetworkOutput, measured_pair
+from ._base import NetworkOutput, Note, measured_pair
 
 #: Squarings of a half-way velocity: of the few cells that are left, 1/32 at a time is fine enough.
 _SQUARINGS = 5
@@ -61,6 +72,15 @@ class HalfFields:
             return of_velocity(self.velocity + v)
         return HalfFields(compose(self.to_moving, v), compose(self.to_fixed, -v))
 
+    def where(self, chosen: Tensor, other: HalfFields) -> HalfFields:
+        """This where the tensor () is true, else ``other``."""
+        velocities = self.velocity, other.velocity
+        return HalfFields(
+            torch.where(chosen, self.to_moving, other.to_moving),
+            torch.where(chosen, self.to_fixed, other.to_fixed),
+            None if velocities[0] is None or velocities[1] is None else torch.where(chosen, *velocities),
+        )
+
     def detached(self) -> HalfFields:
         """The same without a history for gradients."""
         return HalfFields(*(None if u is None else u.detach() for u in (self.to_moving, self.to_fixed, self.velocity)))
@@ -95,11 +115,12 @@ def no_motion(image: Tensor, velocity: bool = False) -> HalfFields:
     return HalfFields(zero, zero, zero if velocity else None)
 
 
-def one_contrast(moving: Tensor, fixed: Tensor) -> bool:
-    """Whether the same tissue looks alike in both scans, (N, 1, D, H, W), once they meet."""
-    inside = (moving > 0.05) | (fixed > 0.05)
-    a, b = (x[inside] - x[inside].mean() for x in (moving, fixed))
-    return float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-6)) >= _ONE_CONTRAST
+def one_contrast(moving: Tensor, fixed: Tensor) -> Tensor:
+    """Whether the same tissue looks alike in both scans, (N, 1, D, H, W), once they meet; ()."""
+    inside = ((moving > 0.05) | (fixed > 0.05)).to(moving)
+    count = inside.sum().clamp_min(1)
+    a, b = (inside * (x - (inside * x).sum() / count) for x in (moving, fixed))
+    return (a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-6) >= _ONE_CONTRAST
 
 
 class MeanFramePasses(nn.Module):
@@ -132,28 +153,28 @@ class MeanFramePasses(nn.Module):
         return no_motion(moving, self.stationary)
 
     def refined(
-        self, moving: Tensor, fixed: Tensor, state: HalfFields, both: bool = True, kind: str = "lncc"
+        self, moving: Tensor, fixed: Tensor, state: HalfFields, both: bool = True, kind: str | Tensor = "lncc"
     ) -> HalfFields:
         """``state`` behind one more pass.
 
         Args:
             moving, fixed: (N, 1, D, H, W), even axes.
-            kind: of the force, ``lncc`` or ``mind``.
+            kind: of the force, see :func:`similarity_force`.
         """
         x, y = state.warped(moving, fixed)
         force = similarity_force(x, y, kind) if self.switches.force else None
         return state.advanced(self.step(x, y, state, force, both))
 
-    def passed(self, moving: Tensor, fixed: Tensor) -> tuple[HalfFields, list[str]]:
+    def passed(self, moving: Tensor, fixed: Tensor) -> tuple[HalfFields, list[Note]]:
         """All levels and passes, the state detached between passes in training; at use no part may do harm.
 
         Returns:
-            The half-way fields, and in words what was dropped: the coarser levels' or the passes' field, where MIND
+            The half-way fields, and what was dropped: the coarser levels' or the passes' field, where MIND
             self-similarity of the warped scans is worse with it.
         """
-        kind = "lncc" if not self.switches.force or one_contrast(moving, fixed) else "mind"
-        start = no_motion(moving, self.stationary)
-        kept, notes = self.coarse_halves(moving, fixed), []
+        kind: str | Tensor = one_contrast(moving, fixed) if self.switches.force else "lncc"
+        start, notes = no_motion(moving, self.stationary), list[Note]()
+        kept = self.coarse_halves(moving, fixed)
         if not self.training:
             unlike = self._unlike(moving, fixed, start)
             kept, unlike = self._harmless(moving, fixed, start, unlike, kept, "coarser levels", notes)
@@ -170,14 +191,14 @@ class MeanFramePasses(nn.Module):
                     moving, fixed, state, unlike, fitted, f"{self.adapt} steps of adaptation", notes
                 )
         if not self.training:
-            with torch.autocast(moving.device.type, enabled=False):
+            with no_autocast(moving):
                 state = self._unfolded(state, notes)
         return state, notes
 
-    def _unfolded(self, state: HalfFields, notes: list[str]) -> HalfFields:
+    def _unfolded(self, state: HalfFields, notes: list[Note]) -> HalfFields:
         """``state`` made smaller where it, with what stands around the method, squeezes space to less than a quarter
         or folds it."""
-        first = 0
+        first = None
         for _ in range(_ROUNDS):
             maps = (
                 self.around(state) if self.around else (up_blocks(u, CELL) for u in (state.to_moving, state.to_fixed))
@@ -185,24 +206,26 @@ class MeanFramePasses(nn.Module):
             squeezed = torch.cat([(jacobian_determinant(u) < _LEAST_DETERMINANT).float() for u in maps], 1).amax(
                 1, keepdim=True
             )
-            first = first or int(squeezed.sum())
-            if not bool(squeezed.any()):
+            first = squeezed.sum() if first is None else first
+            if settled(~squeezed.any()):
                 break
             keep = 1 - (4 * gaussian(F.max_pool3d(squeezed, CELL), 1.5)).clamp(max=1.0)
             parts = (keep * u for u in (state.to_moving, state.to_fixed))
             state = of_velocity(keep * state.velocity) if state.velocity is not None else HalfFields(*parts)
-        if first:
-            notes.append(f"its field was made smaller about {first} voxels that it would have squeezed or folded")
+        text = "its field was made smaller about {count} voxels that it would have squeezed or folded"
+        notes.append(Note(text, first > 0, first))
         return state
 
-    def adapted(self, moving: Tensor, fixed: Tensor, state: HalfFields, steps: int, kind: str = "lncc") -> HalfFields:
+    def adapted(
+        self, moving: Tensor, fixed: Tensor, state: HalfFields, steps: int, kind: str | Tensor = "lncc"
+    ) -> HalfFields:
         """``state`` behind a velocity that is fitted to this very pair: instance optimisation by Adam.
 
         What is minimised is what training minimises without labels: local correlation (MIND's squared difference for
         two contrasts) half-way, and the diffusion of both half fields.
         """
         state = state.detached()
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(moving.device.type, enabled=False):
+        with torch.inference_mode(False), torch.enable_grad(), no_autocast(moving):
             moving, fixed = moving.float().clone(), fixed.float().clone()
             v = torch.zeros_like(state.to_moving).requires_grad_()
             optimiser = torch.optim.Adam([v], lr=_ADAPT_RATE)
@@ -210,35 +233,33 @@ class MeanFramePasses(nn.Module):
                 optimiser.zero_grad()
                 now = state.advanced(v)
                 x, y = now.warped(moving, fixed)
-                unlike = 10 * mind_ssd(x, y) if kind == "mind" else lncc(x, y, 7)
-                (unlike + diffusion(now.to_moving) + diffusion(now.to_fixed)).backward()
+                (_unlike_by(kind, x, y) + diffusion(now.to_moving) + diffusion(now.to_fixed)).backward()
                 optimiser.step()
             return state.advanced(v.detach())
 
     @staticmethod
-    def _unlike(moving: Tensor, fixed: Tensor, state: HalfFields) -> float:
-        """Mean squared difference of the self-similarity of both scans half-way."""
-        with torch.no_grad(), torch.autocast(moving.device.type, enabled=False):
-            return float(mind_ssd(*(x.float() for x in state.warped(moving, fixed))))
+    def _unlike(moving: Tensor, fixed: Tensor, state: HalfFields) -> Tensor:
+        """Mean squared difference of the self-similarity of both scans half-way, ()."""
+        with torch.no_grad(), no_autocast(moving):
+            return mind_ssd(*(x.float() for x in state.warped(moving, fixed)))
 
     def _harmless(
         self,
         moving: Tensor,
         fixed: Tensor,
         before: HalfFields,
-        unlike: float,
+        unlike: Tensor,
         after: HalfFields,
         what: str,
-        notes: list[str],
-    ) -> tuple[HalfFields, float]:
+        notes: list[Note],
+    ) -> tuple[HalfFields, Tensor]:
         """``after`` and its measure, or ``before`` where that is no worse."""
         if after.to_moving is before.to_moving:
             return after, unlike
         now = self._unlike(moving, fixed, after)
-        if now <= unlike:
-            return after, now
-        notes.append(f"the field of the {what} was dropped: the scans are more alike without it")
-        return before, unlike
+        kept = now <= unlike
+        notes.append(Note(f"the field of the {what} was dropped: the scans are more alike without it", ~kept))
+        return after.where(kept, before), torch.where(kept, now, unlike)
 
 
 @contextmanager
@@ -340,33 +361,49 @@ def both_orders(
     return (a - b) / 2
 
 
+def _by_kind(kind: str | Tensor, one: Callable[[], Tensor], two: Callable[[], Tensor]) -> Tensor:
+    """``one`` for one contrast, ``two`` for two; where the answer waits on a device both are computed."""
+    if isinstance(kind, Tensor):
+        if kind.device.type != "cpu":
+            return torch.where(kind, one(), two())
+        kind = "lncc" if bool(kind) else "mind"
+    return two() if kind == "mind" else one()
+
+
+def _unlike_by(kind: str | Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return _by_kind(kind, lambda: lncc(x, y, 7), lambda: 10 * mind_ssd(x, y))
+
+
 @torch.no_grad()
-def similarity_force(moving: Tensor, fixed: Tensor, kind: str = "lncc") -> Tensor:
+def similarity_force(moving: Tensor, fixed: Tensor, kind: str | Tensor = "lncc") -> Tensor:
     """(N, 3, D/2, H/2, W/2): which way a half-way step raises the similarity, of length about 1, at most ``_LONGEST``.
 
     Exchanging the scans turns it round.
 
     Args:
         moving, fixed: (N, 1, D, H, W), warped half-way; even axes.
-        kind: ``lncc`` or ``mind``.
+        kind: ``lncc`` or ``mind``, or what :func:`one_contrast` says.
     """
-    with torch.autocast(moving.device.type, enabled=False):
+    with no_autocast(moving):
         a, b = moving.float(), fixed.float()
-        if kind == "mind":
-            a, b = mind(a), mind(b)
-            force_a, force_b = b - a, a - b
-        else:
-            force_a, force_b = lncc_force(a, b, _WINDOW)[0].chunk(2)
-        pull = torch.cat(
-            [
-                (force_a * gradient(a, axis)).sum(1, keepdim=True) - (force_b * gradient(b, axis)).sum(1, keepdim=True)
-                for axis in range(3)
-            ],
-            1,
-        )
-        pull = F.avg_pool3d(gaussian(pull, _SMOOTH), CELL)
-        pull = _SCALE[kind] * pull
-        return pull * (_LONGEST / square_sum(pull).sqrt().clamp_min(1e-6)).clamp(max=1.0)
+        return _by_kind(kind, lambda: _pull(a, b, "lncc"), lambda: _pull(a, b, "mind"))
+
+
+def _pull(a: Tensor, b: Tensor, kind: str) -> Tensor:
+    if kind == "mind":
+        a, b = mind(a), mind(b)
+        force_a, force_b = b - a, a - b
+    else:
+        force_a, force_b = lncc_force(a, b, _WINDOW)[0].chunk(2)
+    pull = torch.cat(
+        [
+            (force_a * gradient(a, axis)).sum(1, keepdim=True) - (force_b * gradient(b, axis)).sum(1, keepdim=True)
+            for axis in range(3)
+        ],
+        1,
+    )
+    pull = _SCALE[kind] * F.avg_pool3d(gaussian(pull, _SMOOTH), CELL)
+    return pull * (_LONGEST / square_sum(pull).sqrt().clamp_min(1e-6)).clamp(max=1.0)
 
 
 def content_box(image: Tensor, multiple: int, margin: int = 2, threshold: float = 0.1) -> tuple[list[int], list[int]]:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fields import identity, sample_at, warp
+from ..fields import identity, sample_at, settled, warp
 from ..losses import mind
 from ._blocks import Conv3d
 from ._match import normed_block
@@ -91,6 +91,11 @@ class Pose:
     centre: Tensor
     push: Tensor
 
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``linear``, ``centre``, ``push``."""
+        return self.linear, self.centre, self.push
+
     def offset(self, points: Tensor) -> Tensor:
         """N at (N, 3, D, H, W) voxel positions."""
         return _apply(self.linear, points - _spread(self.centre)) + _spread(self.push)
@@ -102,7 +107,7 @@ class Pose:
 
     def to_mean(self, points: Tensor, side: int) -> Tensor:
         """Where positions of the moving (+1) or fixed (-1) scan lie in the mean frame: solves y + side N(y) = x."""
-        matrix = torch.linalg.inv(torch.eye(3, device=points.device) + side * self.linear)
+        matrix = torch.linalg.inv_ex(torch.eye(3, device=points.device) + side * self.linear).inverse
         return _apply(matrix, points - _spread(self.centre + side * self.push)) + _spread(self.centre)
 
 
@@ -117,7 +122,7 @@ def fitted_pose(moving: Tensor, fixed: Tensor, weight: Tensor) -> Pose:
     c_m, c_f = (w * m).sum(1, keepdim=True), (w * f).sum(1, keepdim=True)
     d, q = (m - c_m) - (f - c_f), ((m - c_m) + (f - c_f)) / 2
     scatter = (w * q).transpose(1, 2) @ q + _RIDGE * torch.eye(3, device=m.device)
-    generator = torch.linalg.solve(scatter, (w * q).transpose(1, 2) @ d).transpose(1, 2)
+    generator = torch.linalg.solve_ex(scatter, (w * q).transpose(1, 2) @ d).result.transpose(1, 2)
     even, odd = (generator + generator.transpose(1, 2)) / 2, (generator - generator.transpose(1, 2)) / 2
     generator = _bounded(even, _STRETCH) + _bounded(odd, _TURN)
     return Pose(generator / 2, _UNIT * (c_m + c_f)[:, 0] / 2, _UNIT * (c_m - c_f)[:, 0] / 2)
@@ -153,22 +158,28 @@ def found_pose(points: KeyPoints, moving: Tensor, fixed: Tensor) -> Pose:
     here = 2 * identity(halves[0].shape[2:], moving.device) + 0.5
     best, apart = _seen_from(None, points, *halves, here)
     best, apart = _better((best, apart), _seen_from(best, points, *halves, here))
-    if apart > _MEET:
-        for there, back in _starts(here.flatten(2).mean(2)):
-            for start in (there, back):
-                best, apart = _better((best, apart), _seen_from(start, points, *halves, here))
-            best, apart = _better((best, apart), _seen_from(best, points, *halves, here))
-            if apart <= _MEET:  # asked after both ways of a turn, so that exchanging the scans ends at the same one
-                break
-    return best if apart <= _LOST else _still(best)
+    met = apart <= _MEET
+    for there, back in [] if settled(met) else _starts(here.flatten(2).mean(2)):
+        for start in (there, back):
+            best, apart = _better((best, apart), _seen_from(start, points, *halves, here), met)
+        best, apart = _better((best, apart), _seen_from(best, points, *halves, here), met)
+        met = apart <= _MEET  # asked after both ways of a turn, so that exchanging the scans ends at the same one
+        if settled(met):
+            break
+    return _chosen(apart <= _LOST, best, Pose(*(torch.zeros_like(part) for part in best.parts)))
 
 
-def _still(pose: Pose) -> Pose:
-    return Pose(*(torch.zeros_like(part) for part in (pose.linear, pose.centre, pose.push)))
+def _chosen(first: Tensor, one: Pose, other: Pose) -> Pose:
+    """``one`` where the tensor () is true, else ``other``."""
+    return Pose(*(torch.where(first, a, b) for a, b in zip(one.parts, other.parts)))
 
 
-def _better(one: tuple[Pose, float], other: tuple[Pose, float]) -> tuple[Pose, float]:
-    return other if other[1] < one[1] else one
+def _better(one: tuple[Pose, Tensor], other: tuple[Pose, Tensor], closed: Tensor | None = None) -> tuple[Pose, Tensor]:
+    """The one of two (pose, how far apart) whose key points are nearer; the first one where ``closed``."""
+    better = other[1] < one[1]
+    if closed is not None:
+        better = better & ~closed
+    return _chosen(better, other[0], one[0]), torch.where(better, other[1], one[1])
 
 
 def _starts(centre: Tensor) -> list[tuple[Pose, Pose]]:
@@ -188,8 +199,8 @@ def _starts(centre: Tensor) -> list[tuple[Pose, Pose]]:
 
 def _seen_from(
     start: Pose | None, points: KeyPoints, moving: Tensor, fixed: Tensor, here: Tensor
-) -> tuple[Pose, float]:
-    """The pose that fits key points sought in the frame of ``start``, and how far apart they stay, voxels.
+) -> tuple[Pose, Tensor]:
+    """The pose that fits key points sought in the frame of ``start``, and how far apart they stay, voxels, ().
 
     Args:
         moving, fixed: scans at half resolution. here: (1, 3, d, h, w), where its voxels lie in the whole image.
@@ -204,7 +215,7 @@ def _seen_from(
     sure = sure_m * sure_f + 1e-4
     pose = fitted_pose(*(x[..., 0, 0].transpose(1, 2) for x in (m, f)), sure)
     apart = _length(pose.to_mean(m, 1) - pose.to_mean(f, -1))[:, 0, :, 0, 0]
-    return pose, float((apart * sure).sum() / sure.sum())
+    return pose, ((apart * sure).sum() / sure.sum()).double()
 
 
 def pose_terms(pose: Pose, points: tuple[Tensor, Tensor], sure: Tensor, pair: Any) -> dict[str, Tensor] | None:

@@ -7,6 +7,7 @@ found; its own network adds the rest. Everything stays symmetric: exchanging the
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fields import FieldPair, compose, gaussian, identity, jacobian_determinant, square_sum, warp
+from ..fields import (
+    FieldPair,
+    ambient_autocast,
+    compose,
+    gaussian,
+    identity,
+    jacobian_determinant,
+    no_autocast,
+    settled,
+    square_sum,
+    warp,
+)
 from ..losses import lncc
 from ._attention import up_blocks
 from ._base import NetworkOutput, Stage, SymmetricNetwork, measured_pair
@@ -47,7 +59,7 @@ class PreAligned(SymmetricNetwork):
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> tuple[Pose, tuple[Tensor, Tensor], Tensor]:
         """The pose, (moving, fixed) key points and how surely both were seen; float32 also under autocast."""
-        with torch.autocast(moving.device.type, enabled=False):
+        with no_autocast(moving):
             (m, f), (sure_m, sure_f) = (x.chunk(2) for x in self.pose(torch.cat([moving, fixed]).float()))
             sure = sure_m * sure_f + 1e-4
             return fitted_pose(m, f, sure), (m, f), sure
@@ -69,9 +81,9 @@ class PreAligned(SymmetricNetwork):
     @torch.no_grad()
     def _searched(self, moving: Tensor, fixed: Tensor) -> Pose:
         """The poses of a batch, looked for from many sides; see :func:`found_pose`."""
-        with torch.autocast(moving.device.type, enabled=False):
+        with no_autocast(moving):
             found = [found_pose(self.pose, m[None], f[None]) for m, f in zip(moving, fixed)]
-        return Pose(*(torch.cat([getattr(pose, name) for pose in found]) for name in ("linear", "centre", "push")))
+        return Pose(*(torch.cat(parts) for parts in zip(*(pose.parts for pose in found))))
 
     def _met(self, moving: Tensor, fixed: Tensor) -> tuple[_Frame, Tensor, Tensor]:
         """The mean frame, and both scans in it."""
@@ -84,12 +96,11 @@ class PreAligned(SymmetricNetwork):
 
     def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
         """The method alone may run in half precision; frames, their joining and easing may not: they are places."""
-        kind = moving.device.type
-        ambient = torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
-        with torch.autocast(kind, enabled=False):
+        ambient = ambient_autocast(moving)
+        with no_autocast(moving):
             return self._forward(moving, fixed, ambient)
 
-    def _forward(self, moving: Tensor, fixed: Tensor, ambient: torch.autocast) -> NetworkOutput:
+    def _forward(self, moving: Tensor, fixed: Tensor, ambient: AbstractContextManager) -> NetworkOutput:
         frame, met_moving, met_fixed = self._met(moving, fixed)
         with ambient:
             found = self.within(met_moving, met_fixed, frame)
@@ -107,7 +118,8 @@ class PreAligned(SymmetricNetwork):
         """The method's result in the mean frame; at use it only sees the box that shows something, the
         fields continue outside.
 
-        ``aux`` is that of the box.
+        ``aux`` is that of the box. The box is the one thing that the host must learn in the middle of a forward, since
+        it is the shape of what follows.
         """
         if self.training or not self._looks_again:
             return self.inner(met_moving, met_fixed)
@@ -203,14 +215,14 @@ class _Frame:
 @torch.no_grad()
 def eased(u: Tensor) -> Tensor:
     """A whole map, voxels, smoothed where the parts that it was joined of squeeze space together to nearly nothing."""
-    with torch.autocast(u.device.type, enabled=False):
+    with no_autocast(u):
         return _eased(u)
 
 
 def _eased(u: Tensor) -> Tensor:
     for _ in range(_ROUNDS):
         squeezed = (jacobian_determinant(u) < _LEAST_DETERMINANT).to(u)
-        if not bool(squeezed.any()):
+        if settled(~squeezed.any()):
             break
         blend = gaussian(squeezed, 1.5).mul_(4).clamp_(max=1)
         u = u + blend * (gaussian(u, 1.5) - u)
@@ -223,14 +235,17 @@ def symmetrise_inverses(u: Tensor, w: Tensor, rounds: int = 8) -> tuple[Tensor, 
     Unlike ``balanced_pair`` it judges by the mean over such places: behind a large pose much of a grid maps outside of
     it. Exchanging ``u`` and ``w`` exchanges the results exactly. Not differentiable.
     """
-    best, least = (u, w), float("inf")
+    best, least = (u, w), u.new_full((), float("inf"), dtype=torch.float64)
+    ended = torch.zeros_like(least, dtype=torch.bool)
     with torch.no_grad():
         for _ in range(rounds):
             left, right = compose(w, u) * _inside(u), compose(u, w) * _inside(w)
-            error = sum(sorted(float(square_sum(x).mean()) for x in (left, right)))
-            if error >= least:
+            error = square_sum(left).mean().double() + square_sum(right).mean().double()
+            ended = ended | ~(error < least)
+            if settled(ended):
                 break
-            best, least = (u, w), error
+            best = torch.where(ended, best[0], u), torch.where(ended, best[1], w)
+            least = torch.where(ended, least, error)
             u, w = u - left / 2, w - right / 2
     return best
 

@@ -46,6 +46,7 @@ from ._attention import up_blocks
 from ._base import (
     Card,
     NetworkOutput,
+    Note,
     Recipe,
     Stage,
     SymmetricNetwork,
@@ -332,21 +333,20 @@ class HSyN(MeanFramePasses, SymmetricNetwork):
             inverse = invert(halves, iterations=30).field
         else:
             guess = up_blocks(self._di(cells)[1], CELL)
-            plain, learned = (float(square_sum(compose(halves, w)).mean()) ** 0.5 for w in (-halves, guess))
-            better, inverse = learned < plain, guess
+            plain, learned = (square_sum(compose(halves, w)).mean().double().sqrt() for w in (-halves, guess))
+            better, inverse, method = learned < plain, guess, "dinet"
             if s.inverse == "dinet+refine":
-                inverse = invert(halves, start=guess if better else None, iterations=30).field
-            moved = float(square_sum(inverse - guess).mean()) ** 0.5
+                inverse = invert(halves, start=torch.where(better, guess, -halves), iterations=30).field
+            moved = square_sum(inverse - guess).mean().double().sqrt()
             # Root mean squares over the grid, voxels.
             facts = {"dinet_residual": learned, "minus_u_residual": plain, "refined_by": moved}
-            if s.inverse == "dinet" or (better and moved < _KEPT):
-                method = "dinet"
-            else:
-                notes.append("DI-Net's inverse was not good enough to be kept: the fixed-point inverse was taken")
+            if s.inverse != "dinet":
+                text = "DI-Net's inverse was not good enough to be kept: the fixed-point inverse was taken"
+                notes.append(Note(text, ~(better & (moved < _KEPT)), inverse_method="fixed_point"))
         a, b = halves.chunk(2)
         inverse_a, inverse_b = inverse.chunk(2)
         pair = measured_pair(compose(a, inverse_b), compose(b, inverse_a), method)
-        aux = {"half_fields": (a, b), "half_inverses": (inverse_a, inverse_b), "notes": notes, "inverse": facts}
+        aux = {"half_fields": (a, b), "half_inverses": (inverse_a, inverse_b), "notes": notes, "facts": facts}
         return NetworkOutput(pair, aux=aux)
 
     def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:

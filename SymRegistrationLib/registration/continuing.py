@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +17,15 @@ from torch import Tensor
 
 from ..fields import FieldPair, gaussian, identity, jacobian_determinant, resize, warp
 from ..geometry.grid import Grid
+from ..geometry.volumes import Volume
 from ..job import InputError, Options, Progress, silent
 from ..losses import lncc_map, mind
 from . import contrasts, devices, optimisers, working_grid
+from .alignment import Alignment
 from .guide import Region, window
 from .optimisers import syn
 from .presets import presets
+from .solver import Solver
 from .state import State
 from .steering import LabelChannels, LandmarkPairs, Observer, Steering, pulled_back
 from .working_grid import Scan, WorkingPair
@@ -36,6 +40,75 @@ LABEL_REACH = 3.0
 CONTEXT = 8
 #: Local similarity that a repair may cost; more, and it starts from what was there.
 CLEARLY_WORSE = 0.02
+#: A change within more than this share of the grid makes everything anew.
+MOST_AGAIN = 0.6
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where a run begins: at the alignment, or from a finished registration of the same two scans.
+
+    Attributes:
+        state: of that registration.
+        region: with ``state``: only there the registration runs again.
+        restore: with ``state``: deliver it as it is.
+    """
+
+    state: State | None = None
+    region: Region | None = None
+    restore: bool = False
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What metrics.json says of it."""
+        if self.state is None or self.restore:
+            return {}
+        return {"from": "repair", "rim_mm": self.region.rim_mm} if self.region else {"from": "update"}
+
+
+def solver_for(
+    volumes: tuple[Volume, Volume],
+    scans: tuple[Scan, Scan],
+    options: Options,
+    start: Start,
+    steer: Callable[[WorkingPair], Steering] | None,
+    pose: Callable[[], Alignment],
+    notes: list[str],
+    further: Sequence[tuple[Scan, Scan]] = (),
+) -> Solver | Continuation:
+    """Who computes the fields, and from where.
+
+    Args:
+        volumes, scans: fixed and moving, as given and prepared.
+        steer: gives what steers on a working pair.
+        pose: makes the initial alignment; called only where the run begins there.
+        notes: gets what was done other than asked, in words.
+        further: scans of further contrasts, pair by pair.
+
+    Raises:
+        InputError: other scans than those of the start, or options that do not go with where the run begins.
+    """
+    if start.state is None:
+        solver = Solver(scans, pose(), options, notes, further)
+        if solver.learned and not options.refine and (options.landmark_weight or options.drive_labels):
+            raise InputError(
+                f"landmarks and labels cannot pull the network {options.method} itself.",
+                "Add --refine 2, so that the optimiser lets them.",
+            )
+        solver.steer = steer
+        return solver
+    start.state.check_inputs(*volumes)
+    if options.uncertainty or options.ensemble:
+        raise InputError(
+            "going on from a finished registration makes no uncertainty map.", "Leave --uncertainty and --ensemble out."
+        )
+    if not (start.restore or start.region or bool(start.state.halves.any())):  # only aligned so far
+        solver = Solver(scans, start.state.pose, options, notes, further)
+        solver.steer = steer
+        return solver
+    return Continuation(
+        scans, start.state, options, notes, volumes[0].grid, start.region, steer, start.restore, further
+    )
 
 
 @dataclass
@@ -52,6 +125,7 @@ class Continuation:
         steer: gives the landmarks, labels and observer on a working pair.
         restore: deliver the state as it is.
         further: scans of further contrasts, pair by pair.
+        known: what is still in memory of the state's registration, on the same prepared scans; else None.
         space: the working pair of the state.
         similarity: what is maximised.
     """
@@ -76,10 +150,19 @@ class Continuation:
             self._check_room(float(np.prod(shape)))
             self.state = self.state.on(shape)
             grid = self.state.grid
-        self.space = working_grid.pair_on(grid, *self.scans, self.pose.mid_to_fixed, self.pose.mid_to_moving)
-        if self.further:
-            self.space = self.space.with_contrasts(self.further, contrasts.shares(self.options, 1 + len(self.further)))
-        self.halves = self.state.halves.to(self.space.fixed.device)
+        finished = self.state.finished
+        one = not self.further and (finished is None or not finished.space.contrasts)
+        kept = finished is not None and finished.scans == self.scans and one
+        self.known = finished if kept else None
+        if self.known is not None:
+            self.space, self.halves = self.known.space, self.known.pair.details["halves"]
+        else:
+            self.space = working_grid.pair_on(grid, *self.scans, self.pose.mid_to_fixed, self.pose.mid_to_moving)
+            if self.further:
+                self.space = self.space.with_contrasts(
+                    self.further, contrasts.shares(self.options, 1 + len(self.further))
+                )
+            self.halves = self.state.halves.to(self.space.fixed.device)
         asked = self.options.similarity
         self.similarity = self.state.similarity if asked == "auto" else "mind" if asked == "mi" else asked
         if self.similarity not in optimisers.card(optimisers.REFINER).similarities:  # a network without refinement
@@ -99,7 +182,7 @@ class Continuation:
     def run(self, progress: Progress = silent) -> FieldPair:
         """Update or repair; both directions in voxels of the working grid. Raises InputError for a bad region."""
         if self.restore:
-            return syn.compose_halves(self.halves)
+            return syn.compose_halves(self.halves) if self.known is None else self.known.pair
         steering = Steering(self.space.grid.shape) if self.steer is None else self.steer(self.space)
         parts = steering.landmarks, steering.labels, steering.observer, progress
         if self.region is None:
@@ -120,7 +203,8 @@ class Continuation:
         """
         inside = influence(self.halves, landmarks, labels)
         shrink, steps = ((4, 2, 1), UPDATE_STEPS) if landmarks is not None else ((2, 1), UPDATE_STEPS[1:])
-        return self._within(inside, self.halves, shrink, steps, (landmarks, labels, observer), progress)
+        halves = self._within(inside, self.halves, shrink, steps, (landmarks, labels, observer), progress)
+        return self._joined(halves, inside)
 
     def repair(
         self,
@@ -146,16 +230,25 @@ class Continuation:
         before = self._alike(images, self.halves[box], inside[box])
         start = self.halves.clone()
         start[box] = _filled(start[box], inside[box])
-        pair = self._within(inside, start, shrink, steps, steered, progress)
-        if self._alike(images, pair.details["halves"][box], inside[box]) < before - CLEARLY_WORSE:
+        halves = self._within(inside, start, shrink, steps, steered, progress)
+        if self._alike(images, halves[box], inside[box]) < before - CLEARLY_WORSE:
             self.notes.append("the region became less alike when it started anew, so it started from what was there")
-            pair = self._within(inside, self.halves, shrink, steps, steered, progress)
-        return pair
+            halves = self._within(inside, self.halves, shrink, steps, steered, progress)
+        return self._joined(halves, inside)
+
+    def _joined(self, halves: Tensor, inside: Tensor) -> FieldPair:
+        """Both directions; where the result before is in memory, only what its change inside touches is composed
+        again."""
+        box = _box(inside, 0)[0]
+        if self.known is None or inside[box].numel() > MOST_AGAIN * inside.numel():
+            return syn.compose_halves(halves)
+        return syn.recompose_halves(halves, self.known.pair, box[1:])
 
     def _within(
         self, inside: Tensor, base: Tensor, shrink: Sequence[float], steps: Sequence[int], steered: tuple, progress
-    ) -> FieldPair:
-        """A correction of ``base`` where ``inside`` is above 0, optimised on the box around that."""
+    ) -> Tensor:
+        """Half-way fields with a correction of ``base`` where ``inside`` is above 0, optimised on the box around
+        that."""
         box, start = _box(inside, CONTEXT)
         space, crop = self.space, _Crop(box, start)
         schedule = replace(syn.Schedule.of(self.preset), shrink=tuple(shrink), iterations=tuple(steps))
@@ -175,7 +268,7 @@ class Continuation:
         )
         whole = self.halves.clone()
         whole[box] = torch.where(window > 0, halves, whole[box])
-        return syn.compose_halves(whole)
+        return whole
 
     def _alike(self, images: tuple[Tensor, Tensor], halves: Tensor, inside: Tensor) -> float:
         """How alike the scans are inside the window; larger is better."""

@@ -244,13 +244,15 @@ def _run(moving: Tensor, fixed: Tensor, network: SymmetricNetwork, plan: _Plan, 
             f"these weights of {network.card.name} cannot adapt to a pair.",
             "Leave out --adapt, or use weights with passes.",
         )
+    output = output.finished()
     pair = output.pair
     there, back = (
         resize_field(crop_to(u.float(), plan.shape), moving.shape[2:]).to(moving.device)
         for u in (pair.fixed_to_moving, pair.moving_to_fixed)
     )
     found = measured_pair(there, back, pair.inverse_method)
-    return replace(found, details={"notes": [f"{network.card.name}: {note}" for note in output.aux.get("notes", ())]})
+    notes = [f"{network.card.name}: {note}" for note in output.aux["notes"]]
+    return replace(found, residual=float(found.residual), details={"notes": notes})
 
 
 @contextmanager

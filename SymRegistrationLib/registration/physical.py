@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,10 +64,70 @@ def to_physical(pair: FieldPair, space: WorkingPair) -> TransformPair:
     )
 
 
+def to_physical_again(
+    before: TransformPair, pair: FieldPair, space: WorkingPair
+) -> tuple[TransformPair, list[tuple[slice, ...]]] | None:
+    """:func:`to_physical` for a pair that differs in boxes only from the one that ``before`` was made of.
+
+    Args:
+        pair: ``details["changed"]`` are three slices of the working grid for each direction.
+
+    Returns:
+        The transforms, and for each direction the box of their lattice outside of which it is as before, to the last
+        bit. None when a box comes so near to the border of the working grid that the fading beyond it changes too.
+    """
+    forward, inverse = before.forward, before.inverse
+    if not (isinstance(forward, CompactTransform) and isinstance(inverse, CompactTransform)):
+        return None
+    start = forward.grid.indices(space.grid.matrix[:3, 3])
+    shift = np.round(start).astype(int)
+    laid = np.allclose(forward.grid.matrix[:3, :3], space.grid.matrix[:3, :3]) and np.allclose(start, shift, atol=1e-4)
+    if not laid or not np.allclose(forward.after, space.mid_to_moving):  # its affine part was taken out
+        return None
+    boxes, rooms = pair.details["changed"], _inward(pair)
+    for box in boxes:
+        for part, n, low, high in zip(box, space.grid.shape, rooms[::2], rooms[1::2]):
+            if part.start < low or part.stop > n - high:
+                return None
+    steps = torch.from_numpy(forward.grid.matrix[:3, :3].copy()).float()
+    back, spacing = torch.linalg.inv(steps.double()).float(), float(forward.grid.spacing.min())
+    arrays = [forward.displacement.copy(), inverse.displacement.copy()]
+    placed = []
+    for array, u, box in zip(arrays, (pair.fixed_to_moving, pair.moving_to_fixed), boxes):
+        here = tuple(slice(part.start + int(n), part.stop + int(n)) for part, n in zip(box, shift))
+        at: Any = (0, ..., *box)
+        vectors = u[at].permute(1, 2, 3, 0).cpu() @ steps.T
+        array[here] = _on_binary_steps(vectors, spacing).numpy()
+        placed.append(here)
+    # Cells that fold are smoothed in both directions at once, within a box that holds both.
+    reach = 12
+    low = np.maximum(np.min([[part.start for part in box] for box in placed], 0) - reach, 0)
+    high = np.minimum(np.max([[part.stop for part in box] for box in placed], 0) + reach, forward.grid.shape)
+    around = tuple(slice(int(a), int(b)) for a, b in zip(low, high))
+    voxels = torch.stack([torch.from_numpy(array[around]) @ back.T for array in arrays]).permute(0, 4, 1, 2, 3)
+    if len(folded_cells(voxels, LEAST_CORNER)[0]):
+        smooth = _unfolded(voxels.contiguous()).permute(0, 2, 3, 4, 1) @ steps.T
+        for array, vectors in zip(arrays, smooth):
+            array[around] = _on_binary_steps(vectors, spacing).numpy()
+        placed = [around, around]
+    transforms = [replace(one, displacement=array) for one, array in zip((forward, inverse), arrays)]
+    return TransformPair(transforms[0], transforms[1], before.matrix), placed
+
+
 def _ends(pair: FieldPair) -> list[float]:
     """The longest vector of either direction, in voxels, at each of the six faces: low and high of each axis."""
     lengths = square_sum(torch.cat([pair.fixed_to_moving, pair.moving_to_fixed])).amax((0, 1))
     return [float(lengths.select(axis, end).max()) ** 0.5 for axis in range(3) for end in (0, -1)]
+
+
+def _inward(pair: FieldPair) -> list[int]:
+    """How many voxels inside each of the six faces, low and high of each axis, the fading beyond them may look at."""
+    fields = torch.cat([pair.fixed_to_moving, pair.moving_to_fixed])
+    reach = []
+    for axis in range(3):
+        normal = fields[:, axis]
+        reach += [normal.select(axis + 1, 0).max(), -normal.select(axis + 1, -1).min()]
+    return [2 + math.ceil(max(0.0, float(most))) for most in reach]
 
 
 def faded(pair: FieldPair) -> tuple[Tensor, list[int]]:

@@ -12,6 +12,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +24,44 @@ from ..geometry.grid import Grid
 from ..geometry.volumes import Volume
 from ..job import InputError, existing_file
 from .alignment import Alignment
-from .working_grid import WorkingPair
+from .carrying import Carried
+from .working_grid import Scan, WorkingPair
 
 #: Parts of a voxel that are stored.
 STEPS = 256
 _FORMAT = "1"
 _BROKEN = "Register again to get a new one."
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A registration as it lies in memory when it is done.
+
+    Attributes:
+        volumes, masks, scans: fixed and moving, as given and prepared.
+        space: the working pair.
+        pair: both directions on it, with half-way fields and their inverses among the details.
+        carried: the same on the scans' own grids.
+        facts: numbers and maps that a continuation does not change, by name.
+    """
+
+    volumes: tuple[Volume, Volume]
+    masks: tuple[np.ndarray | None, np.ndarray | None]
+    scans: tuple[Scan, Scan]
+    space: WorkingPair
+    pair: FieldPair
+    carried: Carried
+    facts: dict[str, Any]
+
+    def prepared(
+        self, volumes: Sequence[Volume], masks: Sequence[np.ndarray | None], device: torch.device
+    ) -> tuple[Scan, Scan] | None:
+        """The scans as they were prepared, or None when these are others, have other masks or lie elsewhere."""
+        same = all(one is other for one, other in zip(volumes, self.volumes)) and all(
+            one is other or (one is not None and other is not None and np.array_equal(one, other))
+            for one, other in zip(masks, self.masks)
+        )
+        return self.scans if same and self.space.fixed.device == device else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +74,8 @@ class State:
         pose: the initial alignment, whose halves lead from mid-space to the scans.
         similarity: what the optimiser maximised.
         inputs: fingerprint of the fixed and the moving scan.
+        finished: in memory only: everything else that the registration made, so that the next step makes again only
+            what changes; None when it is not there.
     """
 
     halves: Tensor
@@ -48,6 +83,7 @@ class State:
     pose: Alignment
     similarity: str
     inputs: tuple[str, str]
+    finished: Finished | None = None
 
     @classmethod
     def of(
@@ -70,12 +106,13 @@ class State:
         factor = [(o - 1) / max(n - 1, 1) for n, o in zip(shape, self.grid.shape)]
         d, h, w = shape
         grid = Grid((d, h, w), self.grid.matrix @ np.diag([*factor, 1.0]))
-        return replace(self, halves=resize_field(self.halves, shape), grid=grid)
+        return replace(self, halves=resize_field(self.halves, shape), grid=grid, finished=None)
 
     def check_inputs(self, fixed: Volume, moving: Volume) -> None:
         """Refuse scans that are not those of this state. Raises InputError naming the first that differs."""
-        for volume, known in zip((fixed, moving), self.inputs):
-            if fingerprint(volume) != known:
+        same = self.finished.volumes if self.finished else (None, None)
+        for volume, before, known in zip((fixed, moving), same, self.inputs):
+            if volume is not before and fingerprint(volume) != known:
                 raise InputError(
                     f"'{volume.name}' is not the scan that was registered; it was changed or replaced since.",
                     "Put the scan back as it was, or register again.",

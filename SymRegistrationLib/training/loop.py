@@ -24,9 +24,10 @@ from ..files import write_whole
 from ..job import InputError, Progress, RegistrationError, silent
 from ..networks._base import SymmetricNetwork
 from ..registration import weights
-from . import checkpoints
+from . import checkpoints, pictures
 from . import plan as training_plan
 from . import result as training_result
+from .logs import last_row
 from .loss import step_terms, validate
 from .options import TrainingOptions
 from .plan import TrainingPlan
@@ -349,7 +350,7 @@ class Trainer:
     def _save(self) -> None:
         tensors = checkpoints.pack(self.network, self.optimiser, {"average": self.average, "best": self.best})
         checkpoints.write(self._file, tensors, dataclasses.asdict(self.state))
-        training_result.draw(self.folder, self.ema_network, self._held_out, self._board, self.state.step)
+        pictures.draw(self.folder, self.ema_network, self._held_out, self._board, self.state.step)
 
     def _resume(self) -> None:
         if self._file.is_file():
@@ -379,7 +380,7 @@ class Trainer:
             "seconds": round(self.state.seconds, 1),
             "weights": None,
             "notes": list(self.plan.notes),
-            "validation": training_result.last_row(self.folder / "validation.jsonl", self.state.best_step),
+            "validation": last_row(self.folder / "validation.jsonl", self.state.best_step),
         }
         if self.state.finished and self.rank == 0:
             self.ema_network.load_state_dict(self.best)

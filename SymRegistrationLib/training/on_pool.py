@@ -29,9 +29,11 @@ from ..files import json_object, write_whole
 from ..job import InputError, Progress, RegistrationError, silent
 from ..networks._passes import HalfFields, MeanFramePasses
 from ..registration import devices, weights
-from . import checkpoints
+from ..report.drawing import png
+from . import checkpoints, pictures
 from . import result as training_result
 from .judging import judged_pairs
+from .logs import rows
 from .pool import Pool, PoolPair
 from .pool_loss import blocked, brightened, free_terms, indicators, teacher_terms, turned
 from .pool_options import PoolTraining
@@ -297,10 +299,10 @@ class _Run:
     def _save(self) -> None:
         tensors = checkpoints.pack(self.network, self.optimiser, {"average": self.average})
         checkpoints.write(self._file, tensors, asdict(self.state))
-        log = training_result.rows(self.folder / "log.jsonl")
-        if log:
-            picture = training_result.curves(log, training_result.rows(self.folder / "validation.jsonl"))
-            write_whole(self.folder / "curves.png", training_result.png(picture))
+        log = rows(self.folder / "log.jsonl")
+        if log and not pictures.missing():
+            picture = pictures.curves(log, rows(self.folder / "validation.jsonl"))
+            write_whole(self.folder / "curves.png", png(picture))
 
     def _resume(self) -> None:
         if self._file.is_file():
@@ -319,7 +321,7 @@ class _Run:
     def _outcome(self) -> dict[str, Any]:
         """Write the averaged weights and their card, finished or not."""
         options, state = self.options, self.state
-        judged = training_result.rows(self.folder / "validation.jsonl")
+        judged = rows(self.folder / "validation.jsonl")
         result = {
             "finished": state.step >= options.steps,
             "step": state.step,
@@ -327,6 +329,7 @@ class _Run:
             "seconds": round(state.seconds, 1),
             "output": str(self.folder),
             "validation": judged[-1] if judged else None,
+            "notes": [note for note in [pictures.missing()] if note],
         }
         path = self.folder / f"{options.method}-{options.size}{weights.SUFFIX}"
         weights.save(path, self._averaged(), self._card(judged))
@@ -365,7 +368,7 @@ class _Run:
                 "seed": options.seed,
                 "averaged": options.ema,
             },
-            "curves": training_result._summary(training_result.rows(self.folder / "log.jsonl")),
+            "curves": training_result._summary(rows(self.folder / "log.jsonl")),
             "validation": {"final": judged[-1] if judged else None, "all": judged[-40:]},
             "limits": [
                 f"{100 * state.step / published:.3g} % of the published number of steps.",

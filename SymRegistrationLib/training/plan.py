@@ -23,7 +23,7 @@ from ..console import duration
 from ..job import InputError, Progress, silent
 from ..networks._base import Recipe, SymmetricNetwork, parameter_count
 from ..registration import devices, weights
-from . import dataset
+from . import dataset, pictures
 from .dataset import Cache, Facts, Listing
 from .footprint import working_footprint
 from .options import TrainingOptions
@@ -155,7 +155,7 @@ def prepare(options: TrainingOptions, progress: Progress = silent, timer: Callab
     """
     device = devices.resolve(options.device)
     network = new_network(options)
-    notes: list[str] = []
+    notes = [note for note in [pictures.missing()] if note]
     scans, scan_facts = _listing(options.data, options, progress, notes)
     maps, map_facts = _listing(options.labels, options, progress, notes, only_labels=True)
     training, validation = _parts(scans, maps, notes)

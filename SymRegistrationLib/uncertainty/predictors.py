@@ -224,7 +224,8 @@ class LogMean:
         """The mean, both directions. Raises ValueError when nothing was added."""
         if self.velocity is None:
             raise ValueError("a mean needs at least one result")
-        return measured_pair(exponentiate(self.velocity), exponentiate(-self.velocity), "svf")
+        pair = measured_pair(exponentiate(self.velocity), exponentiate(-self.velocity), "svf")
+        return replace(pair, residual=float(pair.residual))
 
 
 # ---------------------------------------------------------------------------------------------- predictors of a single

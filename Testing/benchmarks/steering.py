@@ -11,17 +11,23 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from SymRegistrationLib.commands.worker import write_raw
 from SymRegistrationLib.fields import compose
 from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.geometry.points import PointSet, read_points
+from SymRegistrationLib.geometry.transform_files import physical, read_transform
 from SymRegistrationLib.geometry.transforms import resample_through
-from SymRegistrationLib.geometry.volumes import Volume, foreground, read_labels, read_volume
-from SymRegistrationLib.job import Options
+from SymRegistrationLib.geometry.volumes import foreground, read_labels, read_volume, write_volume
+from SymRegistrationLib.job import Job, Options
+from SymRegistrationLib.jobs.history import continuing_job
+from SymRegistrationLib.jobs.memory import Memory
+from SymRegistrationLib.jobs.register import run
 from SymRegistrationLib.pipeline import Extras, register
 from SymRegistrationLib.registration.guide import Region
 from SymRegistrationLib.registration.live import Watch
@@ -126,7 +132,9 @@ def repair(data: Path, preset: str) -> None:
         wrong = np.linalg.norm(difference(shown, good, "forward"), axis=-1)
         centre = fixed.grid.points(np.unravel_index(wrong.argmax(), wrong.shape))
         region = Region(None, tuple(centre), 22.0, 12.0)
-        mended, seconds = timed(fixed, moving, Options(preset=preset), start=bad, region=region)
+        shown = register(fixed, moving, Options(preset=preset), Extras(start=bad, restore=True, keep_state=True))
+        _, cold = timed(fixed, moving, Options(preset=preset), start=bad, region=region)
+        mended, seconds = timed(fixed, moving, Options(preset=preset), start=shown.state, region=region)
         left = np.linalg.norm(difference(mended, good, "forward"), axis=-1)
         inside, beyond = wrong > 0.25 * wrong.max(), distances(fixed.grid, centre) > 34.0
         content = foreground(fixed.array)
@@ -140,7 +148,7 @@ def repair(data: Path, preset: str) -> None:
             f"{left[inside & content].max():.2f} largest; outside changed {changed[beyond].max():.4f} mm forward, "
             f"{np.linalg.norm(back[0] - back[1], axis=1)[far].max():.4f} inverse; folded "
             f"{mended.metrics['quality']['folded_voxels']}; {seconds:.1f} s = "
-            f"{100 * seconds / full:.0f} % of a full run",
+            f"{100 * seconds / full:.0f} % of a full run ({100 * cold / full:.0f} % when nothing is in memory)",
             flush=True,
         )
 
@@ -159,36 +167,53 @@ def distances(grid: Grid, centre: np.ndarray) -> np.ndarray:
 
 
 def cost(data: Path, preset: str) -> None:
-    """Seconds of update, repair and live view at 256^3, and the size of the state."""
-    pair = []
-    for name in ("sub-01", "sub-02"):
-        scan = read_volume(data / "brain" / f"{name}_brain.nii.gz", name)
-        grid = Grid.centred((256, 256, 256), 1.0, scan.grid.centre, scan.grid.axes)
-        pair.append(Volume(resample_through(scan, np.eye(4), grid), grid, name))
-    looks: list[float] = []
-
-    def show(look) -> None:
-        looks.append(look.similarity)
-
-    full, seconds = timed(*pair, Options(preset=preset))
-    print(f"full run {seconds:.1f} s: {full.metrics['seconds']}", flush=True)
-    _, watched = timed(*pair, Options(preset=preset), watch=Watch(show))
-    print(f"with a look after each of {len(looks)} levels: {watched:.1f} s ({100 * (watched / seconds - 1):+.1f} %)")
-    centre = pair[0].grid.centre
-    points = PointSet(centre + np.array([[0, 0, 0], [20, 0, 0], [0, 25, 5]]), ("a", "b", "c"))
-    moved = points.moved(full.forward.map_points(points.points) + [[0, 4, 0], [0, 0, 0], [3, 0, 0]])
-    options = Options(preset=preset, landmark_weight=1.0)
-    run, took = timed(*pair, options, start=full.state, fixed_points=points, moving_points=moved)
-    print(
-        f"update {took:.1f} s: {run.metrics['seconds']}, met {run.metrics['steering']['landmarks']['met']} of 3",
-        flush=True,
-    )
-    run, took = timed(*pair, Options(preset=preset), start=full.state, region=Region(None, tuple(centre), 20.0))
-    print(f"repair {took:.1f} s: {run.metrics['seconds']}", flush=True)
+    """Update, repair, live view and a whole run at 256^3, from files to files, in a process that stays (as the worker
+    behind Slicer does): stages, seconds by the clock and of the processor."""
+    memory = Memory()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "state.safetensors"
-        full.state.save(path)
-        print(f"state {path.stat().st_size / 1e6:.1f} MB for {full.state.grid.shape}")
+        place, names = Path(folder), ("sub-01", "sub-02")
+        for name in names:
+            scan = read_volume(data / "brain" / f"{name}_brain.nii.gz", name)
+            grid = Grid.centred((256, 256, 256), 1.0, scan.grid.centre, scan.grid.axes)
+            write_volume(place / f"{name}.nii.gz", resample_through(scan, np.eye(4), grid), grid)
+        files = dict(zip(("fixed", "moving"), (str(place / f"{name}.nii.gz") for name in names)))
+        looks: list[float] = []
+
+        def went(what: str, job: Job, watch: Watch | None = None) -> tuple[dict, float]:
+            """A job with the outputs that Slicer asks for."""
+            clock, processor = time.perf_counter(), time.process_time()
+            outputs = ("forward", "inverse", "warped_moving", "jacobian", "inverse_consistency")
+            metrics = dict(
+                run(job, write=lambda at, _, result: write_raw(at, outputs, result), watch=watch, memory=memory)
+            )
+            clock, processor = time.perf_counter() - clock, time.process_time() - processor
+            print(
+                f"{what}: {clock:.1f} s by the clock, {processor:.1f} s of the processor; {metrics['seconds']}",
+                flush=True,
+            )
+            return metrics, processor
+
+        job = Job(**files, output=str(place / "out"), options=Options(preset=preset), report=False, keep_state=True)
+        first = replace(job, output=str(place / "first"), options=Options(preset="fast", spacing=6.0), keep_state=False)
+        went("first job of the process, coarse", first)
+        _, whole = went("click to nodes", job)
+        _, watched = went("the same, looked at", job, Watch(lambda look: looks.append(look.similarity)))
+        print(f"a look after each of {len(looks)} levels: {100 * (watched / whole - 1):+.1f} %")
+        centre = grid.centre
+        points = centre + np.array([[0, 0, 0], [20, 0, 0], [0, 25, 5]])
+        there = physical(read_transform(place / "out" / "forward.nrrd"), None).map_points(points)
+        for name, at in (("p", points), ("q", there + [[0, 4, 0], [0, 0, 0], [3, 0, 0]])):
+            rows = "".join(f"{label},{x},{y},{z}\n" for label, (x, y, z) in zip("abc", at))
+            (place / f"{name}.csv").write_text("label,x,y,z\n" + rows)
+        given = {"fixed_points": str(place / "p.csv"), "moving_points": str(place / "q.csv")}
+        update = continuing_job(job.output, None, given, {"landmark_weight": 1.0})
+        metrics, took = went("update", update)
+        print(f"  {100 * took / whole:.0f} % of a full run, met {metrics['steering']['landmarks']['met']} of 3")
+        sphere = ",".join(f"{v:.1f}" for v in (*centre, 20.0))
+        _, took = went("repair", continuing_job(job.output, None, {"sphere": sphere}, {"landmark_weight": 0.0}))
+        print(f"  {100 * took / whole:.0f} % of a full run")
+        sizes = [path.stat().st_size / 1e6 for path in sorted((place / "out").glob("state-*"))]
+        print("states, MB: " + ", ".join(f"{size:.1f}" for size in sizes))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from SymRegistrationLib import networks
 from SymRegistrationLib.registration import weights
-from SymRegistrationLib.training.result import last_row
+from SymRegistrationLib.training.logs import last_row
 
 ROOT = Path(__file__).parents[2]
 HELD_OUT = "labels_17,labels_18,labels_19,labels_20"

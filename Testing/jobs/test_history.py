@@ -11,6 +11,7 @@ from SymRegistrationLib.commands import cli
 from SymRegistrationLib.geometry.volumes import write_volume
 from SymRegistrationLib.job import InputError, Job, Options
 from SymRegistrationLib.jobs import history
+from SymRegistrationLib.jobs.memory import Memory
 from SymRegistrationLib.jobs.register import run
 from SymRegistrationLib.registration.state import State
 
@@ -175,3 +176,32 @@ def test_a_state_is_read_as_it_was_written(made, tmp_path):
 def test_jobs_that_make_no_sense_are_refused(changes, words):
     with pytest.raises(InputError, match=words):
         Job.from_dict({"fixed": "f", "moving": "m", "output": "o", **changes})
+
+
+def test_a_process_that_stays_goes_on_from_memory_while_the_files_hold(made, tmp_path):
+    place, _, _ = made
+    scans = {name: str(tmp_path / f"{name}.nii.gz") for name in ("fixed", "moving")}
+    for name, path in scans.items():
+        shutil.copy(place / f"{name}.nii.gz", path)
+    options = Options(preset="fast", initial="none")
+    job = Job(**scans, output=str(tmp_path / "out"), options=options, report=False, keep_state=True)
+    memory = Memory()
+    run(job, memory=memory)
+    first = memory.state(history.read(job.output).state(1))
+    assert first.finished is not None and memory.scan(scans["fixed"], "scan") is first.finished.volumes[0]
+    going_on = history.continuing_job(job.output, None, {"sphere": "5,-3,10,12"}, {"stiffness": 3.0})
+    run(going_on, memory=memory)
+    second = memory.state(history.read(job.output).state(2))
+    assert second.finished is not None and second.finished.space is first.finished.space
+    there = moved(tmp_path / "out")
+    history.undo(job.output, memory=memory)
+    assert memory.state(history.read(job.output).state(1)).finished is not None
+    run(history.continuing_job(job.output, str(tmp_path / "anew"), {"sphere": "5,-3,10,12"}, {"stiffness": 3.0}))
+    assert np.abs(moved(tmp_path / "anew") - there).max() < 0.1
+    # The same voxels written again are the same scan; others are refused, as ever.
+    shutil.copy(place / "fixed.nii.gz", tmp_path / "again.nii.gz")
+    assert memory.scan(tmp_path / "again.nii.gz", "scan") is first.finished.volumes[0]
+    array, grid = pairs.scan(shift=2.0)
+    write_volume(scans["moving"], array, grid)
+    with pytest.raises(InputError, match="is not the scan that was registered"):
+        run(history.continuing_job(job.output, None, {"sphere": "5,-3,10,12"}, {}), memory=memory)

@@ -90,7 +90,7 @@ def test_exchanging_the_inputs_exchanges_the_fields(case):
 
 
 def test_residual_is_the_measured_one(case):
-    pair = case[3].pair
+    pair = case[3].finished().pair
     worst = max(
         fields.inverse_consistency(pair.fixed_to_moving, pair.moving_to_fixed).max().item(),
         fields.inverse_consistency(pair.moving_to_fixed, pair.fixed_to_moving).max().item(),

@@ -105,8 +105,8 @@ def test_an_inverse_is_called_dinet_only_where_it_is():
     network = recurrent("hsyn")
     with torch.no_grad():
         network.di.heads[0].weight.normal_(0.0, 1.0)
-        output = network(phantom(SHAPE, 1), phantom(SHAPE, 2))
-    facts = output.aux["inverse"]
+        output = network(phantom(SHAPE, 1), phantom(SHAPE, 2)).finished()
+    facts = output.aux["facts"]
     assert facts["dinet_residual"] > facts["minus_u_residual"]
     assert output.pair.inverse_method == "fixed_point" and any("DI-Net" in note for note in output.aux["notes"])
 
@@ -141,7 +141,7 @@ def test_a_level_that_does_harm_is_dropped_and_said(name):
     shift = torch.zeros(1, 3, *image.shape[2:])
     shift[:, 0] = 1.0
     with torch.no_grad():
-        output = network(warp(image, shift), image)
+        output = network(warp(image, shift), image).finished()
     assert any("passes" in note for note in output.aux["notes"])
     assert output.pair.fixed_to_moving.abs().max() < 0.5
 

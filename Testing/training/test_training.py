@@ -20,8 +20,7 @@ from SymRegistrationLib import networks
 from SymRegistrationLib.commands import cli
 from SymRegistrationLib.job import InputError, Options, RegistrationError
 from SymRegistrationLib.registration import inference, weights
-from SymRegistrationLib.training import checkpoints, loop, processes
-from SymRegistrationLib.training import result as training_result
+from SymRegistrationLib.training import checkpoints, logs, loop, pictures, processes
 from SymRegistrationLib.training.loss import end_point, hard_dice, soft_dice_loss, step_terms, supervised_terms
 from SymRegistrationLib.training.options import TrainingOptions, Weighting
 from SymRegistrationLib.training.plan import StagePlan, TrainingPlan
@@ -144,10 +143,10 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(whole, tmp_path):
         assert process.poll() is None, "it ended before it could be killed"
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    steps = [row["step"] for row in training_result.rows(log)]
+    steps = [row["step"] for row in logs.rows(log)]
     assert cli.main(arguments) == 0
     assert steps[-1] < 12
-    assert [row["step"] for row in training_result.rows(log)] == list(range(1, 13))
+    assert [row["step"] for row in logs.rows(log)] == list(range(1, 13))
     assert same(whole / "checkpoint.safetensors", tmp_path / "checkpoint.safetensors")
     assert same(whole / "hsyn-small.safetensors", tmp_path / "hsyn-small.safetensors")
 
@@ -163,11 +162,23 @@ def test_a_run_in_slices_is_the_same_too(whole, tmp_path):
     assert same(whole / "hsyn-small.safetensors", tmp_path / "hsyn-small.safetensors")
 
 
+def test_curves_are_drawn_by_matplotlib_or_their_lack_is_told(tmp_path, monkeypatch):
+    log = [{"step": k, "stage": k // 200, "loss": 1 / (k + 1), "terms": {"dice": 0.5}} for k in range(400)]
+    judged = [{"step": 200, "dice": 0.4, "end_point": None}, {"step": 399, "dice": float("nan")}]
+    picture = pictures.curves(log, judged)
+    assert picture.shape == (520, 900, 3) and picture.dtype == "uint8" and 0 < (picture < 128).mean() < 0.2
+    assert pictures.curves([], []).shape == picture.shape
+    monkeypatch.setattr(pictures.importlib.util, "find_spec", lambda name: None)
+    assert "pip install matplotlib" in pictures.missing()
+    pictures.draw(tmp_path, None, None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_a_run_leaves(whole):
-    rows = training_result.rows(whole / "log.jsonl")
+    rows = logs.rows(whole / "log.jsonl")
     assert [row["level"] for row in rows] == [1] * 4 + [2] * 4 + [3] * 4
     assert any("similarity" in row["terms"] for row in rows) and any("dice" in row["terms"] for row in rows)
-    judged = training_result.rows(whole / "validation.jsonl")
+    judged = logs.rows(whole / "validation.jsonl")
     assert [row["step"] for row in judged] == [4, 8, 12]
     for name in ("curves.png", "validation.png"):
         assert (whole / name).read_bytes().startswith(b"\x89PNG")

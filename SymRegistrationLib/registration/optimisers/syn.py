@@ -23,11 +23,14 @@ from ...fields import (
     compose,
     gaussian,
     gradient,
+    identity,
     inverse_consistency,
     invert,
+    invert_within,
     jacobian_determinant,
     resize,
     resize_field,
+    sample_at,
     square_sum,
     warp,
 )
@@ -183,8 +186,60 @@ def compose_halves(halves: Tensor) -> FieldPair:
     residual = max(
         float(inverse_consistency(forward, backward).max()), float(inverse_consistency(backward, forward).max())
     )
-    details = {"half_inverse_residual": inverse.residual, "halves": halves}
+    details = {"half_inverse_residual": inverse.residual, "halves": halves, "inverses": inverse.field}
     return FieldPair(forward, backward, "symmetric", residual, details)
+
+
+@torch.no_grad()
+def recompose_halves(halves: Tensor, before: FieldPair, box: Sequence[slice]) -> FieldPair:
+    """:func:`compose_halves` where half-way fields changed in a box only.
+
+    Args:
+        halves: (2, 3, D, H, W), fixed first.
+        before: what :func:`compose_halves` made of them before they changed.
+        box: three slices; outside of them the half-way fields are the same as before.
+
+    Returns:
+        As :func:`compose_halves`; the residual is the larger one of before and of where something changed. Its
+        ``details["changed"]`` are two boxes, three slices each: outside of them the direction is as it was.
+    """
+    inverses = before.details["inverses"].clone()
+    full = torch.cat([before.fixed_to_moving, before.moving_to_fixed])
+    places = identity(halves.shape[2:], halves.device)
+    changed = []
+    for k in range(2):
+        part = _reached((before.details["halves"][k : k + 1], halves[k : k + 1]), places, box)
+        at: Any = (..., *part)
+        found = invert_within(halves[k : k + 1], inverses[k : k + 1], part, tolerance=0.005, iterations=40).field
+        inverses[k][at] = found[0]
+        there = (places[at] + found).flatten(2).transpose(1, 2)
+        full[k][at] = found[0] + sample_at(halves[1 - k : 2 - k], there)[0].T.view_as(found[0])
+        changed.append(part)
+    residual = float(before.residual)
+    for k, part in enumerate(changed):
+        at = (..., *part)
+        there = (places[at] + full[k : k + 1][at]).flatten(2).transpose(1, 2)
+        rest = full[k : k + 1][at] + sample_at(full[1 - k : 2 - k], there).transpose(1, 2).view_as(places[at])
+        residual = max(residual, float(square_sum(rest).max()) ** 0.5)
+    details = {"halves": halves, "inverses": inverses, "changed": changed}
+    return FieldPair(full[:1], full[1:], "symmetric", residual, details)
+
+
+def _reached(fields: Sequence[Tensor], places: Tensor, box: Sequence[slice]) -> tuple[slice, slice, slice]:
+    """The box that holds every place to which one of the (1, 3, D, H, W) fields leads from a box, or from next to it.
+
+    Where the box ends at a border of the grid, so does the result: fields keep their values beyond.
+    """
+    shape = places.shape[2:]
+    near = [slice(max(0, part.start - 1), min(n, part.stop + 1)) for part, n in zip(box, shape)]
+    at: Any = (..., *near)
+    ends = torch.cat([(places[at] + u[at]).flatten(2) for u in fields])
+    low, high = ends.amin((0, 2)).floor().int().tolist(), ends.amax((0, 2)).ceil().int().tolist()
+    d, h, w = (
+        slice(max(0, a) if part.start else 0, min(n, b + 1) if part.stop < n else n)
+        for a, b, part, n in zip(low, high, near, shape)
+    )
+    return d, h, w
 
 
 def split_halves(pair: FieldPair) -> Tensor:
