@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from SymRegistrationLib.commands.worker import write_raw
+from SymRegistrationLib.commands.answers import write_raw
 from SymRegistrationLib.fields import compose
 from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.geometry.points import PointSet, read_points
