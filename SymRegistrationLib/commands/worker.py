@@ -115,6 +115,7 @@ class Worker:
         self._enough = threading.Event()
         self._writing = threading.Lock()
         self._last: tuple[Any, dict] | None = None
+        self._memory: Any = None  # a jobs.memory.Memory once the libraries are loaded
 
     def serve(self) -> int:
         """Announce, then answer every request. 0 = the client left or asked for the end, 1 = cannot work here."""
@@ -289,9 +290,7 @@ class Worker:
 
         with tempfile.TemporaryDirectory(prefix="symreg-live-") as folder:
             watch = self._watch(request.get("id"), Path(folder), request.get("live") is True)
-            return self._delivered(
-                request, lambda write: register.run(job, progress, write, watch, memory=self._memory)
-            )
+            return self._delivered(request, lambda write: register.run(job, progress, write, watch, None, self._memory))
 
     def _undo(self, request: dict, progress: Callable) -> dict:
         from ..jobs import history
