@@ -20,7 +20,7 @@ from .quality import checks
 from .quality import metrics as quality
 from .quality.schema import Evidence, Landmarks, Measured, Similarity
 from .quality.volume_change import folding_regions
-from .registration import alignment, continuing, devices, evidence, guide, methods, working_grid
+from .registration import alignment, continuing, contrasts, devices, evidence, guide, methods, working_grid
 from .registration.carrying import Carried, carry, carry_again
 from .registration.clock import Clock
 from .registration.continuing import Continuation, Start
@@ -155,7 +155,7 @@ def _register(
     clock.enter("align", f"initial alignment: {options.initial}")
     start = Start(extras.start, extras.region, extras.restore)
     steer = guide.steer_by(fixed.grid, moving.grid, scans[1], options, _pulling(extras), extras.watch, notes)
-    further = _further(extras, options, device)
+    further = contrasts.prepare(extras.fixed_contrasts, extras.moving_contrasts, options, device)
     solver = continuing.solver_for(
         (fixed, moving), scans, options, start, steer, lambda: _pose(scans, options, extras, notes), notes, further
     )
@@ -222,31 +222,6 @@ def check_options(options: Options) -> None:
 
             own = options if name == options.method else replace(options, weights=None, method_options={})
             inference.load_network(name, own)  # it is kept, so the run itself does not load it again
-
-
-def _further(extras: Extras, options: Options, device: torch.device) -> list[tuple[Scan, Scan]]:
-    """The further contrasts, prepared, pair by pair. Raises InputError where they could not do what was asked."""
-    pairs = list(zip(extras.fixed_contrasts, extras.moving_contrasts, strict=True))
-    if not pairs:
-        return []
-    options.shares(1 + len(pairs))
-    if methods.pose(options.method):
-        raise InputError(
-            f"{options.method} looks at one contrast a side.", "Choose a method that bends, or leave the others out."
-        )
-    if methods.is_learned(options.method) and not options.refine:
-        raise InputError(
-            f"the network {options.method} itself looks at one contrast a side.",
-            "Add --refine 2, so that the optimiser looks at all of them.",
-        )
-    if options.extra_runs:
-        raise InputError(
-            "perturbed runs and ensembles look at one contrast a side.",
-            "Leave --ensemble out, and choose --uncertainty fast.",
-        )
-    return [
-        (working_grid.prepare(one, None, device), working_grid.prepare(other, None, device)) for one, other in pairs
-    ]
 
 
 def _pulling(extras: Extras) -> guide.Pulling:

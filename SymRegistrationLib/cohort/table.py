@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..job import CONTRAST_COLUMNS, INITIALS, INPUT_PATHS, InputError, Job, existing_file
+from ..job import INITIALS, INPUT_PATHS, MOST_CONTRASTS, InputError, Job, existing_file
 
+#: Of further contrasts.
+CONTRAST_COLUMNS = tuple(f"{side}_{k}" for k in range(2, MOST_CONTRASTS + 1) for side in ("fixed", "moving"))
 COLUMNS = (*INPUT_PATHS, *CONTRAST_COLUMNS, "initial", "method", "id")
 #: Columns of a table of scans (as for training), when everything goes onto one fixed scan.
 SCANS = {"image": "moving", "labels": "moving_labels", "mask": "moving_mask", "points": "moving_points"}
@@ -257,8 +259,7 @@ def _job(cells: Cells, line: int, values: dict[str, str], template: Job) -> Job:
             raise _wrong(cells.name, line, f"'{name}' is given without '{other}'", "Contrasts go pair by pair.")
     if given:
         for side in ("fixed", "moving"):
-            paths = (str(cells.base / values[name]) for name in given if name.startswith(side))
-            changes[f"{side}_contrasts"] = tuple(paths)
+            changes[f"{side}_contrasts"] = [str(cells.base / values[name]) for name in given if name.startswith(side)]
     options: dict[str, Any] = {name: values[name] for name in ("initial", "method") if values.get(name)}
     if options.get("initial", "none") not in INITIALS:
         options["initial"] = str(cells.base / options["initial"])

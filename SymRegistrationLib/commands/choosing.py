@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from ..console import Console
-from ..job import EFFORTS
+from ..job import EFFORTS, InputError
 from ..registration.anatomies import anatomies, user_file
 
 PRESETS_TEXT = """List what --preset and --effort take: how much time a run may take, the presets by anatomy that come
@@ -43,15 +44,29 @@ def catalogue(preset_file: str | None = None) -> dict[str, Any]:
     }
 
 
+def asked_catalogue(request: Mapping[str, Any]) -> dict[str, Any]:
+    """:func:`catalogue` for a worker's request with or without ``preset_file``. Raises InputError."""
+    path = request.get("preset_file")
+    if not (path is None or isinstance(path, str)):
+        raise InputError("'preset_file' must be text.", "Send the path of a preset file, or leave it out.")
+    return catalogue(path)
+
+
+def asked_suggestion(request: Mapping[str, Any]) -> dict[str, str]:
+    """:func:`suggestion` for a worker's request with ``fixed`` and ``moving``. Raises InputError."""
+    paths = [request.get(side) for side in ("fixed", "moving")]
+    if not all(isinstance(path, str) and path for path in paths):
+        raise InputError("the suggest request names no scans.", 'Send "fixed" and "moving": two paths.')
+    return suggestion(str(paths[0]), str(paths[1]))
+
+
 def suggestion(fixed: str, moving: str) -> dict[str, str]:
     """The ``preset`` that suits two scans, its ``title`` and the ``reason``. Raises InputError for unusable scans."""
     from ..geometry.volumes import read_modality, read_volume
     from ..registration.suggestion import suggest
 
-    paths = {"fixed image": fixed, "moving image": moving}
-    kinds = tuple(read_modality(path, what) for what, path in paths.items())
-    scans = [read_volume(path, what) for what, path in paths.items()]
-    found = suggest(scans[0], scans[1], (kinds[0], kinds[1]))
+    first, second = read_volume(fixed, "fixed image"), read_volume(moving, "moving image")
+    found = suggest(first, second, (read_modality(fixed, "fixed image"), read_modality(moving, "moving image")))
     title = anatomies()[found.preset].title
     return {"preset": found.preset, "title": title, "reason": found.reason}
 

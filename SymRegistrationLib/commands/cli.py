@@ -142,8 +142,8 @@ def _job_of(args: argparse.Namespace) -> Job:
         rim_mm=args.rim_mm,
         keep_state=args.keep_state,
         options=options_of(args),
-        fixed_contrasts=tuple(args.fixed_contrast),
-        moving_contrasts=tuple(args.moving_contrast),
+        fixed_contrasts=args.fixed_contrast,
+        moving_contrasts=args.moving_contrast,
         **{name: getattr(args, name) for name in (*INPUT_PATHS, "start_from", "region")},
     )
 

@@ -34,18 +34,16 @@ class Facts:
         modality: ``CT``, ``MR``, ``US``, or "" when neither header nor values tell.
         extent: (3,) mm of the content along left-right, back-front, feet-head.
         lung_litres: of inflated lung, CT only.
-        cut: whether the field of view cuts the content left or right.
     """
 
     modality: str
     extent: tuple[float, float, float]
     lung_litres: float
-    cut: bool
 
     @property
     def head(self) -> bool:
         """Whether the content is as large as a head or a brain."""
-        return all(HEAD[0] <= e <= HEAD[1] for e in self.extent) and self.extent[0] < TRUNK and not self.cut
+        return all(HEAD[0] <= e <= HEAD[1] for e in self.extent) and self.extent[0] < TRUNK
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,7 @@ def facts(volume: Volume, modality: str = "") -> Facts:
     where = np.argwhere(content[stride]) * [s.step or 1 for s in stride]
     points = grid.points(where.astype(float)) if len(where) else np.zeros((1, 3))
     low, high = np.percentile(points, [0.5, 99.5], axis=0)
-    axis = int(np.abs(grid.axes[0]).argmax())  # the array axis along left-right
-    cut = any(float(content.take(end, axis=axis).mean()) > working_grid.CUT_FACE for end in (0, -1))
-    return Facts(modality, tuple(float(v) for v in high - low), lung, cut)  # type: ignore[arg-type]
+    return Facts(modality, tuple(float(v) for v in high - low), lung)  # type: ignore[arg-type]
 
 
 def suggest(fixed: Volume, moving: Volume, modalities: tuple[str, str] = ("", "")) -> Suggestion:

@@ -154,15 +154,18 @@ class WorkingPair:
         Raises:
             InputError: a contrast shows nothing on the working grid.
         """
-        pairs = tuple(pair_on(self.grid, *pair, self.mid_to_fixed, self.mid_to_moving) for pair in scans)
-        for number, pair in enumerate(pairs, 2):
-            for side, image in (("fixed", pair.fixed), ("moving", pair.moving)):
-                if float(image.max() - image.min()) <= 0:
+        pairs = []
+        for number, (fixed, moving) in enumerate(scans, 2):
+            for side, scan, to in (("fixed", fixed, self.mid_to_fixed), ("moving", moving, self.mid_to_moving)):
+                image, weight = resample(scan, self.grid, to)
+                seen = image if weight is None else image[weight > 0.5]
+                if not seen.numel() or float(seen.max() - seen.min()) <= 0:
                     raise InputError(
                         f"contrast {number} of the {side} side shows nothing where the first one does.",
                         "All contrasts of a side must lie in space as its scan does; check their headers.",
                     )
-        return replace(self, contrasts=pairs, shares=shares)
+            pairs.append(pair_on(self.grid, fixed, moving, self.mid_to_fixed, self.mid_to_moving))
+        return replace(self, contrasts=tuple(pairs), shares=shares)
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,9 @@ def test_ids_are_made_of_the_scans_and_never_fall_together(tmp_path):
 def test_columns_name_further_contrasts_pair_by_pair(tmp_path):
     text = "fixed,moving,fixed_2,moving_2,moving_3,fixed_3\na,b,c,d,e,f\na,g,,,,\n"
     first, second = rows(tmp_path, text)
-    assert first.job.fixed_contrasts == tuple(str(tmp_path / name) for name in "cf")
-    assert first.job.moving_contrasts == tuple(str(tmp_path / name) for name in "de")
-    assert second.job.fixed_contrasts == second.job.moving_contrasts == ()
+    assert first.job.fixed_contrasts == [str(tmp_path / name) for name in "cf"]
+    assert first.job.moving_contrasts == [str(tmp_path / name) for name in "de"]
+    assert second.job.fixed_contrasts == second.job.moving_contrasts == []
     with pytest.raises(InputError, match=r"line 2.*'fixed_2' is given without 'moving_2'"):
         rows(tmp_path, "fixed,moving,fixed_2,moving_3\na,b,c,d\n")
 
@@ -284,7 +284,7 @@ def test_a_linked_folder_cannot_lead_out(tmp_path, capsys):
         (["--to", "none.nii"], "none.nii' does not exist"),
         (["--pairs", "all"], "is a table"),
         (["--guide-with-points"], "needs landmarks"),
-        (["--preset", "slow"], "invalid choice"),
+        (["--preset", "slow"], "no preset 'slow'"),
         (["--spacing", "-1"], "spacing"),
         (["--scheduler", "tcp://127.0.0.1:9"], "no Dask scheduler answers"),
     ],

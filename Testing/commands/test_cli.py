@@ -279,7 +279,7 @@ BAD = [
     ("{fixed} {moving} --spacing -2", "spacing is -2"),
     ("{fixed} {moving} --threads 0", "threads is 0"),
     ("{fixed} {moving} --uncertainty 1", "at least 2 runs"),
-    ("{fixed} {moving} --preset slow", "invalid choice: 'slow'"),
+    ("{fixed} {moving} --effort slow", "invalid choice: 'slow'"),
     ("{fixed} {moving} --composite --transform-format nrrd", "composite"),
     ("{fixed} {moving} --option speed", "not NAME=VALUE"),
     ("{fixed}", "missing: MOVING"),

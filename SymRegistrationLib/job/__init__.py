@@ -8,16 +8,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import re
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .checking import InputError as InputError
+from .checking import RegistrationError as RegistrationError
+from .checking import check_seed as check_seed
+from .checking import existing_file as existing_file
+from .checking import numbers as numbers
+from .checking import parsed_json as parsed_json
+from .checking import usable_path as usable_path
+
 #: Time and detail, fastest first; what they mean lies beside the optimisers, as data.
-_PRESETS = json.loads((Path(__file__).parent / "registration" / "presets.json").read_text(encoding="utf-8"))
+_PRESETS = json.loads((Path(__file__).parents[1] / "registration" / "presets.json").read_text(encoding="utf-8"))
 EFFORTS: dict[str, str] = {name: entry["title"] for name, entry in _PRESETS["presets"].items()}
 PRESETS = tuple(EFFORTS)
 #: What is registered, by name: the options that suit it (beneath ``options``), a title and the reason; data, too.
@@ -31,8 +37,6 @@ FORMATS = ("h5", "nrrd", "nii.gz", "tfm")
 MOST_THREADS = 1024
 #: Contrasts a side, the first one included.
 MOST_CONTRASTS = 9
-#: Columns of tables for further contrasts.
-CONTRAST_COLUMNS = tuple(f"{side}_{k}" for k in range(2, MOST_CONTRASTS + 1) for side in ("fixed", "moving"))
 
 #: ``progress(stage, fraction, message)``: the only call-back of the pipeline; ``fraction`` is of the whole run, 0 to 1.
 Progress = Callable[[str, float, str], None]
@@ -65,31 +69,6 @@ class MethodCard:
     deviations: tuple[str, ...]
     licence: str = "Apache-2.0"
     inverse_method: str
-
-
-class RegistrationError(Exception):
-    """A run failed for a reason that can be told in one line.
-
-    Args:
-        message: names the file or node and says what is wrong.
-        hint: what the user can do about it.
-    """
-
-    exit_code = 1
-
-    def __init__(self, message: str, hint: str = ""):
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-
-    def __str__(self) -> str:
-        return f"{self.message} {self.hint}".strip()
-
-
-class InputError(RegistrationError):
-    """The request or one of its inputs cannot be used; nothing was computed and nothing was written."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -190,18 +169,6 @@ class Options:
         if not all(0 < value < 1000 for value in numbers(self.landmark_tolerance, "landmark_tolerance")):
             raise InputError(f"landmark_tolerance is {self.landmark_tolerance}.", "Give mm above 0 and below 1000.")
 
-    def shares(self, count: int) -> tuple[float, ...]:
-        """How much each of ``count`` contrasts counts, their sum 1. Raises InputError when the weights do not fit."""
-        if not self.contrast_weights:
-            return (1 / count,) * count
-        values = numbers(self.contrast_weights, "contrast_weights")
-        if len(values) != count or min(values) < 0 or not sum(values) > 0:
-            raise InputError(
-                f"contrast_weights is '{self.contrast_weights}'.",
-                f"Give {count} numbers from 0 on, one for each pair of contrasts, the first pair of scans first.",
-            )
-        return tuple(value / sum(values) for value in values)
-
     @property
     def others(self) -> tuple[str, ...]:
         """The further methods of the ensemble."""
@@ -239,8 +206,8 @@ class Job:
     moving_labels: str | None = None
     fixed_points: str | None = None
     moving_points: str | None = None
-    fixed_contrasts: tuple[str, ...] = ()
-    moving_contrasts: tuple[str, ...] = ()
+    fixed_contrasts: list[str] = field(default_factory=list)
+    moving_contrasts: list[str] = field(default_factory=list)
     transform_format: str = "h5"
     composite: bool = False
     dense: bool = False
@@ -284,7 +251,7 @@ class Job:
 
     def _check_contrasts(self) -> None:
         for side in ("fixed", "moving"):
-            object.__setattr__(self, f"{side}_contrasts", tuple(getattr(self, f"{side}_contrasts")))
+            object.__setattr__(self, f"{side}_contrasts", list(getattr(self, f"{side}_contrasts")))
         count = len(self.fixed_contrasts), len(self.moving_contrasts)
         if count[0] != count[1]:
             raise InputError(
@@ -293,8 +260,6 @@ class Job:
             )
         if count[0] > MOST_CONTRASTS - 1:
             raise InputError(f"{count[0]} further contrasts are given.", f"At most {MOST_CONTRASTS - 1} are taken.")
-        if count[0] or self.options.contrast_weights:
-            self.options.shares(1 + count[0])
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -357,7 +322,7 @@ _TYPES = {
     "bool": (bool,),
     "dict[str, Any]": (dict,),
     "Options": (dict,),
-    "tuple[str, ...]": (list, tuple),
+    "list[str]": (list, tuple),
 }
 
 
@@ -382,7 +347,7 @@ def check_fields(cls: type, raw: Any, what: str) -> dict[str, Any]:
             continue
         kinds = [kind for kind in kinds if kind != "None"]
         expected = tuple(one for kind in kinds for one in _TYPES[kind])
-        texts = "tuple[str, ...]" not in kinds or (
+        texts = "list[str]" not in kinds or (
             isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value)
         )
         if not texts or not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
@@ -398,70 +363,5 @@ _WORDS = {
     "bool": "true or false",
     "dict[str, Any]": "an object",
     "Options": "an object",
-    "tuple[str, ...]": "a list of texts",
+    "list[str]": "a list of texts",
 }
-
-
-def numbers(given: float | str, what: str) -> list[float]:
-    """A number, or the numbers of a text separated by commas or blanks. Raises InputError naming ``what``."""
-    if not isinstance(given, str):
-        values = [float(given)]
-    else:
-        try:
-            values = [float(word) for word in given.replace(",", " ").split()]
-        except ValueError:
-            values = []
-    if not values or not all(math.isfinite(value) for value in values):
-        raise InputError(f"{what} is '{str(given)[:100]}'.", "Give numbers, separated by commas.")
-    return values
-
-
-def check_seed(seed: int) -> None:
-    """Refuse a seed that numpy and torch do not both take. Raises InputError."""
-    if not 0 <= seed < 2**63:
-        raise InputError(f"seed is {seed}.", "Give a whole number from 0 to 2^63 - 1.")
-
-
-def parsed_json(text: str, what: str) -> Any:
-    """The data of a JSON text. Raises InputError naming ``what``, also for nesting that no honest file has."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{what} is not JSON ({str(error)[:100]}).", "Correct it, or write it again.") from None
-
-
-def usable_path(path: str | os.PathLike, what: str) -> Path:
-    """``path`` if it can be one, whether or not something is there. Raises InputError naming ``what``."""
-    text = os.fspath(path)
-    if not text.strip() or "\0" in text:
-        raise InputError(f"the path of {what} is {text!r}.", "Give the name of a file or folder.")
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # ITK would end the whole process
-        raise InputError(
-            f"the path of {what}, {ascii(text)[:300]}, is not written in UTF-8.",
-            "Rename the file or folder; names of old disks often are in Latin-1.",
-        ) from None
-    return Path(path)
-
-
-def existing_file(path: str | os.PathLike, what: str) -> Path:
-    """``path`` if a file or folder that may be read is there. Raises InputError naming ``what``."""
-    path = usable_path(path, what)
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{what} '{path}' does not exist.", "Check the path.") from None
-    except OSError as error:
-        raise InputError(
-            f"{what} '{str(path)[:300]}' cannot be opened ({error.strerror}).", "Check the path."
-        ) from None
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a pipe would wait for ever, a device never end
-        raise InputError(
-            f"{what} '{path}' is neither a file nor a folder.", "Give a file on disk, not a pipe or a device."
-        )
-    if not os.access(path, os.R_OK):
-        raise InputError(
-            f"{what} '{path}' may not be read.", "Ask for permission, or copy it to where you may read it."
-        )
-    return path
