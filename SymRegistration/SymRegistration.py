@@ -126,54 +126,25 @@ class SymRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
 
 class SymRegistrationLogic(ScriptedLoadableModuleLogic):
-    """For scripts: ``SymRegistrationLogic().register(fixedNode, movingNode)``."""
+    """For scripts: ``SymRegistrationLogic().register(fixedNode, movingNode)``, and ``align``, ``update``, ``repair``,
+    ``undo``, ``redo``, ``history``, ``saveSteps``; :class:`SymRegistrationGui.scripting.Scripting` describes them.
+    """
 
     def __init__(self):
         ScriptedLoadableModuleLogic.__init__(self)
         from SymRegistrationGui.logic import RegistrationLogic
+        from SymRegistrationGui.scripting import Scripting
 
         self.engine = RegistrationLogic(slicer.mrmlScene)
+        self._calls = Scripting()
+        self._calls.engine = self.engine
+        for name in ("register", "align", "update", "repair", "undo", "redo", "history", "saveSteps"):
+            setattr(self, name, getattr(self._calls, name))
 
     def getParameterNode(self):
-        from SymRegistrationGui.parameters import Parameters, renamed
+        from SymRegistrationGui.parameters import Parameters
 
-        return Parameters(renamed(super().getParameterNode()))
-
-    def register(self, fixedNode, movingNode, method="syn", wait=True, onDone=None, inputs=None, **options):
-        """Register two volume nodes.
-
-        Args:
-            fixedNode, movingNode: volumes.
-            method: a name that the module lists.
-            wait: process events until the result is there; else return at once.
-            onDone: with ``wait=False``: called with the :class:`~SymRegistrationGui.runs.Run`.
-            inputs: further fields of :class:`~SymRegistrationGui.exporting.Request`, e.g. ``{"fixedMask": node}``.
-            **options: of :class:`SymRegistrationLib.job.Options`, e.g. ``preset="fast"``.
-
-        Returns:
-            With ``wait``, a dictionary of nodes: forward, inverse, warped_moving, jacobian, table; else a Task.
-
-        Raises:
-            InputError, RegistrationError, WorkerError: what went wrong, in words.
-        """
-        from SymRegistrationGui import results
-        from SymRegistrationGui.exporting import Request
-        from SymRegistrationGui.logic import Task
-        from SymRegistrationGui.runs import PARTS
-
-        from SymRegistrationLib.job import Options
-
-        def done(run):
-            results.fillTable(run.table, run.metrics)
-            if onDone is not None:
-                onDone(run)
-
-        request = Request(fixedNode, movingNode, Options(method=method, **options), **(inputs or {}))
-        task = self.engine.register(request, Task(onDone=done))
-        if not wait:
-            return task
-        run = self.engine.wait(task)
-        return {**{part: run.node(part) for part in PARTS if run.node(part) is not None}, "table": run.table}
+        return Parameters(super().getParameterNode())
 
 
 class SymRegistrationTest(ScriptedLoadableModuleTest):

@@ -43,6 +43,7 @@ FOR_SLICER = {
     "geometry.itk_hdf5",
     "cohort.table",
     "quality.outputs",
+    "registration.anatomies",
     "registration.catalogue",
     "registration.presets",
 }

@@ -182,7 +182,12 @@ def evaluateSteps(run, labels, points, folder, ask):
     if fixed is None or moving is None or run.node("forward") is None:
         raise InputError(_("A part of this registration was deleted."), _("Register again."))
     arguments = {"transform": folder.file("forward.h5"), "fixed": folder.file("fixed.nrrd")}
-    for pair, export, kind in ((labels, exporting.exportLabels, "labels"), (points, exporting.exportPoints, "points")):
+    numbers = exporting.labelNumbers(*labels)
+
+    def exportLabels(node, volume, folder, name):
+        return exporting.exportLabels(node, volume, folder, name, numbers[name.partition("_")[0]])
+
+    for pair, export, kind in ((labels, exportLabels, "labels"), (points, exporting.exportPoints, "points")):
         if (pair[0] is None) != (pair[1] is None):
             raise InputError(
                 _("Only one of two {kind} is chosen.").format(kind=kind), _("Choose them for both scans, or for none.")
@@ -199,5 +204,8 @@ def evaluateSteps(run, labels, points, folder, ask):
     for part in ("labels", "landmarks"):
         if result[part] is not None:
             metrics[part] = result[part]
+    told = {str(k): name for side in ("moving", "fixed") for name, k in (numbers[side] or {}).items()}
+    if result["labels"] is not None:
+        metrics["job"]["names"] = {**metrics["job"].get("names", {}), "labels": told}
     run.setMetrics(metrics)
     return metrics

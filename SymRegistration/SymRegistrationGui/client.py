@@ -47,6 +47,7 @@ class _Pending:
     onResult: Callable[[Any], None]
     onError: Callable[["WorkerError"], None]
     onProgress: Callable[[dict], None]
+    onLevel: Callable[[dict], None]
 
 
 class WorkerError(Exception):
@@ -136,9 +137,9 @@ class WorkerClient:
             )
         return None
 
-    def request(self, command, fields, onResult, onError, onProgress=lambda event: None):
-        """Send one request; exactly one of ``onResult`` and ``onError`` is called later, unless
-        :meth:`cancel` comes first.
+    def request(self, command, fields, onResult, onError, onProgress=lambda event: None, onLevel=lambda event: None):
+        """Send one request; exactly one of ``onResult`` and ``onError`` is called later, unless :meth:`cancel` comes
+        first. ``onLevel`` is called after each level of an optimizer when the request says ``live``.
         """
         problem = self.start()
         if problem is not None:
@@ -146,7 +147,7 @@ class WorkerClient:
             return
         self._count += 1
         identity = str(self._count)
-        self._pending[identity] = _Pending(onResult, onError, onProgress)
+        self._pending[identity] = _Pending(onResult, onError, onProgress, onLevel)
         if len(self._pending) == 1:
             self._silence = 0.0
         line = json.dumps({"id": identity, "command": command, **fields}).encode() + b"\n"
@@ -219,6 +220,9 @@ class WorkerClient:
             return
         if kind == "progress":
             pending.onProgress(event)
+            return
+        if kind == "level":
+            pending.onLevel(event)
             return
         del self._pending[identity]
         if kind == "result":

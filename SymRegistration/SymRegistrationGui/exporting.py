@@ -20,6 +20,8 @@ class Request:
     Attributes:
         outputs: part -> existing node to be updated (see runs.PARTS, and "table").
         wanted: parts to make.
+        driveSegments: names of the structures (numbers, for label maps) that shall pull; ("all",) = every shared one.
+        live: tell of each level of the optimizer.
     """
 
     fixedNode: object
@@ -36,6 +38,8 @@ class Request:
     guideWithPoints: bool = False
     outputs: dict = field(default_factory=dict)
     wanted: tuple = ("forward", "inverse", "warped_moving", "jacobian")
+    driveSegments: tuple = ()
+    live: bool = False
 
 
 def check(request):
@@ -76,6 +80,7 @@ def check(request):
                 _("{what} are chosen for one scan only.").format(what=what.capitalize()),
                 _("Choose them for both scans, or for none."),
             )
+    _checkPull(request)
     if request.guideWithPoints and request.fixedPoints is None:
         raise InputError(
             _("Landmarks shall guide the alignment, but none are chosen."), _("Choose landmarks of both scans.")
@@ -90,22 +95,38 @@ def _constant(array):
     return bool((array[::8, ::4, ::4] == first).all() and (array == first).all())
 
 
+def _checkPull(request):
+    """What shall pull has to be there, and something that bends."""
+    if request.options.landmark_weight > 0 and request.fixedPoints is None:
+        raise InputError(_("Landmarks shall pull, but none are chosen."), _("Choose landmarks of both scans."))
+    if request.driveSegments and request.fixedLabels is None:
+        raise InputError(
+            _("Structures shall pull, but no segmentations are chosen."), _("Choose segmentations of both scans.")
+        )
+
+
 def _checkPoints(request):
-    if request.fixedPoints is None:
-        return
-    counts = [len(nodes.worldPoints(node)[1]) for node in (request.fixedPoints, request.movingPoints)]
+    count = checkPairs(request.fixedPoints, request.movingPoints)
+    if request.guideWithPoints and count < 3:
+        raise InputError(
+            _("{count} landmarks cannot guide the alignment.").format(count=count),
+            _("Place at least 3 in both scans."),
+        )
+
+
+def checkPairs(fixedPoints, movingPoints):
+    """The number of landmark pairs; 0 when none are given. Raises InputError when the lists do not fit."""
+    if fixedPoints is None:
+        return 0
+    counts = [len(nodes.worldPoints(node)[1]) for node in (fixedPoints, movingPoints)]
     if counts[0] != counts[1]:
         raise InputError(
             _("'{fixed}' has {a} landmarks and '{moving}' has {b}.").format(
-                fixed=request.fixedPoints.GetName(), a=counts[0], moving=request.movingPoints.GetName(), b=counts[1]
+                fixed=fixedPoints.GetName(), a=counts[0], moving=movingPoints.GetName(), b=counts[1]
             ),
             _("Both lists need the same landmarks."),
         )
-    if request.guideWithPoints and counts[0] < 3:
-        raise InputError(
-            _("{count} landmarks cannot guide the alignment.").format(count=counts[0]),
-            _("Place at least 3 in both scans."),
-        )
+    return counts[0]
 
 
 def _checkOutputs(request):
@@ -144,7 +165,8 @@ def exportJob(request, folder):
     Raises:
         InputError: an input turned out to be unusable.
     """
-    grids, files = {}, {}
+    grids, files, options = {}, {}, request.options
+    numbers = labelNumbers(request.fixedLabels, request.movingLabels)
     for side, node in (("fixed", request.fixedNode), ("moving", request.movingNode)):
         array, grids[side] = nodes.worldVolume(node)
         files[side] = folder.file(f"{side}.nrrd")
@@ -154,14 +176,65 @@ def exportJob(request, folder):
             chosen = getattr(request, side + kind)
             if chosen is not None:
                 name = f"{side}_{kind.lower()}"
-                export = exportLabels if kind == "Labels" else exportPoints
-                files[name] = yield from export(chosen, node, folder, name)
-    options = request.options
+                if kind == "Labels":
+                    files[name] = yield from exportLabels(chosen, node, folder, name, numbers[side])
+                else:
+                    files[name] = yield from exportPoints(chosen, node, folder, name)
+    if request.driveSegments:
+        options = dataclasses.replace(options, drive_labels=numbered(request.driveSegments, numbers["fixed"]))
     if request.initialTransform is not None:
         options = _withStart(options, request, folder)
     return Job(
-        output=folder.file("result"), report=False, guide_with_points=request.guideWithPoints, options=options, **files
+        output=folder.file("result"),
+        report=False,
+        guide_with_points=request.guideWithPoints,
+        keep_state=True,
+        options=options,
+        **files,
     )
+
+
+def labelNumbers(fixed, moving):
+    """Which number each structure gets in the files: ``{"fixed": {name: number}, "moving": {name: number}}``.
+
+    Two segmentations that share names of segments are matched by these names, others by the order of their segments;
+    None for a side that is a label map, whose labels are numbers already, or that is not given.
+    """
+    names = [None if node is None else nodes.segmentNames(node) for node in (fixed, moving)]
+    if None in names or not set(names[0]) & set(names[1]) or any(len(set(own)) < len(own) for own in names):
+        return {
+            side: None if own is None else {name: k for k, name in enumerate(own, start=1)}
+            for side, own in zip(("fixed", "moving"), names)
+        }
+    first = {name: k for k, name in enumerate(names[0], start=1)}
+    others = [name for name in names[1] if name not in first]
+    later = {name: len(first) + k for k, name in enumerate(others, start=1)}
+    return {"fixed": first, "moving": {name: {**first, **later}[name] for name in names[1]}}
+
+
+def numbered(chosen, numbers):
+    """Names of structures as the library's list of numbers.
+
+    Raises:
+        InputError: one of them is not there.
+    """
+    if tuple(chosen) == ("all",):
+        return "all"
+    lost = [name for name in chosen if numbers is not None and name not in numbers]
+    if lost:
+        raise InputError(
+            _("Segment '{name}' shall pull, but the fixed segmentation has none of this name.").format(name=lost[0]),
+            _("Choose the structures that pull again."),
+        )
+    return ",".join(name if numbers is None else str(numbers[name]) for name in chosen)
+
+
+def givenNames(request):
+    """What people call the labels and points of a request: ``{"labels": {number: name}, "points": [name, ...]}``."""
+    numbers = labelNumbers(request.fixedLabels, request.movingLabels)
+    found = {str(k): name for side in ("moving", "fixed") for name, k in (numbers[side] or {}).items()}
+    points = [] if request.fixedPoints is None else nodes.worldPoints(request.fixedPoints)[1]
+    return {"labels": found, "points": list(points)}
 
 
 def _exportMask(side, request, grid, files, folder):
@@ -187,10 +260,18 @@ def _exportMask(side, request, grid, files, folder):
     yield from exchange.writeVolume(files[name], array, maskGrid)
 
 
-def exportLabels(node, volumeNode, folder, name):
-    """Generator: a label map or segmentation as file; returns its path."""
+def exportLabels(node, volumeNode, folder, name, numbers=None):
+    """Generator: a label map or segmentation as file; returns its path.
+
+    Args:
+        numbers: name -> number of the segments; None = 1, 2, ... in their order, or a label map's own.
+    """
     array, grid = nodes.worldLabels(node, volumeNode)
     yield
+    names = nodes.segmentNames(node)
+    if names and numbers and list(numbers.values()) != list(range(1, len(names) + 1)):
+        array = np.array([0, *(numbers[name] for name in names)], array.dtype)[array]
+        yield
     path = folder.file(f"{name}.nrrd")
     yield from exchange.writeVolume(path, array, grid)
     return path

@@ -4,6 +4,7 @@ the main thread.
 
 import dataclasses
 import logging
+import shutil
 import time
 import traceback
 from functools import partial
@@ -12,11 +13,11 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from SymRegistrationLib.job import RegistrationError
+from SymRegistrationLib.job import InputError, RegistrationError
 
-from . import exchange, exporting, nodes, runs
+from . import exchange, exporting, history, importing, runs, steering
 from .client import WorkerClient, WorkerError
-from .steps import StepRunner
+from .steps import PAUSE, StepRunner
 
 
 class Task:
@@ -26,12 +27,14 @@ class Task:
         onProgress: ``(stage, fraction, secondsLeft or None, message)``.
         onDone: gets the result.
         onFailed: gets an exception with ``message`` and ``hint``.
+        onLevel: gets what the worker tells after each level of the optimizer, when it was asked to be live.
     """
 
     def __init__(self, onProgress=None, onDone=None, onFailed=None):
         self.onProgress = onProgress or (lambda *arguments: None)
         self.onDone = onDone or (lambda result: None)
         self.onFailed = onFailed or (lambda error: None)
+        self.onLevel = lambda event: None
         self.folder = None
         self.finished = False
         self.result = None
@@ -53,6 +56,7 @@ class RegistrationLogic:
         self._task = None
         self._leftFolders = []
         self._observed = []
+        self._words = (None, None)
 
     @property
     def busy(self):
@@ -69,41 +73,78 @@ class RegistrationLogic:
         exporting.check(request)
         task = self._begin(task, (request.fixedNode, request.movingNode, *request.outputs.values()))
         task.onProgress("export", 0.0, None, _("Handing over the scans"))
-        self._run(exporting.exportJob(request, task.folder), partial(self._send, request))
+        self._words = (request.fixedNode, request.movingNode)
+        self._run(self._registerSteps(request), self._imported)
         return task
 
-    def _send(self, request, job):
-        task, wanted = self._task, list(request.wanted)
-        started = time.perf_counter()
+    def _registerSteps(self, request):
+        """Generator: from the nodes to the files, through the worker, and back; returns the Run."""
+        folder, table = self._task.folder, request.outputs.get("table")
+        before = runs.Run(table) if runs.isResultTable(table) else None
+        if before is not None:
+            try:
+                yield from history.lay(before, folder)
+            except InputError:  # a part of it is gone: this registration begins a new one
+                shutil.rmtree(folder.file("result"), ignore_errors=True)
+        names = exporting.givenNames(request)
+        job = yield from exporting.exportJob(request, folder)
+        fields = {"job": dataclasses.asdict(job), "outputs": list(request.wanted), "live": request.live}
+        metrics = yield from self._ask("register", fields)
+        return (yield from self._importSteps(request.fixedNode, request.movingNode, request.outputs, metrics, names))
 
-        def progress(event):
-            task.onProgress(event["stage"], event["fraction"], event.get("seconds_left"), event["message"])
-
-        def result(metrics):
-            metrics["seconds"]["worker"] = round(time.perf_counter() - started, 3)
-            task.onProgress("import", 1.0, None, _("Loading the result"))
-            self._run(self._import(request, metrics), self._imported)
-
-        self.client.request(
-            "register", {"job": dataclasses.asdict(job), "outputs": wanted}, result, self._failed, progress
-        )
-
-    def _import(self, request, metrics):
-        """Generator: the result files into nodes; returns the Run. The scene changes in one step, at the end."""
-        fillers = {}
-        for part, name in metrics["files"].items():
-            if part in runs.PARTS:
-                transform = part in runs.TRANSFORMS
-                read, make = (
-                    (exchange.readTransform, nodes.gridTransformFiller)
-                    if transform
-                    else (exchange.readVolume, nodes.volumeFiller)
-                )
-                fillers[part] = yield from make(*(yield from read(self._task.folder.file(f"result/{name}"))))
-        metrics["job"]["names"] = {"fixed": request.fixedNode.GetName(), "moving": request.movingNode.GetName()}
-        run = runs.commit(request.fixedNode, request.movingNode, fillers, request.outputs, metrics)
+    def _importSteps(self, fixedNode, movingNode, outputs, metrics, names=None):
+        """Generator: the result into the scene; returns the Run."""
+        self._task.onProgress("import", 1.0, None, _("Loading the result"))
         yield
-        return run
+        return (yield from importing.importSteps(self._task.folder, fixedNode, movingNode, outputs, metrics, names))
+
+    # ------------------------------------------------------------------------------------------ going on
+
+    def change(self, run, change, task=None):
+        """Update or repair a run; see :class:`~.steering.Change`. The result of the task is the same run.
+
+        Raises:
+            InputError: see :func:`.steering.check`. RegistrationError: something is under way already.
+        """
+        self._requireIdle()
+        steering.check(run, change)
+        given = (change.fixedPoints, change.movingPoints, change.fixedLabels, change.movingLabels, change.region)
+        names = {**(run.metrics.get("job") or {}).get("names", {}), **_givenBy(change)}
+        return self._goOn(run, task, given, names, partial(steering.goOn, run, change))
+
+    def undo(self, run, task=None):
+        """Show the step before of a run again; nothing is optimized. Raises as :meth:`change`."""
+        return self._move(run, "undo", task)
+
+    def redo(self, run, task=None):
+        """Show the step again that was undone last. Raises as :meth:`change`."""
+        return self._move(run, "redo", task)
+
+    def _move(self, run, command, task):
+        self._requireIdle()
+        steering.check(run)
+        names = (run.metrics.get("job") or {}).get("names", {})
+        return self._goOn(run, task, (), names, partial(steering.move, run, command))
+
+    def _goOn(self, run, task, given, names, steps):
+        fixed, moving = run.node("fixed"), run.node("moving")
+        outputs = {part: run.node(part) for part in runs.PARTS if run.node(part) is not None}
+        outputs["table"] = run.table
+        task = self._begin(task, (fixed, moving, *outputs.values(), *given))
+        task.onProgress("export", 0.0, None, _("Handing over the scans"))
+        self._words = (fixed, moving)
+
+        def whole():
+            metrics = yield from steps(task.folder, self._ask)
+            return (yield from self._importSteps(fixed, moving, outputs, metrics, names))
+
+        self._run(whole(), self._imported)
+        return task
+
+    def enough(self):
+        """The optimizer may stop where it is: the task ends with a complete, valid result."""
+        if self.busy and self.client.busy:
+            self.client.request("enough", {}, lambda result: None, lambda error: None)
 
     def _imported(self, run):
         folder = self._task.folder
@@ -145,7 +186,7 @@ class RegistrationLogic:
 
         self._requireIdle()
         task = self._begin(task, (run.table, *toMove))
-        self._run(applySteps(run, toMove, fromMoving, task.folder, self._ask), self._finish)
+        self._run(applySteps(run, toMove, fromMoving, task.folder, self._askAbout), self._finish)
         return task
 
     def evaluate(self, run, labels=(None, None), points=(None, None), task=None):
@@ -156,28 +197,49 @@ class RegistrationLogic:
 
         self._requireIdle()
         task = self._begin(task, (run.table, *labels, *points))
-        self._run(evaluateSteps(run, labels, points, task.folder, self._ask), self._finish)
+        self._run(evaluateSteps(run, labels, points, task.folder, self._askAbout), self._finish)
         return task
 
-    def _ask(self, command, arguments):
-        """Generator: one worker request; waits without blocking and returns the result."""
+    def _askAbout(self, command, arguments):
+        """Generator: as :meth:`_ask`, for commands that take ``arguments``."""
+        return (yield from self._ask(command, {"arguments": arguments}))
+
+    def _ask(self, command, fields):
+        """Generator: one worker request; waits without doing anything and returns the result."""
         task, answer = self._task, []
+        started = time.perf_counter()
+
+        def answered(result, error):
+            answer.append((result, error))
+            self._steps.resume()
+
         self.client.request(
             command,
-            {"arguments": arguments},
-            lambda result: answer.append((result, None)),
-            lambda error: answer.append((None, error)),
+            fields,
+            lambda result: answered(result, None),
+            lambda error: answered(None, error),
             lambda event: task.onProgress(
                 event["stage"], event["fraction"], event.get("seconds_left"), event["message"]
             ),
+            lambda event: task.onLevel(event),
         )
         while not answer:
-            time.sleep(0.001)
-            yield
+            yield PAUSE
         result, error = answer[0]
         if error is not None:
             raise error
+        if isinstance(result, dict) and "seconds" in result:
+            result["seconds"]["worker"] = round(time.perf_counter() - started, 3)
         return result
+
+    def saveSteps(self, run, path, task=None):
+        """Write the steps of a run with its scans into a folder, for the command line; the result is the path of the
+        history."""
+        self._requireIdle()
+        steering.check(run)
+        task = self._begin(task, (run.table,))
+        self._run(history.exportSteps(run, path), self._finish)
+        return task
 
     # ------------------------------------------------------------------------------------------ the way of a task
 
@@ -209,6 +271,8 @@ class RegistrationLogic:
             error = RegistrationError(
                 _("The result could not be used ({error}).").format(error=error), _("The log has the details.")
             )
+        error.message = steering.inWords(error.message, *self._words)
+        self._words = (None, None)
         task = self._end()
         task.error, task.finished = error, True
         task.onFailed(error)
@@ -271,3 +335,13 @@ class RegistrationLogic:
         for tag in self._observed:
             self.scene.RemoveObserver(tag)
         self._observed = []
+
+
+def _givenBy(change):
+    """Names of what a change brings along, as :func:`.exporting.givenNames`; {} for what stays."""
+    told = exporting.givenNames(change)
+    return {
+        key: told[key]
+        for key, node in (("labels", change.fixedLabels), ("points", change.fixedPoints))
+        if node is not None
+    }

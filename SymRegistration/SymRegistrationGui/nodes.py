@@ -94,11 +94,51 @@ def worldVolume(node):
     return array, _ownGrid(node, matrix)
 
 
-def _ownGrid(node, parent):
+def shareVoxels(source, target):
+    """Let ``target`` show the voxels of ``source`` where they lie in world coordinates; only a scan below a non-linear
+    parent is copied."""
+    parent = parentMatrix(source)
+    if parent is None:
+        image, matrix = _hardenedCopy(source, lambda copy: (copy.GetImageData(), _ijkToRasOf(copy)))
+    else:
+        image, matrix = source.GetImageData(), parent @ _ijkToRasOf(source)
+    placeImage(target, image, matrix)
+
+
+def placeImage(node, image, matrix):
+    """Let a volume node show ``image`` (vtkImageData) where ``matrix`` (as :func:`imageOf` gives it) says."""
+    node.SetAndObserveImageData(image)
+    node.SetIJKToRASMatrix(vtkFromMatrix(matrix))
+
+
+def imageOf(node):
+    """(vtkImageData, (4, 4) voxel -> the node's own RAS mm) of a volume node."""
+    return node.GetImageData(), _ijkToRasOf(node)
+
+
+def valueAt(node, ras):
+    """The voxel of a volume node at a place in world coordinates (RAS mm), as a number; None outside."""
+    array, grid = worldVolume(node)
+    index = [int(round(float(i))) for i in grid.indices(rasFromLps(ras))]
+    return float(array[tuple(index)]) if all(0 <= i < n for i, n in zip(index, array.shape)) else None
+
+
+def worldCentre(node):
+    """The middle of a volume, RAS mm in world coordinates."""
+    bounds = [0.0] * 6
+    node.GetRASBounds(bounds)
+    return [(bounds[2 * axis] + bounds[2 * axis + 1]) / 2 for axis in range(3)]
+
+
+def _ijkToRasOf(node):
     matrix = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(matrix)
+    return matrixFromVtk(matrix)
+
+
+def _ownGrid(node, parent):
     try:
-        return gridFromIjk(node.GetImageData().GetDimensions()[::-1], parent @ matrixFromVtk(matrix))
+        return gridFromIjk(node.GetImageData().GetDimensions()[::-1], parent @ _ijkToRasOf(node))
     except ValueError:
         raise InputError(
             _("'{name}' has a singular orientation.").format(name=node.GetName()), _("Load the scan again.")
@@ -168,6 +208,15 @@ def worldLabels(node, referenceNode):
         if colors is not None and colors.GetScene() is not None:
             scene.RemoveNode(colors)
         discard(labels)
+
+
+def segmentNames(node):
+    """Names of the segments of a segmentation in their order; None for a label map, whose labels are numbers."""
+    if not node.IsA("vtkMRMLSegmentationNode"):
+        return None
+    segmentation = node.GetSegmentation()
+    count = segmentation.GetNumberOfSegments() if segmentation is not None else 0
+    return [segmentation.GetNthSegment(index).GetName() for index in range(count)]
 
 
 def worldPoints(node):
@@ -283,6 +332,17 @@ def gridTransformFiller(displacement, grid, before=None, after=None):
     return fill
 
 
+def linearTransformFiller(matrix):
+    """``fill(transformNode)`` for a linear result, (4, 4) LPS mm, which becomes FromParent, as fields do."""
+
+    def fill(node):
+        with slicer.util.NodeModify(node):
+            node.SetAndObserveTransformNodeID(None)
+            node.SetAndObserveTransformFromParent(_linear(np.asarray(matrix, float)))
+
+    return fill
+
+
 def _linear(matrix):
     """vtkTransform (RAS) of a (4, 4) matrix in LPS mm."""
     transform = vtk.vtkTransform()
@@ -330,7 +390,13 @@ def gridTransform(node):
 
 def fieldOf(node):
     """Generator: a copy of a result transform: (D, H, W, 3) float32 in LPS mm, Grid, and the affines before and after
-    it, (4, 4) LPS mm or None."""
+    it, (4, 4) LPS mm or None. A linear one is a lattice of zeros behind its matrix."""
+    if node.IsLinear() and node.GetTransformFromParent() is not None:
+        matrix = vtk.vtkMatrix4x4()
+        node.GetMatrixTransformFromParent(matrix)
+        yield
+        still = np.zeros((2, 2, 2, 3), np.float32)
+        return still, Grid((2, 2, 2), np.eye(4)), FLIP @ matrixFromVtk(matrix) @ FLIP, np.eye(4)
     array, grid, before, after = gridTransform(node)
     field = np.empty(array.shape, np.float32)
     for start, stop in pieces(array.shape[0], array[0].nbytes):

@@ -1,18 +1,27 @@
 """What the user has chosen, saved with the scene; and the request that follows from it."""
 
+import dataclasses
 from typing import Annotated, Union
 
 import slicer
+from slicer.i18n import tr as _
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
-from SymRegistrationLib.job import FORMER_NAMES, Options
-from SymRegistrationLib.registration.catalogue import needs_weights
+from SymRegistrationLib.job import InputError, Options
+from SymRegistrationLib.registration.catalogue import is_linear, needs_weights
 
+from . import methods
 from .exporting import Request
+from .steering import Change
 
 #: The wrapper tells a selector's node types by the annotation, so this is also what the user can choose. A Union of
 #: nodes needs None, unlike a single node type: without it, the wrapper cannot write the empty value.
 Labels = Union[slicer.vtkMRMLSegmentationNode, slicer.vtkMRMLLabelMapVolumeNode, None]  # noqa: UP007  what 5.10 knows
+
+#: Where a repair may work: what is painted, or a box.
+Regions = Union[  # noqa: UP007  what 5.10 knows
+    slicer.vtkMRMLSegmentationNode, slicer.vtkMRMLLabelMapVolumeNode, slicer.vtkMRMLMarkupsROINode, None
+]
 
 
 @parameterNodeWrapper
@@ -29,15 +38,25 @@ class Parameters:
     movingLandmarks: slicer.vtkMRMLMarkupsFiducialNode
     guideWithLandmarks: bool = False
 
+    driveLandmarks: bool = False
+    landmarkWeight: Annotated[float, WithinRange(0.05, 1.0)] = 1.0
+    landmarkTolerance: Annotated[float, WithinRange(0.1, 50.0)] = 2.0
+    driveSegments: str = ""
+    labelWeight: Annotated[float, WithinRange(0.05, 1.0)] = 0.8
+    stiffness: Annotated[float, WithinRange(0.2, 10.0)] = 1.0
+
+    alignKind: str = "rigid"
+    anatomy: str = "unknown"
     method: str = "syn"
     preset: str = "default"
-    similarity: str = "auto"
+    metric: str = "auto"
     initial: str = "affine"
     device: str = "auto"
     weights: str = ""
     refine: Annotated[int, WithinRange(0, 4)] = 0
     uncertaintyRuns: Annotated[int, WithinRange(0, 20)] = 0
 
+    liveView: bool = True
     makeWarpedMoving: bool = True
     makeWarpedFixed: bool = False
     makeJacobian: bool = True
@@ -54,19 +73,14 @@ class Parameters:
     fixedLabels: Labels
     movingLabels: Labels
 
-
-def renamed(node):
-    """The node of the state, read from a scene that may be older: what it holds under a former name has today's.
-
-    A former name is only there when such a scene was just read; what today's name holds then is a default that the
-    wrapper has filled in.
-    """
-    for former, name in FORMER_NAMES.items():
-        value = node.GetParameter(former)
-        if value:
-            node.SetParameter(name, value)
-            node.UnsetParameter(former)
-    return node
+    repairWhere: str = "node"
+    repairRegion: Regions
+    repairSegment: str = ""
+    repairRadius: Annotated[float, WithinRange(1.0, 200.0)] = 15.0
+    repairRim: Annotated[float, WithinRange(0.5, 100.0)] = 10.0
+    repairStiffness: Annotated[float, WithinRange(0.2, 10.0)] = 1.0
+    repairMetric: str = "same"
+    repairSpacing: Annotated[float, WithinRange(0.0, 20.0)] = 0.0
 
 
 #: part of a run -> (parameter of its output node, parameter that switches it, "" = always)
@@ -127,6 +141,34 @@ def choosePair(parameters, fixed, moving, fixedPoints, movingPoints):
         parameters.EndModify(wasModifying)
 
 
+def problem(parameters, known, aligning=False):
+    """Why Register (or, ``aligning``, Align) cannot be pressed now, "" when it can.
+
+    Args:
+        parameters: may be None.
+        known: name -> what :func:`.methods.methods` tells of it.
+    """
+    if parameters is None or parameters.fixedVolume is None or parameters.movingVolume is None:
+        return _("Choose a fixed and a moving volume.")
+    for node in (parameters.fixedVolume, parameters.movingVolume):
+        if not isScan(node):
+            return _("'{name}' is no scan: choose a volume with one gray value per voxel.").format(name=node.GetName())
+    if parameters.fixedVolume is parameters.movingVolume:
+        return _("Choose two different volumes.")
+    if aligning:
+        return ""
+    if parameters.initial == "transform" and parameters.initialTransform is None:
+        return _("Choose the start transform, or another start.")
+    method = known.get(parameters.method)
+    if method is None:
+        return _("Choose a method.")
+    if not methods.usable(method, parameters.weights):
+        return _("{method} needs trained weights: choose a weights file, or take the SyN optimizer.").format(
+            method=method["title"]
+        )
+    return ""
+
+
 def wantedParts(parameters):
     """The parts of a run that are switched on."""
     return tuple(
@@ -137,25 +179,48 @@ def wantedParts(parameters):
 def options(parameters):
     """Options of the library. Raises InputError for a combination that is not allowed."""
     network = needs_weights(parameters.method)
-    return Options(
-        method=parameters.method,
-        preset=parameters.preset,
-        similarity=parameters.similarity,
-        initial="none" if parameters.initial == "transform" else parameters.initial,
-        refine=parameters.refine if network else 0,
-        device=parameters.device,
-        weights=(parameters.weights or None) if network else None,
-        uncertainty="fast" if parameters.uncertaintyRuns == 1 else parameters.uncertaintyRuns,
-    )
+    bends = not is_linear(parameters.method)
+    chosen = {
+        "method": parameters.method,
+        "preset": parameters.preset,
+        "similarity": parameters.metric,
+        "initial": "none" if parameters.initial == "transform" else parameters.initial,
+        "refine": parameters.refine if network else 0,
+        "device": parameters.device,
+        "weights": (parameters.weights or None) if network else None,
+        "uncertainty": ("fast" if parameters.uncertaintyRuns == 1 else parameters.uncertaintyRuns) if bends else 0,
+        **(pulling(parameters) if bends else {}),
+    }
+    return Options(**{**methods.hiddenOptions(parameters.anatomy), **chosen})
+
+
+def pulling(parameters):
+    """What of the options says how landmarks and structures pull, and how stiff the field is."""
+    points = parameters.driveLandmarks and None not in pair(parameters, "Landmarks")
+    return {
+        "landmark_weight": parameters.landmarkWeight if points else 0.0,
+        "landmark_tolerance": parameters.landmarkTolerance,
+        "label_weight": parameters.labelWeight,
+        "stiffness": parameters.stiffness,
+    }
+
+
+def driven(parameters):
+    """Names of the structures that shall pull; empty when none do, or when segmentations are missing."""
+    names = tuple(name for name in parameters.driveSegments.split("\n") if name)
+    return names if None not in pair(parameters, "Labels") else ()
+
+
+def pair(parameters, kind):
+    """(fixed, moving) nodes of a kind: ``Landmarks`` or ``Labels``; (None, None) unless both are chosen."""
+    found = getattr(parameters, f"fixed{kind}"), getattr(parameters, f"moving{kind}")
+    return found if None not in found else (None, None)
 
 
 def request(parameters):
     """The :class:`~.exporting.Request` of what is chosen now."""
     wanted = wantedParts(parameters)
-    labels = (parameters.fixedLabels, parameters.movingLabels)
-    labels = labels if None not in labels else (None, None)
-    points = (parameters.fixedLandmarks, parameters.movingLandmarks)
-    points = points if None not in points else (None, None)
+    labels, points = pair(parameters, "Labels"), pair(parameters, "Landmarks")
     outputs = {
         part: getattr(parameters, OUTPUTS[part][0])
         for part in wanted
@@ -178,7 +243,109 @@ def request(parameters):
         guideWithPoints=parameters.guideWithLandmarks and points[0] is not None,
         outputs=outputs,
         wanted=wanted,
+        driveSegments=() if is_linear(parameters.method) else driven(parameters),
+        live=parameters.liveView and not is_linear(parameters.method),
     )
+
+
+def alignRequest(parameters, start=None):
+    """The request that only finds the pose; with ``start``, a linear transform node, refined from there."""
+    made = request(parameters)
+    settings = dataclasses.replace(
+        made.options,
+        method=parameters.alignKind,
+        initial=parameters.alignKind if parameters.alignKind != "similarity" else "affine",
+        uncertainty=0,
+        landmark_weight=0.0,
+        refine=0,
+        weights=None,
+    )
+    return dataclasses.replace(
+        made, options=settings, initialTransform=start, driveSegments=(), live=False, wanted=_withoutUncertainty(made)
+    )
+
+
+def _withoutUncertainty(made):
+    return tuple(part for part in made.wanted if part != "uncertainty")
+
+
+def update(parameters):
+    """The :class:`~.steering.Change` of an update with what is chosen now.
+
+    Raises:
+        InputError: neither landmarks nor structures shall pull.
+    """
+    settings = pulling(parameters)
+    points = pair(parameters, "Landmarks") if settings["landmark_weight"] > 0 else (None, None)
+    names = driven(parameters)
+    labels = pair(parameters, "Labels") if names else (None, None)
+    if points[0] is None and labels[0] is None:
+        raise InputError(
+            _("Nothing pulls, so there is nothing to update."),
+            _("Choose landmarks or structures of both scans, and switch on under What pulls that they pull."),
+        )
+    if labels[0] is None:
+        settings["drive_labels"] = ""
+    return Change(*points, *labels, driveSegments=names, options=settings, live=parameters.liveView)
+
+
+def repair(parameters, place=None):
+    """The :class:`~.steering.Change` of a repair.
+
+    Args:
+        place: of a row of the table of doubtful places, as :func:`.results.places` gives it.
+
+    Raises:
+        InputError: no region, or no place, is chosen.
+    """
+    sphere = parameters.repairWhere == "place"
+    if sphere and place is None:
+        raise InputError(
+            _("No place is chosen."),
+            _("Click a folded or an uncertain place in the table of results, or take a region."),
+        )
+    if not sphere and parameters.repairRegion is None:
+        raise InputError(
+            _("No region is chosen."), _("Paint a segment, or place a box (ROI), over what shall be repaired.")
+        )
+    settings = {"stiffness": parameters.repairStiffness}
+    if parameters.repairMetric != "same":
+        settings["similarity"] = parameters.repairMetric
+    if parameters.repairSpacing > 0:
+        settings["spacing"] = parameters.repairSpacing
+    return Change(
+        region=None if sphere else parameters.repairRegion,
+        segment=parameters.repairSegment,
+        centre=tuple(place) if sphere else None,
+        radius=parameters.repairRadius,
+        rim=parameters.repairRim,
+        options=settings,
+        live=parameters.liveView,
+    )
+
+
+def startFrom(parameters, pose):
+    """What follows starts from this linear transform node."""
+    wasModifying = parameters.StartModify()
+    try:
+        parameters.initialTransform = pose
+        parameters.initial = "transform"
+    finally:
+        parameters.EndModify(wasModifying)
+
+
+def applyAnatomy(parameters, name):
+    """Choose a preset by anatomy: what it says is set where it can be seen, the rest goes back to its default."""
+    wanted = methods.anatomyOptions(name)
+    wasModifying = parameters.StartModify()
+    try:
+        parameters.anatomy = name
+        for option, (parameter, usual) in methods.SHOWN.items():
+            setattr(parameters, parameter, wanted.get(option, usual))
+        if "method" in wanted:
+            parameters.method = wanted["method"]
+    finally:
+        parameters.EndModify(wasModifying)
 
 
 def rememberOutputs(parameters, run):

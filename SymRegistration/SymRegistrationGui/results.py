@@ -29,6 +29,7 @@ def rows(metrics):
     if similarity:
         found.append((_("Similarity (0 to 1)"), *(number(similarity.get(k)) for k in ("before", "aligned", "after"))))
     labels = metrics.get("labels")
+    names = ((metrics.get("job") or {}).get("names") or {}).get("labels") or {}
     if labels:
         found.append(
             (
@@ -39,7 +40,7 @@ def rows(metrics):
         for name, values in labels["per_label"].items():
             found.append(
                 (
-                    _("  label {name}").format(name=name),
+                    "  " + names[name] if name in names else _("  label {name}").format(name=name),
                     *(number(values.get(k)) for k in ("before", "aligned", "after")),
                 )
             )
@@ -133,15 +134,41 @@ def fillTable(table, metrics):
     table.SetAndObserveTable(target)
 
 
+def residuals(metrics):
+    """(pair, what is left in mm, tolerance in mm, met) per landmark pair that pulled; empty when none did."""
+    told = (metrics.get("steering") or {}).get("landmarks") or {}
+    names = ((metrics.get("job") or {}).get("names") or {}).get("points") or []
+    return [
+        (names[k] if k < len(names) and names[k] else str(k + 1), left, allowed, left <= allowed)
+        for k, (left, allowed) in enumerate(zip(told.get("residual_mm", []), told.get("tolerance_mm", [])))
+    ]
+
+
 def verdictText(metrics):
-    """(rich text, background color) of what the numbers mean; empty texts when there is no verdict."""
+    """(rich text, background color) of what the numbers mean; empty texts when there is no verdict.
+
+    The library decides. What is not registered is red and says so, whatever else is good.
+    """
     verdict = metrics.get("verdict")
     if not verdict:
         return "", ""
     signs = {"good": "\u2713", "look": "\u26a0", "bad": "\u2717"}
+    level, words = verdict["level"], verdict["words"]
+    if verdict.get("registered") is False:
+        level, words = "bad", _("NOT REGISTERED: the scans do not lie on each other.")
+    if verdict.get("conclusion"):
+        words = f"{verdict['conclusion']}: {words}"
     lines = [f"{signs[check['level']]} {check['text']}" for check in verdict["checks"] if check["level"] != "good"]
-    head = f"<b>{signs[verdict['level']]} {verdict['words']}</b>"
-    return "<br>".join([head, *lines]), COLORS[verdict["level"]]
+    head = f"<b>{signs[level]} {words}</b>"
+    return "<br>".join([head, *lines]), COLORS[level]
+
+
+def endText(metrics):
+    """What the status line says of a result."""
+    verdict = metrics.get("verdict") or {}
+    if verdict.get("registered") is False:
+        return _("NOT REGISTERED: see the reasons under Results.")
+    return verdict.get("words", "")
 
 
 def csvText(metrics):

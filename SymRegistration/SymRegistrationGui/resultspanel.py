@@ -9,20 +9,25 @@ from slicer.i18n import tr as _
 
 from SymRegistrationLib.job import RegistrationError
 
-from . import results, runs
+from . import importing, results, runs
 from .events import guarded
+from .looking import LinkedCursor, Outlines
 from .views import Views
 
 #: Button -> what it shows.
 MODES = {
     "blendButton": "blend",
+    "revealButton": "reveal",
     "checkerboardButton": "checkerboard",
     "flickerButton": "flicker",
     "differenceButton": "difference",
     "jacobianButton": "jacobian",
     "uncertaintyButton": "uncertainty",
     "consistencyButton": "inverse_consistency",
+    "previousButton": "previous",
 }
+#: Buttons that add something to what is seen.
+LOOKING = ("cursorButton", "outlinesButton")
 DEFORMATION = {"gridButton": "glyphsButton", "glyphsButton": "gridButton"}
 
 
@@ -39,6 +44,8 @@ class ResultsPanel:
         self.ui, self.logic, self.panel = ui, logic, panel
         self.views = Views(slicer.mrmlScene, panel.fail)
         self.views.onLegend = self._legend
+        self.cursor = LinkedCursor(slicer.mrmlScene, self._cursorText)
+        self.outlines = Outlines(slicer.mrmlScene)
         self._shown = None
         self._places = {}
         ui.resultsTable.cellClicked.connect(guarded(self.onCell))
@@ -50,6 +57,8 @@ class ResultsPanel:
             getattr(ui, name).toggled.connect(guarded(lambda on, n=name: self.onMode(n, on)))
         for name in DEFORMATION:
             getattr(ui, name).toggled.connect(guarded(lambda on, n=name: self.onDeformation(n, on)))
+        ui.cursorButton.toggled.connect(guarded(self.onCursor))
+        ui.outlinesButton.toggled.connect(guarded(self.onOutlines))
         ui.viewSlider.valueChanged.connect(guarded(lambda value: self.views.setValue(value / 100)))
         ui.applyButton.clicked.connect(guarded(self.onApply))
         ui.applyNodesSelector.checkedNodesChanged.connect(self.update)
@@ -75,10 +84,13 @@ class ResultsPanel:
             self._fillRows([])
             ui.verdictLabel.visible = False
             return
+        warped = run.node("warped_moving") is not None
         for name, mode in MODES.items():
-            getattr(ui, name).enabled = run.node(mode if mode in runs.PARTS else "warped_moving") is not None
-        ui.applyButton.enabled = bool(ui.applyNodesSelector.checkedNodes())
+            if mode != "previous":
+                getattr(ui, name).enabled = run.node(mode) is not None if mode in runs.PARTS else warped
         state = self.panel.parameters
+        ui.outlinesButton.enabled = warped and state.fixedLabels is not None
+        ui.applyButton.enabled = bool(ui.applyNodesSelector.checkedNodes())
         labels = state.fixedLabels is not None and state.movingLabels is not None
         points = state.fixedLandmarks is not None and state.movingLandmarks is not None
         ui.evaluateButton.enabled = labels or points
@@ -91,7 +103,8 @@ class ResultsPanel:
         metrics = run.metrics
         places = results.places(metrics)
         rows = results.rows(metrics)
-        self._places = {len(rows) + k: ras for k, (_row, ras) in enumerate(places)}
+        self._places = {len(rows) + k: (row[0], ras) for k, (row, ras) in enumerate(places)}
+        self.panel.steer.choosePlace("", None)
         self._fillRows([*rows, *(row for row, _ras in places)])
         text, color = results.verdictText(metrics)
         self.ui.verdictLabel.text = text
@@ -102,9 +115,11 @@ class ResultsPanel:
         )
 
     def onCell(self, row, _column):
-        """Go to the place that a row names."""
-        if row in self._places:
-            slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *self._places[row])
+        """Go to the place that a row names; it is also where a repair may begin."""
+        name, place = self._places.get(row, ("", None))
+        self.panel.steer.choosePlace(name, place)
+        if place is not None:
+            slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *place)
 
     def _fillRows(self, rows):
         table = self.ui.resultsTable
@@ -151,6 +166,10 @@ class ResultsPanel:
     def onMode(self, name, on):
         ui = self.ui
         if on:
+            self.panel.align.hide()
+            ui.outlinesButton.checked = False
+            if name == "previousButton":
+                importing.previousNode(self.run)
             for other in MODES:
                 if other != name and getattr(ui, other).checked:
                     getattr(ui, other).blockSignals(True)
@@ -162,8 +181,8 @@ class ResultsPanel:
             getattr(ui, name).checked = False
             self.panel.fail(error)
         mode = self.views.mode
-        ui.viewSlider.enabled = mode not in ("", "flicker")
-        ui.sliderLabel.text = _("Tiles:") if mode == "checkerboard" else _("Opacity:")
+        ui.viewSlider.enabled = mode not in ("", "flicker", "previous")
+        ui.sliderLabel.text = {"checkerboard": _("Tiles:"), "reveal": _("Border:")}.get(mode, _("Opacity:"))
 
     def onDeformation(self, name, on):
         if on and getattr(self.ui, DEFORMATION[name]).checked:
@@ -174,18 +193,41 @@ class ResultsPanel:
             except RegistrationError as error:
                 self.panel.fail(error)
 
+    def onCursor(self, on):
+        if on and self.run is not None:
+            self.cursor.start(self.run)
+            self._cursorText(_("Move the mouse over a slice view (with Shift, the other views follow)."))
+        else:
+            self.cursor.stop()
+
+    def _cursorText(self, text):
+        self.ui.cursorLabel.text = text
+        self.ui.cursorLabel.visible = bool(text)
+
+    def onOutlines(self, on):
+        state, run = self.panel.parameters, self.run
+        if on and run is not None and run.node("warped_moving") is not None and state.fixedLabels is not None:
+            self.panel.align.hide()
+            for name in MODES:
+                getattr(self.ui, name).checked = False
+            self.outlines.show(run, state.fixedLabels)
+        else:
+            self.outlines.hide()
+
     def _legend(self, text):
         self.ui.legendLabel.text = text
         self.ui.legendLabel.visible = bool(text)
 
     def switchOff(self):
         """All buttons up, the views as they were before."""
-        for name in (*MODES, *DEFORMATION):
+        for name in (*MODES, *DEFORMATION, *LOOKING):
             getattr(self.ui, name).checked = False
 
     def sceneClosed(self):
-        self.views.forget()
-        for name in (*MODES, *DEFORMATION):
+        for part in (self.views, self.cursor, self.outlines, self.panel.align.view, self.panel.live):
+            part.forget()
+        self.panel.align.sceneClosed()
+        for name in (*MODES, *DEFORMATION, *LOOKING):
             button = getattr(self.ui, name)
             button.blockSignals(True)
             button.checked = False
@@ -239,6 +281,8 @@ class ResultsPanel:
     def close(self):
         """The views as they were before; nothing goes on."""
         self.views.show("", None)
+        self.cursor.stop()
+        self.outlines.hide()
 
 
 def askPath(suggested):

@@ -81,6 +81,18 @@ class Run:
             self.own([node])
         node.SetText(text)
 
+    def text(self, part):
+        """A text that is kept with the run, "" when there is none."""
+        node = self.node(part)
+        return node.GetText() or "" if node is not None else ""
+
+    def dropText(self, part):
+        """Take a kept text out of the scene."""
+        node = self.node(part)
+        self.table.RemoveNodeReferenceIDs(PREFIX + part)
+        if node is not None:
+            discard(node)
+
     def created(self):
         """All nodes that this run made, the table last."""
         nodes = [self.scene.GetNthNode(index) for index in range(self.scene.GetNumberOfNodes())]

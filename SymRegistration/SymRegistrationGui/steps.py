@@ -10,6 +10,8 @@ import qt
 
 #: Seconds of work before the event loop gets its turn again.
 BUDGET = 0.012
+#: What a generator yields when it has nothing to do until :meth:`StepRunner.resume`.
+PAUSE = object()
 #: Bytes that one piece of copying handles: a few milliseconds.
 PIECE = 4 << 20
 
@@ -22,6 +24,7 @@ class StepRunner:
         self._timer.interval = 0
         self._timer.timeout.connect(self._tick)
         self._steps = None
+        self._paused = False
         self._onDone = None
         self._onError = None
 
@@ -36,9 +39,17 @@ class StepRunner:
         self._steps, self._onDone, self._onError = steps, onDone, onError
         self._timer.start()
 
+    def resume(self):
+        """Go on after a pause, at once; without one, nothing happens."""
+        if self._paused:
+            self._paused = False
+            self._timer.start()
+            self._tick()
+
     def cancel(self):
         """Stop where it is; neither call-back is called."""
         self._timer.stop()
+        self._paused = False
         steps, self._steps = self._steps, None
         if steps is not None:
             steps.close()
@@ -47,7 +58,10 @@ class StepRunner:
         deadline = time.perf_counter() + BUDGET
         try:
             while time.perf_counter() < deadline:
-                next(self._steps)
+                if next(self._steps) is PAUSE:
+                    self._paused = True
+                    self._timer.stop()
+                    return
         except StopIteration as stop:
             self._finish(self._onDone, stop.value)
         except Exception as error:  # handed on: the caller tells the user

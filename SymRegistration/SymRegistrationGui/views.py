@@ -12,10 +12,14 @@ from SymRegistrationLib.job import RegistrationError
 from SymRegistrationLib.quality import outputs
 
 from . import colors, nodes, results
+from .layers import Layers
 from .steps import StepRunner, pieces
 
-COMPARE = ("blend", "checkerboard", "flicker", "difference")
+COMPARE = ("blend", "reveal", "checkerboard", "flicker", "difference")
+#: Modes whose picture is computed anew when the result or the slider changes.
+COMPUTED = ("reveal", "checkerboard", "difference")
 MAPS = outputs.names("map")
+FLICKER = ("flicker", "previous")
 FLICKER_MS = 500
 
 
@@ -34,7 +38,7 @@ class Views:
         self.onError = onError
         self.onLegend = lambda text: None
         self._run = None
-        self._before = None
+        self.layers = Layers(scene)
         self._legendOf = None
         self._steps = StepRunner()
         self._timer = qt.QTimer()
@@ -42,8 +46,7 @@ class Views:
         self._timer.timeout.connect(self._flick)
 
     def composites(self):
-        count = self.scene.GetNumberOfNodesByClass("vtkMRMLSliceCompositeNode")
-        return [self.scene.GetNthNodeByClass(index, "vtkMRMLSliceCompositeNode") for index in range(count)]
+        return self.layers.composites()
 
     def show(self, mode, run, value=None):
         """Show one of COMPARE or MAPS, or "" to go back to what was shown before.
@@ -60,39 +63,40 @@ class Views:
             self.value = value
         self.mode, self._run = mode, run
         if not mode:
-            self._restore()
+            self.layers.restore()
             self.onLegend("")
             return
-        if self._before is None:
-            self._before = [
-                (c.GetBackgroundVolumeID(), c.GetForegroundVolumeID(), c.GetForegroundOpacity())
-                for c in self.composites()
-            ]
         getattr(self, f"_show_{mode}", self._showMap)(run, parts)
 
     def setValue(self, value):
         """Follow the slider."""
         self.value = value
         if self.mode in ("blend", *MAPS, "difference"):
-            self._opacity(value)
-        elif self.mode == "checkerboard" and not self._steps.busy:
+            self.layers.fade(value)
+        elif self.mode in ("reveal", "checkerboard") and not self._steps.busy:
             self._compute(self._run, self._parts(self.mode, self._run))
+
+    def refresh(self):
+        """The result that is shown has changed."""
+        if self.mode in COMPUTED:
+            self.show(self.mode, self._run)
 
     def pause(self):
         """Nothing moves while the module is not shown: a flicker stops at the registered scan."""
-        if self.mode == "flicker" and self._timer.active:
+        if self.mode in FLICKER and self._timer.active:
             self._timer.stop()
-            self._opacity(1.0)
+            self.layers.fade(1.0)
 
     def resume(self):
         """The module is shown again."""
-        if self.mode == "flicker":
+        if self.mode in FLICKER:
             self._timer.start()
 
     def forget(self):
         """The scene was closed: nothing to go back to."""
         self._stop()
-        self.mode, self._run, self._before, self._legendOf = "", None, None, None
+        self.mode, self._run, self._legendOf = "", None, None
+        self.layers.forget()
         self.onLegend("")
 
     def showDeformation(self, run, grid, glyphs):
@@ -117,6 +121,7 @@ class Views:
 
     def _parts(self, mode, run):
         wanted = ("fixed", "warped_moving") if mode in COMPARE else (mode,)
+        wanted = ("previous", "warped_moving") if mode == "previous" else wanted
         parts = {name: run.node(name) for name in wanted}
         for name, node in parts.items():
             if node is None:
@@ -126,22 +131,12 @@ class Views:
                 )
         return parts
 
-    def _layers(self, background, foreground, opacity):
-        for composite in self.composites():
-            composite.SetBackgroundVolumeID(background.GetID() if background is not None else None)
-            composite.SetForegroundVolumeID(foreground.GetID() if foreground is not None else None)
-            composite.SetForegroundOpacity(opacity)
-
-    def _opacity(self, value):
-        for composite in self.composites():
-            composite.SetForegroundOpacity(value)
-
     def _show_blend(self, run, parts):
-        self._layers(parts["fixed"], parts["warped_moving"], self.value)
+        self.layers.show(parts["fixed"], parts["warped_moving"], self.value)
         self.onLegend(_("Left: fixed scan. Right: moving scan, registered."))
 
     def _show_flicker(self, run, parts):
-        self._layers(parts["fixed"], parts["warped_moving"], 1.0)
+        self.layers.show(parts["fixed"], parts["warped_moving"], 1.0)
         self._timer.start()
         self.onLegend(_("Fixed and registered moving scan in turn: what jumps is not aligned."))
 
@@ -150,7 +145,16 @@ class Views:
             self._stop()
             return
         shown = self.composites()
-        self._opacity(0.0 if shown and shown[0].GetForegroundOpacity() > 0.5 else 1.0)
+        self.layers.fade(0.0 if shown and shown[0].GetForegroundOpacity() > 0.5 else 1.0)
+
+    def _show_previous(self, run, parts):
+        self.layers.show(parts["previous"], parts["warped_moving"], 1.0)
+        self._timer.start()
+        self.onLegend(_("The moving scan as it was registered before the last step, and as it is now, in turn."))
+
+    def _show_reveal(self, run, parts):
+        self._compute(run, parts)
+        self.onLegend(_("The slider moves the border: fixed scan before it, registered moving scan behind it."))
 
     def _show_checkerboard(self, run, parts):
         self._compute(run, parts)
@@ -171,7 +175,7 @@ class Views:
             colors.style(node, "amount", 0.0, highest)
             told = run.metrics.get("uncertainty") if self.mode == "uncertainty" else None
             self.onLegend(colors.legendText("amount", highest) + (results.worthText(told) if told else ""))
-        self._layers(background, node, self.value)
+        self.layers.show(background, node, self.value)
         colors.showLegend(node, True)
         self._legendOf = node
 
@@ -198,13 +202,13 @@ class Views:
         fill(node)
         if self.mode == "difference":
             colors.style(node, "difference", -100.0, 100.0)
-            self._layers(parts["fixed"], node, self.value)
+            self.layers.show(parts["fixed"], node, self.value)
         else:
             node.CreateDefaultDisplayNodes()
             node.GetDisplayNode().SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey")
             node.GetDisplayNode().AutoWindowLevelOff()
             node.GetDisplayNode().SetWindowLevelMinMax(0.0, 255.0)
-            self._layers(node, None, 0.0)
+            self.layers.show(node, None, 0.0)
 
     def _stop(self):
         self._timer.stop()
@@ -213,22 +217,12 @@ class Views:
             colors.showLegend(self._legendOf, False)
         self._legendOf = None
 
-    def _restore(self):
-        for composite, (background, foreground, opacity) in zip(self.composites(), self._before or []):
-            exists = [
-                identity if identity and self.scene.GetNodeByID(identity) else None
-                for identity in (background, foreground)
-            ]
-            composite.SetBackgroundVolumeID(exists[0])
-            composite.SetForegroundVolumeID(exists[1])
-            composite.SetForegroundOpacity(opacity)
-        self._before = None
-
 
 def _names():
     return {
         "fixed": _("The fixed volume"),
         "warped_moving": _("The warped moving volume"),
+        "previous": _("The result before the last step"),
         "jacobian": _("The volume change map"),
         "uncertainty": _("The uncertainty map"),
         "inverse_consistency": _("The consistency error map"),
@@ -251,7 +245,9 @@ def shownMaximum(metrics, mode, node):
 
 
 def comparison(mode, fixedNode, warpedNode, value):
-    """Generator: checkerboard (uint8) or difference (int16, percent of the shown range); returns what fills a node."""
+    """Generator: checkerboard or reveal (uint8), or difference (int16, percent of the shown range); returns what fills
+    a node. The border of ``reveal`` lies oblique to all three axes, so it is seen in slices of every orientation.
+    """
     fixed, grid = nodes.worldVolume(fixedNode)
     warped, warpedGrid = nodes.worldVolume(warpedNode)
     if not grid.same_as(warpedGrid, 0.01):
@@ -264,9 +260,10 @@ def comparison(mode, fixedNode, warpedNode, value):
     ranges = [_shownRange(node, array) for node, array in ((fixedNode, fixed), (warpedNode, warped))]
     if mode == "difference":
         ranges[1] = _matchedRange(fixed, warped, ranges)
-    out = np.empty(grid.shape, np.uint8 if mode == "checkerboard" else np.int16)
+    out = np.empty(grid.shape, np.int16 if mode == "difference" else np.uint8)
     # a tile is between 1/3 and 1/20 of the longest side, equal in mm along all axes
     tile = max(grid.spacing * grid.shape) / (3 + 17 * value)
+    depth, height, width = grid.shape
     parity = [np.floor(np.arange(n) * s / tile).astype(int) for n, s in zip(grid.shape, grid.spacing)]
     for start, stop in pieces(grid.shape[0], 4 * fixed[0].size):
         one, two = (
@@ -275,6 +272,10 @@ def comparison(mode, fixedNode, warpedNode, value):
         )
         if mode == "difference":
             out[start:stop] = np.rint(100 * (one - two))
+        elif mode == "reveal":
+            along = (np.arange(start, stop) / depth)[:, None, None] + (np.arange(height) / height)[:, None]
+            behind = (along + np.arange(width) / width) / 3 >= value
+            out[start:stop] = np.where(behind, two, one) * 255
         else:
             odd = (parity[0][start:stop, None, None] + parity[1][:, None] + parity[2]) % 2 == 1
             out[start:stop] = np.where(odd, two, one) * 255

@@ -9,19 +9,24 @@ from slicer.i18n import tr as _
 from SymRegistrationLib.job import InputError, RegistrationError
 from SymRegistrationLib.registration.catalogue import needs_weights
 
-from . import exporting, install, methods, parameters, sampledata, settings
+from . import exporting, install, methods, parameters, results, sampledata, settings
+from .alignpanel import AlignPanel
 from .events import guarded, later
 from .link import Link
+from .live import LiveView
 from .logic import Task
 from .resultspanel import ResultsPanel
+from .steerpanel import SteerPanel
+from .stepspanel import StepsPanel
 
 #: Combo box -> the parameter it shows; filled by code, because texts are translated and values are not.
 COMBOS = {
     "methodComboBox": "method",
     "presetComboBox": "preset",
-    "similarityComboBox": "similarity",
+    "metricComboBox": "metric",
     "initialComboBox": "initial",
     "deviceComboBox": "device",
+    "alignKindComboBox": "alignKind",
 }
 
 
@@ -45,6 +50,11 @@ class Panel:
         logic.client.onLog = self.log
         logic.client.onDevices = self._showDevices
         self.results = ResultsPanel(ui, logic, self)
+        self.align = AlignPanel(ui, self)
+        self.steer = SteerPanel(ui, logic, self)
+        self.steps = StepsPanel(ui, logic, self)
+        self.live = LiveView(slicer.mrmlScene, ui.liveLabel, ui.liveCurveLabel)
+        self._again = None
         self._methods = {method["name"]: method for method in methods.methods()}
         self._fillCombos()
         self._connect()
@@ -58,9 +68,12 @@ class Panel:
         for method in self._methods.values():
             missing = "" if methods.usable(method) else _(" (needs weights)")
             ui.methodComboBox.addItem(method["title"] + missing, method["name"])
+        for name, title, reason in methods.anatomies():
+            ui.anatomyComboBox.addItem(title, name)
+            ui.anatomyComboBox.setItemData(ui.anatomyComboBox.count - 1, reason, qt.Qt.ToolTipRole)
         for combo, pairs in (
             (ui.presetComboBox, methods.presets()),
-            (ui.similarityComboBox, methods.similarities()),
+            (ui.metricComboBox, methods.metrics()),
             (ui.initialComboBox, methods.initials()),
             (ui.deviceComboBox, methods.devices([])),
         ):
@@ -72,8 +85,9 @@ class Panel:
         for name, parameter in COMBOS.items():
             combo = getattr(ui, name)
             combo.currentIndexChanged.connect(
-                lambda *_unused, c=combo, p=parameter: self._choose(p, c.itemData(c.currentIndex))
+                lambda *_unused, c=combo, p=parameter: self.choose(p, c.itemData(c.currentIndex))
             )
+        ui.anatomyComboBox.currentIndexChanged.connect(guarded(self.onAnatomy))
         # The path edit tells of a path that it finds valid, and of losing validity, but not of further typing, nor of
         # an empty text; the line inside it tells of everything.
         for signal in (
@@ -91,6 +105,7 @@ class Panel:
         for button, slot in (
             (ui.registerButton, self.onRegister),
             (ui.cancelButton, self.onCancel),
+            (ui.enoughButton, self.onEnough),
             (ui.swapButton, self.onSwap),
             (ui.tryItButton, self.onTryIt),
             (ui.devicesButton, self.onDevices),
@@ -111,9 +126,10 @@ class Panel:
         self.update()
 
     def _readWeights(self, *_unused):
-        self._choose("weights", self.ui.weightsPathEdit.currentPath)
+        self.choose("weights", self.ui.weightsPathEdit.currentPath)
 
-    def _choose(self, name, value):
+    def choose(self, name, value):
+        """The user has chosen ``value`` for a parameter."""
         if self.parameters is not None and not self._updating and value is not None:
             setattr(self.parameters, name, value)
 
@@ -132,6 +148,8 @@ class Panel:
         finally:
             self._updating = False
         self.results.update()
+        for part in (self.align, self.steer, self.steps):
+            part.update()
 
     def _showState(self):
         ui, state = self.ui, self.parameters
@@ -148,10 +166,14 @@ class Panel:
         network = needs_weights(state.method)
         for widget in (ui.refineLabel, ui.refineSpinBox, ui.weightsLabel, ui.weightsPathEdit):
             widget.visible = network
-        for widget in (ui.presetLabel, ui.presetComboBox, ui.similarityLabel, ui.similarityComboBox):
+        for widget in (ui.presetLabel, ui.presetComboBox, ui.metricLabel, ui.metricComboBox):
             widget.enabled = not network or state.refine > 0
         for widget in (ui.initialTransformLabel, ui.initialTransformSelector):
             widget.visible = state.initial == "transform"
+        index = ui.anatomyComboBox.findData(state.anatomy)
+        if index >= 0:
+            ui.anatomyComboBox.currentIndex = index
+            ui.anatomyComboBox.toolTip = ui.anatomyComboBox.itemData(index, qt.Qt.ToolTipRole)
         ui.guideCheckBox.enabled = state.fixedLandmarks is not None and state.movingLandmarks is not None
         for switch, selector in (
             ("makeWarpedMoving", ui.outputWarpedMovingSelector),
@@ -179,37 +201,22 @@ class Panel:
             self.status(hint)
         self._hint = hint
         ui.cancelButton.enabled = self.logic.busy
+        ui.enoughButton.enabled = True
+        ui.enoughButton.visible = self.logic.busy and self.live.watching
         for section in (
             ui.inputsCollapsibleButton,
             ui.methodCollapsibleButton,
             ui.advancedCollapsibleButton,
+            ui.alignCollapsibleButton,
+            ui.steeringCollapsibleButton,
             ui.outputsCollapsibleButton,
         ):
             section.enabled = not busy
         ui.progressBar.visible = self.logic.busy
 
-    def problem(self):
-        """Why Register cannot be pressed now, "" when it can."""
-        state = self.parameters
-        if state is None or state.fixedVolume is None or state.movingVolume is None:
-            return _("Choose a fixed and a moving volume.")
-        for node in (state.fixedVolume, state.movingVolume):
-            if not parameters.isScan(node):
-                return _("'{name}' is no scan: choose a volume with one gray value per voxel.").format(
-                    name=node.GetName()
-                )
-        if state.fixedVolume is state.movingVolume:
-            return _("Choose two different volumes.")
-        if state.initial == "transform" and state.initialTransform is None:
-            return _("Choose the start transform, or another start.")
-        method = self._methods.get(state.method)
-        if method is None:
-            return _("Choose a method.")
-        if not methods.usable(method, state.weights):
-            return _("{method} needs trained weights: choose a weights file, or take the SyN optimizer.").format(
-                method=method["title"]
-            )
-        return ""
+    def problem(self, aligning=False):
+        """Why Register (or, ``aligning``, Align) cannot be pressed now, "" when it can."""
+        return parameters.problem(self.parameters, self._methods, aligning)
 
     # ------------------------------------------------------------------------------------------ actions
 
@@ -218,11 +225,22 @@ class Panel:
 
     def register(self, repair=False):
         """What the Register button does."""
+        self._readWeights()
+        self.begin(parameters.request, self._registered, repair)
+
+    def begin(self, requested, onDone, repair=False):
+        """Start a registration.
+
+        Args:
+            requested: ``requested(parameters)`` gives the request.
+            onDone: gets the run.
+            repair: install the libraries again before.
+        """
         if self.busy or self.parameters is None:
             return
-        self._readWeights()
+        self._again = lambda: self.begin(requested, onDone, True)
         try:
-            request = parameters.request(self.parameters)
+            request = requested(self.parameters)
             exporting.check(request)  # nothing is installed for what cannot be done anyway
             if not self._ensureInstalled(repair):
                 self.status(_("Nothing was installed; the registration was not started."))
@@ -234,7 +252,10 @@ class Panel:
                     _("A scan was deleted or the scene was closed during the installation; nothing was registered."),
                     _("The libraries are installed now: choose two scans and press Register."),
                 )
-            self._watch(self.logic.register(request, Task(onDone=guarded(self._registered))))
+            self.align.hide()
+            self._watch(self.logic.register(request, Task(onDone=guarded(onDone))))
+            if request.live:
+                self.live.begin(request.fixedNode)
         except (InputError, RegistrationError, install.InstallError) as error:
             self.fail(error)
         self.update()
@@ -261,19 +282,40 @@ class Panel:
         slicer.app.processEvents()  # pip says nothing for a while, and until then nothing would be drawn
 
     def _registered(self, run):
-        from . import results
-
-        metrics = run.metrics
-        results.fillTable(run.table, metrics)
+        results.fillTable(run.table, run.metrics)
         parameters.rememberOutputs(self.parameters, run)
-        seconds = time.perf_counter() - self._started
-        self._ended(
-            _("Done in {seconds:.1f} s. {words}").format(
-                seconds=seconds, words=(metrics.get("verdict") or {}).get("words", "")
-            )
-        )
-        self.ui.resultsCollapsibleButton.collapsed = False
+        self.ended(_("Done in {seconds:.1f} s. {words}"), run)
         self.results.showFirst(run)
+
+    def ended(self, pattern, run):
+        """A result is there: said in the status line (``pattern`` with ``seconds`` and ``words``), shown in Results."""
+        seconds = time.perf_counter() - self._started
+        self._ended(pattern.format(seconds=seconds, words=results.endText(run.metrics)))
+        self.ui.resultsCollapsibleButton.collapsed = False
+
+    def goOn(self, run, start, said, repair=False):
+        """Update, repair, undo or redo ``run``: ``start(task)``; ``said`` when it is done.
+
+        Args:
+            repair: install the libraries again before.
+        """
+
+        def done(run):
+            results.fillTable(run.table, run.metrics)
+            self.ended(said + " {words}", run)
+            self.results.views.refresh()
+
+        self.align.hide()
+        task = Task(onDone=guarded(done))
+        self._again = lambda: self.goOn(run, start, said, True)
+        try:
+            if not self._ensureInstalled(repair) or self.closed:
+                return
+            self._watch(start(task))
+            self.live.begin(run.node("fixed"))
+        except (InputError, RegistrationError, install.InstallError) as error:
+            self.fail(error)
+        self.update()
 
     def watch(self, start, onDone):
         """Start another task (``start(task)``), with progress and errors as for a registration."""
@@ -286,13 +328,22 @@ class Panel:
 
     def _watch(self, task):
         self._started, self._lastProgress, self._told = time.perf_counter(), None, ""
-        task.onProgress, task.onFailed = self._progress, self.fail
+        task.onProgress, task.onFailed, task.onLevel = self._progress, self.fail, self.live.level
         self.ui.progressBar.value = 0
         self.status(_("Starting..."))
         self._clock.start()
 
     def onCancel(self, *_unused):
         self.logic.cancel()
+
+    def onEnough(self, *_unused):
+        self.ui.enoughButton.enabled = False
+        self.logic.enough()
+
+    def onAnatomy(self, *_unused):
+        if self.parameters is not None and not self._updating:
+            combo = self.ui.anatomyComboBox
+            parameters.applyAnatomy(self.parameters, combo.itemData(combo.currentIndex))
 
     def onSwap(self, *_unused):
         parameters.swap(self.parameters)
@@ -342,6 +393,7 @@ class Panel:
 
     def _ended(self, text):
         self._clock.stop()
+        self.live.end()
         self._lastProgress = None
         self.status(text)
         self.log(text)
@@ -365,7 +417,7 @@ class Panel:
             text + " " + _("Install the libraries again now?"), windowTitle=_("Registration")
         )
         if agreed and not self.closed:
-            self.register(repair=True)
+            (self._again or (lambda: self.register(repair=True)))()
 
     def status(self, text):
         self.ui.statusLabel.text = text
@@ -381,6 +433,7 @@ class Panel:
         """
         self.closed = True
         self._clock.stop()
+        self.align.hide()
         self.results.close()
         self.logic.close()
         self.setParameters(None)

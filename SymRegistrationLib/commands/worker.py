@@ -1,19 +1,21 @@
 """``symreg worker``: one long-lived process that takes jobs as JSON lines; what the Slicer module talks to.
 
 One request a line on stdin, answers as JSON lines on stdout, everything else (prints of libraries, warnings,
-tracebacks) on stderr. Networks, CUDA and torch stay loaded between jobs. Protocol 1:
+tracebacks) on stderr. Networks, CUDA and torch stay loaded between jobs, and so do the two scans read last and the
+registration finished last, so that going on from it makes again only what changes. Protocol 1:
 
 * first line out: ``{"event": "ready", "protocol": 1, "version", "pid", "devices": [{"name", "title", "memory_gb"}]}``
 * in: ``{"id": "1", "command": "register", "job": {...}, "outputs": [...]}``; ``pair`` takes what
   :mod:`SymRegistrationLib.cohort.pair` says; ``apply``, ``evaluate`` and ``report`` take ``"arguments": {...}``;
   ``methods``, ``ping`` and ``shutdown`` take nothing, ``presets`` nothing or ``"preset_file"``, ``suggest`` takes the
-  paths ``"fixed"`` and ``"moving"``. ``undo``, ``redo`` and ``history`` take ``"folder"`` (and
-  the first two ``"outputs"``); ``enough``, also while a job runs, ends that job's optimisation: it then delivers
-  a complete result.
-* out, with the request's id: with ``"live": true`` in a register request one ``level`` after each level of the
-  optimiser (level, levels, similarity, folded_percent, and ``image``, the path of a small NRRD that is there until the
-  job ends); ``progress`` (stage, fraction, seconds_left, message), then one ``result`` or one ``error`` (message, hint,
-  exit_code). A failed job ends nothing: the next line is served.
+  paths ``"fixed"`` and ``"moving"``. ``undo``, ``redo`` and ``history`` take ``"folder"`` (and the first two
+  ``"outputs"``); ``continue`` takes ``"folder"``, ``"changes"`` and ``"options"`` as
+  :func:`SymRegistrationLib.jobs.history.continuing_job` does, and updates or repairs; ``enough``, also while a job
+  runs, ends that job's optimisation: it then delivers a complete result.
+* out, with the request's id: with ``"live": true`` in a ``register`` or ``continue`` request one ``level`` after each
+  level of the optimiser (level, levels, similarity, folded_percent, and ``image``, the path of a small NRRD that is
+  there until the job ends); ``progress`` (stage, fraction, seconds_left, message), then one ``result`` or one ``error``
+  (message, hint, exit_code). A failed job ends nothing: the next line is served.
 
 ``outputs`` names what a register job shall write, as uncompressed NRRD, which costs a tenth of the time of compressed
 files; without it the job's folder gets what the command line writes. When stdin closes, the client is gone: a running
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import _thread
 import argparse
+import dataclasses
 import json
 import os
 import queue
@@ -33,21 +36,23 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from .. import __version__
 from ..console import jsonable
-from ..job import InputError, Job, RegistrationError
+from ..job import InputError, Job, Options, RegistrationError
 from ..quality import outputs
 from . import choosing
+from .answers import judged, write_raw
 
 PROTOCOL = 1
 #: Longest request line, bytes; a job with all its paths needs a few thousand.
 LONGEST_LINE = 1 << 20
 _FIELDS = {
     "register": {"job", "outputs", "live"},
+    "continue": {"folder", "changes", "options", "outputs", "live"},
     "undo": {"folder", "outputs"},
     "redo": {"folder", "outputs"},
     "history": {"folder"},
@@ -265,9 +270,23 @@ class Worker:
         return choosing.asked_suggestion(request)
 
     def _register(self, request: dict, progress: Callable) -> dict:
+        return self._run_job(request, Job.from_dict(request.get("job")), progress)
+
+    def _continue(self, request: dict, progress: Callable) -> dict:
+        from ..jobs.history import continuing_job
+
+        changes, options = request.get("changes") or {}, request.get("options") or {}
+        if not (isinstance(changes, dict) and isinstance(options, dict)):
+            raise InputError("'changes' and 'options' must be objects.", "Send what differs from the last step.")
+        _known("changes", changes, Job)
+        _known("options", options, Options)
+        job = continuing_job(_folder(request), None, changes, options)
+        return self._run_job(request, Job.from_dict(dataclasses.asdict(job)), progress)
+
+    def _run_job(self, request: dict, job: Job, progress: Callable) -> dict:
+        """Register, update or repair, with a client that may look and may have enough."""
         from ..jobs import register
 
-        job = Job.from_dict(request.get("job"))
         with tempfile.TemporaryDirectory(prefix="symreg-live-") as folder:
             watch = self._watch(request.get("id"), Path(folder), request.get("live") is True)
             return self._delivered(
@@ -360,20 +379,18 @@ class Worker:
         return {"path": arguments["path"]}
 
 
+def _known(what: str, given: dict, cls: type) -> None:
+    """Raises InputError for a field that ``cls`` does not have; :func:`continuing_job` checks the values."""
+    names = {f.name for f in dataclasses.fields(cls)} - {"options"}
+    if unknown := set(given) - names:
+        raise InputError(f"unknown field '{min(unknown)[:100]}' in the {what}.", f"Known: {', '.join(sorted(names))}.")
+
+
 def _folder(request: dict) -> str:
     folder = request.get("folder")
     if not isinstance(folder, str) or not folder:
         raise InputError("the request names no folder.", 'Send "folder": the output folder of the registration.')
     return folder
-
-
-def judged(metrics: Mapping[str, Any]) -> dict:
-    """What the numbers mean, for clients that show it: level, words, and every check with its level."""
-    from ..quality.checks import checks, verdict
-
-    found = checks(metrics)
-    level, words = verdict(found)
-    return {"level": level, "words": words, "checks": [{"level": check.level, "text": check.text} for check in found]}
 
 
 _MEMORY = (
@@ -422,33 +439,3 @@ def _checked(request: dict) -> str:
     if wanted is not None and not (isinstance(wanted, list) and all(name in outputs.names() for name in wanted)):
         raise InputError("'outputs' must be a list of known names.", f"Known: {', '.join(outputs.names())}.")
     return command
-
-
-def write_raw(folder: Path, wanted: Sequence[str], result: Any) -> dict[str, str]:
-    """Write the ``wanted`` parts of a :class:`~SymRegistrationLib.pipeline.Result` as uncompressed NRRD.
-
-    Returns:
-        File name per part; ``uncertainty`` is left out when the run made none. A transform is its lattice, with the
-        affines before and after it as the keys ``before`` and ``after``.
-    """
-    import SimpleITK as sitk
-
-    from ..geometry.file_checks import check_written
-    from ..geometry.volumes import to_itk
-
-    files = {}
-    for output in outputs.OUTPUTS:
-        delivered = getattr(result, output.field) if output.name in wanted else None
-        if delivered is None:
-            continue
-        if output.kind == "transform":
-            image = to_itk(delivered.displacement, delivered.grid, vector=True)
-            for key in ("before", "after"):  # the affines around the lattice, (4, 4) LPS mm, row by row
-                image.SetMetaData(key, " ".join(repr(float(v)) for v in getattr(delivered, key).ravel()))
-        else:
-            image = to_itk(delivered, result.grids[output.grid])
-        files[output.name] = f"{output.name}.nrrd"
-        sitk.WriteImage(image, str(folder / files[output.name]), useCompression=False)
-        count = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
-        check_written(folder / files[output.name], count)
-    return files

@@ -189,6 +189,10 @@ class _Parameter:
         if type(widget) is QtWidgets.QSpinBox and self.kind is int and bounds:
             widget.setRange(bounds.minimum, bounds.maximum)
             return widget.value, widget.setValue, widget.valueChanged
+        if type(widget) is QtWidgets.QDoubleSpinBox and self.kind in (float, int):
+            if bounds:
+                widget.setRange(bounds.minimum, bounds.maximum)
+            return widget.value, widget.setValue, widget.valueChanged
         if type(widget) is QtWidgets.QLineEdit and self.kind is str:
             return widget.text, widget.setText, widget.textChanged
         raise RuntimeError(f"no GUI connector between {self.name} and {type(widget).__name__}")

@@ -289,7 +289,7 @@ def test_widgets_follow_the_state_and_the_state_follows_widgets(module):
     assert ui.fixedSelector.currentNode() is moving
     for combo, name in (
         ("presetComboBox", "preset"),
-        ("similarityComboBox", "similarity"),
+        ("metricComboBox", "metric"),
         ("initialComboBox", "initial"),
         ("methodComboBox", "method"),
     ):
@@ -367,7 +367,7 @@ def test_selectors_offer_what_fits_and_nothing_else(module):
             listed = [entry.text for entry in element.findall("property[@name='nodeTypes']/stringlist/string")]
             assert listed == list(getattr(module.ui, element.get("name")).nodeTypes), element.get("name")
             checked += 1
-    assert checked == 18
+    assert checked == 19
     connected = set(
         re.findall(
             r"<receiver>(\w+)</receiver>", (slicer_harness.MODULE / "Resources/UI/SymRegistration.ui").read_text()

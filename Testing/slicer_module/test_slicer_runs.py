@@ -110,7 +110,7 @@ def test_outputs_that_are_inputs_or_chosen_twice_are_refused(module):
 def test_saving_and_loading_the_scene_keeps_everything(done, tmp_path):
     module, run = done
     module.click("jacobianButton")
-    module.state.similarity = "lncc"
+    module.state.metric = "lncc"
     field = gridTransform(run.node("forward"))[0].copy()
     jacobian = slicer.util.arrayFromVolume(run.node("jacobian")).copy()
     metrics, report = run.metrics, run.node("report").GetText()
@@ -128,7 +128,7 @@ def test_saving_and_loading_the_scene_keeps_everything(done, tmp_path):
     assert sorted(node.GetName() for node in found.created()) == created
     colors = found.node("jacobian").GetDisplayNode().GetColorNode()
     assert colors.GetNumberOfColors() == 256 and colors.GetAttribute("SymRegistration.Colors") == "jacobian"
-    assert module.state.similarity == "lncc" and module.state.fixedVolume is found.node("fixed")
+    assert module.state.metric == "lncc" and module.state.fixedVolume is found.node("fixed")
     assert module.ui.resultsTable.rowCount == found.table.GetNumberOfRows()
     tree = hierarchy(module.scene)
     assert tree.GetItemName(tree.GetItemParent(tree.GetItemByDataNode(found.node("forward")))) == found.table.GetName()

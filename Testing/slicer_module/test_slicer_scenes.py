@@ -23,7 +23,7 @@ def openedFixture(client, monkeypatch):
 
 def reactions(panel, calls):
     """Note every reaction of a panel in ``calls``."""
-    for name in ("update", "setParameters", "register", "_choose", "fail", "status"):
+    for name in ("update", "setParameters", "register", "choose", "fail", "status"):
         original = getattr(panel, name)
         setattr(
             panel,
@@ -44,15 +44,15 @@ def test_reload_leaves_one_panel_that_reacts(opened):
     reactions(old, signals)
     assert module.panel is not old and module.state.fixedVolume is fixed and module.ui.registerButton.enabled
     module.state.refine = 2
-    module.ui.similarityComboBox.currentIndex = 1
+    module.ui.metricComboBox.currentIndex = 1
     scenes.volume(module.scene, np.zeros((4, 4, 4), np.int16), np.eye(4), "Another")
     assert module.register() is not None
     module.settle()
     assert signals == [], "a panel that was reloaded reacts to the parameter node, to the scene or to a run"
     oldUi.fixedSelector.setCurrentNode(None)
-    oldUi.similarityComboBox.currentIndex = 2
+    oldUi.metricComboBox.currentIndex = 2
     oldUi.registerButton.click()
-    assert module.state.fixedVolume is fixed and module.state.similarity == "lncc", (
+    assert module.state.fixedVolume is fixed and module.state.metric == "lncc", (
         "widgets of the old panel change nothing"
     )
     assert not module.engine.busy and oldUi.fixedSelector.nodeCount() == 0
@@ -239,7 +239,7 @@ CHANGED = {
     "guideWithLandmarks": True,
     "method": "hsyn",
     "preset": "thorough",
-    "similarity": "mind",
+    "metric": "mind",
     "initial": "transform",
     "device": "cpu",
     "weights": "/nowhere/a.safetensors",
@@ -249,6 +249,22 @@ CHANGED = {
     "makeWarpedFixed": True,
     "makeJacobian": False,
     "makeConsistency": False,
+    "liveView": False,
+    "driveLandmarks": True,
+    "landmarkWeight": 0.5,
+    "landmarkTolerance": 1.5,
+    "driveSegments": "one\ntwo",
+    "labelWeight": 0.6,
+    "stiffness": 2.5,
+    "alignKind": "similarity",
+    "anatomy": "ct-mr",
+    "repairWhere": "place",
+    "repairSegment": "one",
+    "repairRadius": 7.5,
+    "repairRim": 4.5,
+    "repairStiffness": 0.5,
+    "repairMetric": "mind",
+    "repairSpacing": 0.8,
 }
 
 
@@ -261,7 +277,7 @@ def test_every_parameter_is_saved_and_loaded_with_the_scene(module, tmp_path, en
     for name in type(state).allParameters:
         if name in CHANGED:
             setattr(state, name, CHANGED[name])
-        elif "Landmarks" in name:
+        elif name in ("fixedLandmarks", "movingLandmarks"):
             setattr(state, name, scenes.fiducials(scene, [(1, 2, 3), (4, 5, 6), (7, 9, 8)], name))
         elif name in ("fixedMask", "movingLabels"):
             setattr(state, name, scenes.segmentation(scene, fixed, [ones > 0], name))
@@ -270,7 +286,7 @@ def test_every_parameter_is_saved_and_loaded_with_the_scene(module, tmp_path, en
         elif name not in ("fixedVolume", "movingVolume"):
             kind = (
                 "vtkMRMLMarkupsROINode"
-                if name == "roi"
+                if name in ("roi", "repairRegion")
                 else "vtkMRMLTableNode"
                 if name == "resultTable"
                 else "vtkMRMLLinearTransformNode"
@@ -330,22 +346,7 @@ def test_every_parameter_is_saved_and_loaded_with_the_scene(module, tmp_path, en
         ui.fixedSelector.currentNode() is module.state.fixedVolume
         and ui.movingMaskSelector.currentNode() is module.state.movingMask
     )
-    assert ui.similarityComboBox.itemData(ui.similarityComboBox.currentIndex) == "mind"
-
-
-def test_a_scene_of_an_earlier_version_keeps_its_similarity(module, tmp_path):
-    """What is called similarity now was saved as "metric" before."""
-    scene, node = module.scene, module.state.parameterNode
-    module.panel.setParameters(None)  # it would write what is missing
-    node.UnsetParameter("similarity")
-    node.SetParameter("metric", "mind")
-    path = str(tmp_path / "scene.mrb")
-    assert scene.WriteToMRB(path)
-    module.app.inEventLoop(scene.Clear)
-    assert module.state.similarity == "auto"
-    assert scene.ReadFromMRB(path, True)
-    module.app.processEvents()
-    assert module.state.similarity == "mind" and not module.state.parameterNode.HasParameter("metric")
+    assert ui.metricComboBox.itemData(ui.metricComboBox.currentIndex) == "mind"
 
 
 def test_a_scene_is_saved_without_what_cannot_be_loaded(done, tmp_path):

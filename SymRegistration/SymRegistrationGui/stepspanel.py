@@ -1,0 +1,108 @@
+"""The tab *Steps*: what was done to a result, each step's numbers side by side; undo, redo, compare, save."""
+
+import qt
+from slicer.i18n import tr as _
+
+from . import history, importing, results
+from .events import guarded
+
+#: Numbers of a step that are shown: key, digits.
+NUMBERS = (
+    ("similarity", 3),
+    ("mean_dice", 3),
+    ("mean_landmark_error_mm", 2),
+    ("folded_voxels", 0),
+    ("jacobian_min", 2),
+    ("seconds", 1),
+)
+
+
+def stepName(step):
+    """A step in words: what it did, and by which method where that says more."""
+    words = {"register": _("Register"), "update": _("Update"), "repair": _("Repair")}
+    method = ((step.get("job") or {}).get("options") or {}).get("method", "")
+    name = words.get(step.get("step"), step.get("step", ""))
+    if step.get("step") == "register" and method in ("rigid", "similarity", "affine"):
+        name = _("Align")
+    return f"{name} ({method})" if step.get("step") == "register" and method else name
+
+
+class StepsPanel:
+    """Args:
+    ui: child widgets by name.
+    logic: :class:`~.logic.RegistrationLogic`.
+    panel: the :class:`~.widget.Panel`.
+    """
+
+    def __init__(self, ui, logic, panel):
+        self.ui, self.logic, self.panel = ui, logic, panel
+        self._shown = None
+        ui.undoButton.clicked.connect(guarded(lambda *_unused: self._move(logic.undo, _("Undone."))))
+        ui.redoButton.clicked.connect(guarded(lambda *_unused: self._move(logic.redo, _("Done again."))))
+        ui.saveStepsButton.clicked.connect(guarded(self.onSave))
+        self._fill(0, [])
+
+    def update(self):
+        ui, run, busy = self.ui, self.panel.results.run, self.panel.busy
+        current, known = history.steps(run)
+        free = run is not None and not busy
+        ui.undoButton.enabled = free and current > 1
+        ui.redoButton.enabled = free and current < len(known)
+        ui.saveStepsButton.enabled = free and bool(known)
+        ui.previousButton.enabled = free and importing.hasPrevious(run)
+        ui.undoButton.toolTip = (
+            _("Show step {number} again; nothing is optimized.").format(number=current - 1)
+            if current > 1
+            else _("There is nothing to undo.")
+        )
+        shown = (run.id, run.text("history")) if run is not None else None
+        if shown != self._shown:
+            self._shown = shown
+            self._fill(current, known)
+
+    def _fill(self, current, known):
+        table = self.ui.stepsTable
+        heads = [
+            _("Step"),
+            _("Similarity"),
+            _("Dice"),
+            _("Landmarks, mm"),
+            _("Folded"),
+            _("Smallest volume factor"),
+            _("s"),
+        ]
+        table.rowCount, table.columnCount = len(known), len(heads)
+        table.setHorizontalHeaderLabels(heads)
+        table.verticalHeader().visible = False
+        for row, step in enumerate(known):
+            told, now = step.get("numbers") or {}, step["number"] == current
+            texts = [("\u25b6 " if now else "") + f"{step['number']} {stepName(step)}"]
+            texts += [results.number(told.get(key), digits) for key, digits in NUMBERS]
+            for column, text in enumerate(texts):
+                cell = qt.QTableWidgetItem(text)
+                font = cell.font()
+                font.setBold(now)
+                cell.setFont(font)
+                table.setItem(row, column, cell)
+        table.resizeColumnsToContents()
+
+    def _move(self, start, said):
+        run = self.panel.results.run
+        self.panel.goOn(run, lambda task: start(run, task), said)
+
+    def onSave(self, *_unused):
+        folder = askFolder()
+        if not folder:
+            return
+        run = self.panel.results.run
+        self.panel.watch(
+            lambda task: self.logic.saveSteps(run, folder, task),
+            lambda path: self.panel.status(
+                _("Saved. 'symreg register --job {path} -o FOLDER' does all steps again.").format(path=path)
+            ),
+        )
+
+
+def askFolder():
+    """Where the steps shall be saved, chosen by the user; "" when canceled."""
+    return qt.QFileDialog.getExistingDirectory(None, _("Save the steps, with the scans, into a folder"))
