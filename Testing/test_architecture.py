@@ -15,8 +15,7 @@ LIBRARY = ROOT / "SymRegistrationLib"
 PLAN = {
     "__init__": {"job", "geometry", "pipeline"},
     "__main__": {"commands"},
-    "checking": set(),
-    "job": {"checking"},
+    "job": set(),
     "console": {"job"},
     "files": {"job"},
     "fields": set(),

@@ -1,5 +1,7 @@
 """The whole stream on a real head moved by a known affine and a known smooth warp, and its promises."""
 
+import errno
+import io
 import json
 import os
 import subprocess
@@ -16,13 +18,13 @@ import torch
 from conftest import moved, movement, turn
 
 from SymRegistrationLib import fields, pipeline
-from SymRegistrationLib.geometry import transform_files, transforms
+from SymRegistrationLib.geometry import itk_hdf5, transform_files, transforms
 from SymRegistrationLib.geometry.grid import Grid, transform_points
 from SymRegistrationLib.geometry.lattice import affine_displacement
 from SymRegistrationLib.geometry.points import PointSet
 from SymRegistrationLib.geometry.transforms import DenseTransform
 from SymRegistrationLib.geometry.volumes import Volume, write_volume
-from SymRegistrationLib.job import InputError, Job, Options
+from SymRegistrationLib.job import InputError, Job, Options, RegistrationError
 from SymRegistrationLib.jobs import register
 from SymRegistrationLib.quality.schema import problems
 from SymRegistrationLib.registration.working_grid import prepare
@@ -278,6 +280,41 @@ def test_a_failure_while_writing_removes_the_new_folder(files, tmp_path, monkeyp
     with pytest.raises(Exception, match="the disk is full"):
         register.run(job(files, tmp_path / "deep" / "out"))
     assert not (tmp_path / "deep" / "out").exists()
+
+
+@pytest.mark.parametrize("written", [0, 3_000, 30_000])
+def test_a_disk_that_fills_in_the_middle_of_a_transform_leaves_what_was_there(files, tmp_path, monkeypatch, written):
+    """The writer of transforms gets so many bytes through; the result of before stays whole, a new folder goes."""
+
+    class Full(io.FileIO):
+        def write(self, block):
+            if self.tell() + len(block) > written:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(block)
+
+    old = tmp_path / "old"
+    old.mkdir()
+    for name in ("forward.h5", "metrics.json"):
+        (old / name).write_text("of before")
+    monkeypatch.setattr(itk_hdf5, "open", Full, raising=False)
+    for out in (old, tmp_path / "new"):
+        with pytest.raises(RegistrationError, match="the disk is full") as error:
+            register.run(job(files, out, report=False))
+        assert str(out) in error.value.message and "Free space" in error.value.hint
+    assert sorted(path.name for path in old.iterdir()) == ["forward.h5", "metrics.json"]
+    assert {path.read_text() for path in old.iterdir()} == {"of before"}
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_dense_transform_that_would_not_fit_is_refused_before_any_work(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(register, "register", None)
+    small = replace(CENTRED, memory_gb=1e-3)
+    for more in ({"dense": True}, {"transform_format": "nrrd"}):
+        with pytest.raises(InputError, match="a dense transform on .* voxels needs about .* GB") as error:
+            register.run(replace(job(files, tmp_path / "out", **more), options=small))
+        assert "Leave --dense out" in error.value.hint
+    monkeypatch.undo()
+    assert not (tmp_path / "out").exists()
 
 
 def test_unusable_output_folders_are_refused_before_any_work(files, tmp_path, monkeypatch):

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..job import CONTRAST_COLUMNS, INITIALS, INPUT_PATHS, InputError, Job, existing_file
+from ..job import INITIALS, INPUT_PATHS, MOST_CONTRASTS, InputError, Job, existing_file
 
+#: Of further contrasts.
+CONTRAST_COLUMNS = tuple(f"{side}_{k}" for k in range(2, MOST_CONTRASTS + 1) for side in ("fixed", "moving"))
 COLUMNS = (*INPUT_PATHS, *CONTRAST_COLUMNS, "initial", "method", "id")
 #: Columns of a table of scans (as for training), when everything goes onto one fixed scan.
 SCANS = {"image": "moving", "labels": "moving_labels", "mask": "moving_mask", "points": "moving_points"}

@@ -157,7 +157,6 @@ def check_job(job: Job) -> None:
     for name, path in {**job.inputs, "start_from": job.start_from, "region": job.region}.items():
         if path is not None:
             existing_file(path, name.replace("_", " "))
-    job.options.shares(1 + len(job.fixed_contrasts))
     if job.options.initial not in INITIALS:
         existing_file(job.options.initial, "initial transform")
     if job.options.weights:

@@ -1,7 +1,8 @@
 """``symreg worker``: one long-lived process that takes jobs as JSON lines; what the Slicer module talks to.
 
 One request a line on stdin, answers as JSON lines on stdout, everything else (prints of libraries, warnings,
-tracebacks) on stderr. Networks, CUDA and torch stay loaded between jobs. Protocol 1:
+tracebacks) on stderr. Networks, CUDA and torch stay loaded between jobs, and so do the two scans read last and the
+registration finished last, so that going on from it makes again only what changes. Protocol 1:
 
 * first line out: ``{"event": "ready", "protocol": 1, "version", "pid", "devices": [{"name", "title", "memory_gb"}]}``
 * in: ``{"id": "1", "command": "register", "job": {...}, "outputs": [...]}``; ``pair`` takes what

@@ -89,14 +89,7 @@ def run(
     read = time.perf_counter() - started
     result = register(fixed, moving, job.options, extras, lambda stage, f, text: progress(stage, 0.03 + 0.87 * f, text))
     progress("write", 0.9, "writing")
-    metrics: Metrics = {
-        "schema": SCHEMA,
-        "version": __version__,
-        "job": dataclasses.asdict(job),
-        **result.metrics,
-        "environment": environment(job.options.threads),
-    }
-    metrics["seconds"] = {"read": round(read, 3), **metrics["seconds"]}
+    metrics = _first_metrics(job, result, read)
     with destination(job.output) as folder:
 
         def report(files: dict[str, str]) -> None:
@@ -119,6 +112,19 @@ def run(
     if memory is not None and steps is not None and result.state is not None:
         memory.keep(steps.folder / steps.now["state"], result.state)
     progress("write", 1.0, "done")
+    return metrics
+
+
+def _first_metrics(job: Job, result: Result, read: float) -> Metrics:
+    """What metrics.json says before anything is written; ``read``: seconds."""
+    metrics: Metrics = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "job": dataclasses.asdict(job),
+        **result.metrics,
+        "environment": environment(job.options.threads),
+    }
+    metrics["seconds"] = {"read": round(read, 3), **metrics["seconds"]}
     return metrics
 
 

@@ -20,7 +20,7 @@ from ..geometry.grid import Grid
 from ..geometry.volumes import Volume
 from ..job import InputError, Options, Progress, silent
 from ..losses import lncc_map, mind
-from . import devices, optimisers, working_grid
+from . import contrasts, devices, optimisers, working_grid
 from .alignment import Alignment
 from .guide import Region, window
 from .optimisers import syn
@@ -159,7 +159,9 @@ class Continuation:
         else:
             self.space = working_grid.pair_on(grid, *self.scans, self.pose.mid_to_fixed, self.pose.mid_to_moving)
             if self.further:
-                self.space = self.space.with_contrasts(self.further, self.options.shares(1 + len(self.further)))
+                self.space = self.space.with_contrasts(
+                    self.further, contrasts.shares(self.options, 1 + len(self.further))
+                )
             self.halves = self.state.halves.to(self.space.fixed.device)
         asked = self.options.similarity
         self.similarity = self.state.similarity if asked == "auto" else "mind" if asked == "mi" else asked

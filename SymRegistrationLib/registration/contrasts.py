@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..geometry.volumes import Volume
-from ..job import InputError, Options
+from ..job import InputError, Options, numbers
 from . import methods, working_grid
 from .working_grid import Scan
 
@@ -26,7 +26,7 @@ def prepare(
             f"{len(fixed)} further contrasts of the fixed side and {len(moving)} of the moving side are given.",
             "They go pair by pair.",
         )
-    options.shares(1 + len(fixed))
+    shares(options, 1 + len(fixed))
     if not fixed:
         return []
     if methods.pose(options.method):
@@ -46,3 +46,16 @@ def prepare(
     return [
         (working_grid.prepare(a, None, device), working_grid.prepare(b, None, device)) for a, b in zip(fixed, moving)
     ]
+
+
+def shares(options: Options, count: int) -> tuple[float, ...]:
+    """How much each of ``count`` contrasts counts, their sum 1. Raises InputError when the weights do not fit."""
+    if not options.contrast_weights:
+        return (1 / count,) * count
+    values = numbers(options.contrast_weights, "contrast_weights")
+    if len(values) != count or min(values) < 0 or not sum(values) > 0:
+        raise InputError(
+            f"contrast_weights is '{options.contrast_weights}'.",
+            f"Give {count} numbers from 0 on, one for each pair of contrasts, the first pair of scans first.",
+        )
+    return tuple(value / sum(values) for value in values)

@@ -12,7 +12,7 @@ import numpy as np
 from ..fields import FieldPair, gaussian, resize, resize_field, warp
 from ..job import InputError, Options, Progress, silent
 from ..losses import ncc
-from . import devices, methods, optimisers, working_grid
+from . import contrasts, devices, methods, optimisers, working_grid
 from .alignment import Alignment, shows_one_contrast, split_midway
 from .optimisers import RunSettings
 from .presets import presets
@@ -168,7 +168,7 @@ class Solver:
             pose, self.options.spacing or max(self.finest, (self._volume(pose) / budget) ** (1 / 3)), margin=MARGIN
         )
         if self.further:
-            self.space = self.space.with_contrasts(self.further, self.options.shares(1 + len(self.further)))
+            self.space = self.space.with_contrasts(self.further, contrasts.shares(self.options, 1 + len(self.further)))
         linear = not self.learned and self.optimiser.card.pose
         self.similarity = pose.measure if linear else _similarity(self.options.similarity, self.scans, pose, self.notes)
 

@@ -414,7 +414,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--method", default="syn")
     parser.add_argument("--weights", help="file of a learned method; else the shipped one of --size")
-    parser.add_argument("--size", default="small")
+    parser.add_argument("--size")
     parser.add_argument("--preset", default="fast", choices=("fast", "default", "thorough"))
     parser.add_argument("--similarity", default="lncc", choices=("lncc", "mse", "ncc", "mind"), help="of syn")
     parser.add_argument("--runs", type=int, default=4)

@@ -284,7 +284,7 @@ def test_a_linked_folder_cannot_lead_out(tmp_path, capsys):
         (["--to", "none.nii"], "none.nii' does not exist"),
         (["--pairs", "all"], "is a table"),
         (["--guide-with-points"], "needs landmarks"),
-        (["--preset", "slow"], "invalid choice"),
+        (["--preset", "slow"], "no preset 'slow'"),
         (["--spacing", "-1"], "spacing"),
         (["--scheduler", "tcp://127.0.0.1:9"], "no Dask scheduler answers"),
     ],

@@ -13,6 +13,7 @@ from SymRegistrationLib.commands.cli import main
 from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.geometry.volumes import Volume, write_volume
 from SymRegistrationLib.job import InputError, Job, Options
+from SymRegistrationLib.registration import contrasts
 
 GRID = Grid.centred((32, 34, 30), 4.0, (0, 0, 0))
 FAST = Options(preset="fast", initial="none")
@@ -67,11 +68,11 @@ def words(folder, *more):
 
 
 def test_the_command_line_takes_contrasts_and_the_job_can_be_repeated(files, capsys):
-    contrasts = [f"--{side}-contrast={files / side}2.nii.gz" for side in ("fixed", "moving")]
-    assert main(words(files, *contrasts, "--contrast-weights", "1,3", "--no-report")) == 0
+    more = [f"--{side}-contrast={files / side}2.nii.gz" for side in ("fixed", "moving")]
+    assert main(words(files, *more, "--contrast-weights", "1,3", "--no-report")) == 0
     metrics = json.loads((files / "out/metrics.json").read_text())
     job = Job.from_dict(metrics["job"])
-    assert job.fixed_contrasts == [str(files / "fixed2.nii.gz")] and job.options.shares(2) == (0.25, 0.75)
+    assert job.fixed_contrasts == [str(files / "fixed2.nii.gz")] and contrasts.shares(job.options, 2) == (0.25, 0.75)
     assert job.inputs["moving_2"] == str(files / "moving2.nii.gz")
     assert Job.from_json(job.to_json()) == job
 

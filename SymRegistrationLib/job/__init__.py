@@ -23,7 +23,7 @@ from .checking import parsed_json as parsed_json
 from .checking import usable_path as usable_path
 
 #: Time and detail, fastest first; what they mean lies beside the optimisers, as data.
-_PRESETS = json.loads((Path(__file__).parent / "registration" / "presets.json").read_text(encoding="utf-8"))
+_PRESETS = json.loads((Path(__file__).parents[1] / "registration" / "presets.json").read_text(encoding="utf-8"))
 EFFORTS: dict[str, str] = {name: entry["title"] for name, entry in _PRESETS["presets"].items()}
 PRESETS = tuple(EFFORTS)
 #: What is registered, by name: the options that suit it (beneath ``options``), a title and the reason; data, too.
@@ -37,8 +37,6 @@ FORMATS = ("h5", "nrrd", "nii.gz", "tfm")
 MOST_THREADS = 1024
 #: Contrasts a side, the first one included.
 MOST_CONTRASTS = 9
-#: Columns of tables for further contrasts.
-CONTRAST_COLUMNS = tuple(f"{side}_{k}" for k in range(2, MOST_CONTRASTS + 1) for side in ("fixed", "moving"))
 
 #: ``progress(stage, fraction, message)``: the only call-back of the pipeline; ``fraction`` is of the whole run, 0 to 1.
 Progress = Callable[[str, float, str], None]
@@ -171,18 +169,6 @@ class Options:
         if not all(0 < value < 1000 for value in numbers(self.landmark_tolerance, "landmark_tolerance")):
             raise InputError(f"landmark_tolerance is {self.landmark_tolerance}.", "Give mm above 0 and below 1000.")
 
-    def shares(self, count: int) -> tuple[float, ...]:
-        """How much each of ``count`` contrasts counts, their sum 1. Raises InputError when the weights do not fit."""
-        if not self.contrast_weights:
-            return (1 / count,) * count
-        values = numbers(self.contrast_weights, "contrast_weights")
-        if len(values) != count or min(values) < 0 or not sum(values) > 0:
-            raise InputError(
-                f"contrast_weights is '{self.contrast_weights}'.",
-                f"Give {count} numbers from 0 on, one for each pair of contrasts, the first pair of scans first.",
-            )
-        return tuple(value / sum(values) for value in values)
-
     @property
     def others(self) -> tuple[str, ...]:
         """The further methods of the ensemble."""
@@ -274,8 +260,6 @@ class Job:
             )
         if count[0] > MOST_CONTRASTS - 1:
             raise InputError(f"{count[0]} further contrasts are given.", f"At most {MOST_CONTRASTS - 1} are taken.")
-        if count[0]:
-            self.options.shares(1 + count[0])
 
     @property
     def inputs(self) -> dict[str, str]:
