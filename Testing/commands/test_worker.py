@@ -231,7 +231,7 @@ def test_out_of_memory_and_bugs_are_told_in_words(monkeypatch):
         (ZeroDivisionError("oops"), "ZeroDivisionError: oops"),
     ):
 
-        def fail(*arguments, error=error):
+        def fail(*arguments, error=error, memory=None):
             raise error
 
         monkeypatch.setattr(register, "run", fail)

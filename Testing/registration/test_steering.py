@@ -194,7 +194,7 @@ def test_a_step_from_memory_is_that_from_the_file_and_leaves_the_rest_bit_for_bi
     for group, names in (("quality", ("jacobian_min", "jacobian_median", "ice_mean_mm")), ("similarity", ("after",))):
         for name in names:
             assert warm.metrics[group][name] == pytest.approx(anew.metrics[group][name], rel=0.02, abs=5e-3), name
-    again = register(*scans, options, Extras(start=warm.state, restore=True))
+    again = register(*scans, QUICK, Extras(start=warm.state, restore=True))
     np.testing.assert_array_equal(again.forward.map_points(grid.corners()), warm.forward.map_points(grid.corners()))
     np.testing.assert_array_equal(again.jacobian, warm.jacobian)
 
