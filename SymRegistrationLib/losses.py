@@ -138,18 +138,6 @@ def mind_ssd(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     return _mean((mind(a) - mind(b)) ** 2, mask)
 
 
-def mutual_information(a: Tensor, b: Tensor, bins: int = 32, mask: Tensor | None = None) -> Tensor:
-    """-Mattes-type mutual information in nats of images in [0, 1], linear Parzen window; mean over the batch.
-
-    Differentiable in both images. Cost is one scatter of four corners a voxel, so it suits coarse levels.
-    """
-    a, b = _full_precision(a, b)
-    weight = None if mask is None else mask.to(a).expand_as(a).flatten(1)
-    joint = joint_histograms(a.flatten(1), b.flatten(1), weight, bins)
-    marginal = joint.sum(2, keepdim=True) * joint.sum(1, keepdim=True)
-    return -(joint * ((joint + 1e-12) / (marginal + 1e-12)).log()).sum((1, 2)).mean()
-
-
 def joint_histograms(a: Tensor, b: Tensor, weight: Tensor | None = None, bins: int = 32) -> Tensor:
     """(K, bins, bins) joint distributions of K pairs of samples (K, n) in [0, 1]; each sample is spread linearly over
     its 2 x 2 nearest bins, so that it is differentiable."""

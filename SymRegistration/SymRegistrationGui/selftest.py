@@ -196,6 +196,43 @@ class SelfTest:
         return "" if slicer.app.layoutManager() is not None else "ok, but without a main window nothing was drawn"
 
     def step07(self):
+        """Align, Update, Repair, Undo and Redo change the result and bring it back."""
+        if self.needed():
+            return self.needed()
+        run, state = self.panel.results.run, self.state
+        first = self.place(run)
+        state.driveLandmarks = True
+        self.press("updateButton")
+        updated = self.place(run)
+        box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "SymRegistration self-test region")
+        box.SetCenterWorld(*nodes.worldCentre(self.pair[0]))
+        box.SetSizeWorld(30.0, 30.0, 30.0)
+        state.repairRegion = box
+        self.press("repairButton")
+        for button, place in (("undoButton", updated), ("undoButton", first), ("redoButton", updated)):
+            self.press(button)
+            left = np.abs(self.place(run) - place).max()
+            assert left < 0.1, f"{button} leads {left:.2f} mm away from what was there"
+        self.press("alignButton")
+        assert run.node("forward").IsLinear() and state.initial == "transform" and state.initialTransform.IsLinear()
+        self.press("snapButton")
+        self.ui.showPoseButton.checked = False
+        state.driveLandmarks, state.initial, state.initialTransform = False, "affine", None
+        slicer.mrmlScene.RemoveNode(box)
+
+    def press(self, name):
+        """Click and wait for the end, report included; what goes wrong is this step's result."""
+        self.click(name)
+        self.wait(lambda: not self.panel.busy and not self.engine.client.busy, f"the end of {name}")
+        assert not self.panel._told, self.panel._told
+
+    @staticmethod
+    def place(run):
+        """Where the middle of the fixed scan is carried, mm."""
+        middle = nodes.worldCentre(run.node("fixed"))
+        return np.array(run.node("forward").GetTransformFromParent().TransformPoint(middle))
+
+    def step08(self):
         """Cancel gives a second run up and leaves the scene as it was."""
         if self.needed():
             return self.needed()
@@ -209,7 +246,7 @@ class SelfTest:
         assert slicer.mrmlScene.GetNumberOfNodes() == before and self.ui.registerButton.enabled
         self.state.preset = "fast"
 
-    def step08(self):
+    def step09(self):
         """Remove result takes out what the run made."""
         if self.needed():
             return self.needed()
@@ -219,14 +256,14 @@ class SelfTest:
         assert self.panel.results.run is None and runs.runs(slicer.mrmlScene) == []
         assert self.state.outputForward is None, "an output that is gone is still chosen"
 
-    def step09(self):
+    def step10(self):
         """A script gets the same nodes."""
         if self.needed():
             return self.needed()
         made = self.widget.logic.register(self.pair[0], self.pair[1], preset="fast")
         assert {"forward", "inverse", "warped_moving", "jacobian", "table"} <= set(made), sorted(made)
 
-    def step10(self):
+    def step11(self):
         """Closing the scene leaves an empty panel that works."""
         slicer.mrmlScene.Clear()
         slicer.app.processEvents()

@@ -14,13 +14,8 @@ from ..geometry.points import paired, read_points
 from ..geometry.volumes import read_shape
 from ..job import INITIALS, InputError, Job, existing_file
 from ..registration.catalogue import needs_weights
+from ..registration.memory import NETWORK_GB, SCAN_BYTES, WORKER_GB
 from ..registration.presets import presets
-
-#: Working memory of one worker, 10^9 bytes: torch and the libraries; a network's, rounded up; per voxel of both scans.
-#: The optimiser's comes from the preset.
-BASE_GB = 0.7
-NETWORK_GB = 4.0
-BYTES_PER_VOXEL = 60
 
 
 class Checker:
@@ -79,7 +74,7 @@ class Checker:
             depth, height, width = self._once(read_shape, getattr(job, side), f"{side} image")
             voxels += depth * height * width
         own = presets()[job.options.preset].memory_gb if not needs_weights(job.options.method) else NETWORK_GB
-        return BASE_GB + own + BYTES_PER_VOXEL * voxels / 1e9
+        return WORKER_GB + own + SCAN_BYTES * voxels / 1e9
 
     def _once(self, look: Callable, path: str, *what: Any) -> Any:
         """``look(path, *what)``, its answer or its InputError kept."""

@@ -21,6 +21,7 @@ from .. import __version__
 from ..console import Console, duration
 from ..files import json_object, write_whole
 from ..job import InputError
+from ..registration.memory import BATCH_SHARE
 from .check import Checker, cores
 from .page import page
 from .pair import Digests, PairRequest, recorded
@@ -30,8 +31,6 @@ from .workers import Event, Pool, Slot, WorkerLost, WorkerProcess, WorkersBroken
 
 #: Seconds between two renewals of summary.csv and index.html.
 RENEW_SECONDS = 60.0
-#: Part of the free memory that all workers together may plan with.
-MEMORY_SHARE = 0.8
 LOCK = ".symreg-batch.lock"
 #: A lock that workers of a killed batch still hold is waited for so long: they give up their pair within seconds.
 LOCK_SECONDS = 30.0
@@ -202,7 +201,7 @@ class _Run:
         )
         free = devices[0].get("free_gb", devices[0]["memory_gb"])
         need = options.memory_gb or max(self._checker.memory_gb(request.job) for request in requests)
-        fits = max(1, int(MEMORY_SHARE * free / need))
+        fits = max(1, int(BATCH_SHARE * free / need))
         count = self._plan.workers or (len(gpus) if gpus else min(cores(), fits))
         count = max(1, min(count, len(requests)))
         if not gpus and count > fits:

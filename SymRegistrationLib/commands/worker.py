@@ -112,6 +112,7 @@ class Worker:
         self._answers = answers
         self._queue: queue.Queue[bytes | None] = queue.Queue()
         self._working = False
+        self._memory: Any = None  # a jobs.memory.Memory, once torch is loaded
         self._enough = threading.Event()
         self._writing = threading.Lock()
         self._last: tuple[Any, dict] | None = None

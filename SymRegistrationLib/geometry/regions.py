@@ -8,6 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .grid import Grid
+from .interpolation import interpolate
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,7 @@ def values_at(array: np.ndarray, grid: Grid, points: np.ndarray) -> np.ndarray:
     shape = np.asarray(grid.shape)
     index = grid.indices(np.atleast_2d(np.asarray(points, float)))
     outside = ((index < -0.5) | (index > shape - 0.5)).any(axis=1)
-    index = np.clip(index, 0, shape - 1)
-    low = np.minimum(np.floor(index).astype(int), np.maximum(shape - 2, 0))
-    part, out = index - low, np.zeros(len(index))
-    for corner in np.ndindex(2, 2, 2):
-        at = np.minimum(low + corner, shape - 1)
-        out += np.prod(np.where(corner, part, 1 - part), axis=1) * array[at[:, 0], at[:, 1], at[:, 2]]
-    return np.where(outside, np.nan, out)
+    return np.where(outside, np.nan, interpolate(array, index))
 
 
 def _rounded(point: np.ndarray) -> tuple[float, float, float]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..fields import gradient, sample
 from .folds import folded_cells
 from .grid import Grid, transform_points
+from .interpolation import interpolate
 from .lattice import affine_displacement, affine_grid
 from .volumes import Volume, to_itk, whole_numbers
 
@@ -49,15 +50,7 @@ class DenseTransform:
     def map_points(self, points: np.ndarray) -> np.ndarray:
         """(n, 3) LPS mm -> (n, 3) LPS mm, computed in float64."""
         points = np.atleast_2d(np.asarray(points, float))
-        index = np.clip(self.grid.indices(points), 0, np.asarray(self.grid.shape) - 1)
-        low = np.minimum(np.floor(index).astype(int), np.maximum(np.asarray(self.grid.shape) - 2, 0))
-        part = index - low
-        moved = points.copy()
-        for corner in np.ndindex(2, 2, 2):
-            at = np.minimum(low + corner, np.asarray(self.grid.shape) - 1)
-            share = np.prod(np.where(corner, part, 1 - part), axis=1)
-            moved += share[:, None] * self.displacement[at[:, 0], at[:, 1], at[:, 2]]
-        return moved
+        return points + interpolate(self.displacement, self.grid.indices(points))
 
     def on(self, grid: Grid) -> Tensor:
         """(3, D, H, W) float32: the displacement (x, y, z in mm) at every voxel of another grid."""

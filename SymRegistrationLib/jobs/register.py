@@ -38,10 +38,10 @@ from ..job import InputError, Job, Progress, RegistrationError, silent, usable_p
 from ..pipeline import Extras, Result, register
 from ..quality.outputs import OUTPUTS
 from ..quality.schema import SCHEMA, Metrics
-from ..registration import devices
 from ..registration.catalogue import is_linear
 from ..registration.live import Watch
-from ..registration.physical import DENSE_BYTES, dense_grid
+from ..registration.memory import DENSE_BYTES, room
+from ..registration.physical import dense_grid
 from ..registration.state import State
 from . import history
 from .memory import Memory
@@ -232,12 +232,11 @@ def check_dense(job: Job, *scans: Grid) -> None:
     if not _is_dense(job):
         return
     need = DENSE_BYTES * max(math.prod(dense_grid(scan, 0.0).shape) for scan in scans)
-    free = devices.free_memory(torch.device("cpu"))
-    room = job.options.memory_gb * 1e9 if job.options.memory_gb else free
-    if need > room:
+    available = room("cpu", job.options.memory_gb)
+    if need > available:
         raise InputError(
-            f"a dense transform on {need / DENSE_BYTES:.3g} voxels needs about {need / 1e9:.3g} GB; {room / 1e9:.3g} "
-            "GB may be used.",
+            f"a dense transform on {need / DENSE_BYTES:.3g} voxels needs about {need / 1e9:.3g} GB; "
+            f"{available / 1e9:.3g} GB may be used.",
             "Leave --dense out and write .h5: affine and lattice fit, and say the same.",
         )
 

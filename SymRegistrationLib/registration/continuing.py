@@ -20,7 +20,7 @@ from ..geometry.grid import Grid
 from ..geometry.volumes import Volume
 from ..job import InputError, Options, Progress, silent
 from ..losses import lncc_map, mind
-from . import contrasts, devices, optimisers, working_grid
+from . import contrasts, memory, optimisers, working_grid
 from .alignment import Alignment
 from .guide import Region, window
 from .optimisers import syn
@@ -147,7 +147,7 @@ class Continuation:
         if self.options.spacing and self.options.spacing < 0.99 * float(grid.spacing[0]):
             factor = float(grid.spacing[0]) / self.options.spacing
             shape = [int(np.ceil((n - 1) * factor)) + 1 for n in grid.shape]
-            self._check_room(float(np.prod(shape)))
+            self._check_room(self.options.spacing, float(np.prod(shape)))
             self.state = self.state.on(shape)
             grid = self.state.grid
         finished = self.state.finished
@@ -168,16 +168,9 @@ class Continuation:
         if self.similarity not in optimisers.card(optimisers.REFINER).similarities:  # a network without refinement
             self.similarity = "lncc"
 
-    def _check_room(self, voxels: float) -> None:
-        need = voxels * optimisers.card(optimisers.REFINER).bytes_per_voxel
-        free = devices.free_memory(self.scans[0].image.device)
-        room = self.options.memory_gb * 1e9 if self.options.memory_gb else free
-        if need > room:
-            raise InputError(
-                f"--spacing {self.options.spacing:g} makes {voxels:.3g} voxels, which need about {need / 1e9:.3g} GB; "
-                f"{room / 1e9:.3g} GB may be used.",
-                "Choose a larger --spacing, or leave it out.",
-            )
+    def _check_room(self, spacing: float, voxels: float) -> None:
+        available = memory.room(self.scans[0].image.device, self.options.memory_gb)
+        memory.check_spacing(spacing, voxels, optimisers.card(optimisers.REFINER).bytes_per_voxel, available)
 
     def run(self, progress: Progress = silent) -> FieldPair:
         """Update or repair; both directions in voxels of the working grid. Raises InputError for a bad region."""

@@ -20,10 +20,8 @@ from ..fields import FieldPair, resize, resize_field
 from ..job import InputError, Options, Progress, RegistrationError, silent
 from ..networks._base import Card, SymmetricNetwork, crop_to, measured_pair, pad_to, padded_shape
 from ..networks._passes import adapting
-from . import devices, weights
+from . import devices, memory, weights
 
-#: Part of the free memory that a run may plan with when the user gave no bound.
-SHARE = 0.8
 #: A memory bound may make the voxels of the working grid at most so many times longer.
 COARSEST = 4.0
 
@@ -188,7 +186,7 @@ def _planned(
     coarser: float,
 ) -> _Plan:
     """The finest lattice, at least ``coarser`` times the voxel, whose estimate fits the memory."""
-    room = options.memory_gb * 1e9 if options.memory_gb else SHARE * devices.free_memory(device)
+    room = memory.room(device, options.memory_gb, memory.NETWORK_SHARE)
     factor, lattice = coarser, _lattice(shape, coarser, network.card)
     while memory_needed(network, lattice, batch) > room:
         factor *= 1.03

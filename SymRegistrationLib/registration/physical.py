@@ -37,8 +37,6 @@ LARGE_END = 12.0
 #: Steps of the scan over which dense transforms on request reach beyond it, mm, but not further than this part of its
 #: longest side: 6 mm around a scan of 2 mm would be a thousand times its volume.
 MARGIN_MM, MARGIN_SHARE = 6.0, 1 / 8
-#: Bytes per voxel of a dense transform while it is made and written.
-DENSE_BYTES = 48
 
 
 def to_physical(pair: FieldPair, space: WorkingPair) -> TransformPair:

@@ -10,23 +10,19 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..fields import FieldPair, gaussian, resize, resize_field, warp
-from ..job import InputError, Options, Progress, silent
+from ..job import Options, Progress, silent
 from ..losses import ncc
-from . import contrasts, devices, methods, optimisers, working_grid
+from . import contrasts, devices, memory, methods, optimisers, working_grid
 from .alignment import Alignment, shows_one_contrast, split_midway
 from .optimisers import RunSettings
 from .presets import presets
 from .steering import Steering
 from .working_grid import Layout, Scan, WorkingPair
 
-#: Bytes per voxel of a network's working grid for the two images and their weights; the network plans its own lattice.
-FEEDING_BYTES = 40
 #: Room around the content of both scans, as a share of its longest side: where a network works, and where the optimiser
 #: does. Without forces out there the optimiser's field only has to fade, which it does beyond the grid as well: 0.015
 #: has the overlap of 0.06 with 0.6 of its voxels (four development brains).
 ROOM, MARGIN = 0.06, 0.015
-#: Share of the free memory that the optimiser's working grid may take when the user gave no bound.
-SHARE = 0.6
 
 
 class Perturbation(Protocol):
@@ -85,7 +81,9 @@ class Solver:
         self.similarity = "network"
         refined = not self.learned or options.refine > 0
         if options.spacing:
-            self._check_room(self._volume(pose, whole) / options.spacing**3, refined)
+            need = self.optimiser.card.bytes_per_voxel if refined else memory.FEEDING_BYTES
+            voxels = self._volume(pose, whole) / options.spacing**3
+            memory.check_spacing(options.spacing, voxels, need, self._room())
         if self.learned:
             from .. import networks
             from . import inference  # learned methods are loaded only when asked for
@@ -204,28 +202,12 @@ class Solver:
                 self.notes.append(note)
         return pair if perturbation is None else perturbation.undone(pair)
 
-    def _room(self, share: float) -> float:
-        """Bytes that may be used: what the user allows, or ``share`` of what is free."""
-        return (
-            self.options.memory_gb * 1e9
-            if self.options.memory_gb
-            else share * devices.free_memory(self.scans[0].image.device)
-        )
-
-    def _check_room(self, voxels: float, refined: bool) -> None:
-        """Refuse a working voxel that was asked for when its grid cannot fit the memory. Raises InputError."""
-        need = voxels * (self.optimiser.card.bytes_per_voxel if refined else FEEDING_BYTES)
-        room = self._room(1.0)
-        if need > room:
-            raise InputError(
-                f"--spacing {self.options.spacing:g} makes {voxels:.3g} voxels, which need about {need / 1e9:.3g} GB; "
-                f"{room / 1e9:.3g} GB may be used.",
-                "Choose a larger --spacing, or leave it out.",
-            )
+    def _room(self, share: float = 1.0) -> float:
+        return memory.room(self.scans[0].image.device, self.options.memory_gb, share)
 
     def _voxel_budget(self) -> float:
         """Voxels of the working grid: what the preset wants, or what fits the memory, said aloud."""
-        room = self._room(SHARE)
+        room = self._room(memory.OPTIMISER_SHARE)
         fits = max(room / self.optimiser.card.bytes_per_voxel, 10_000)
         if fits < self.preset.voxels:
             self.notes.append(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..geometry.grid import Grid
+from ..geometry.interpolation import interpolate
 from ..geometry.volumes import Volume, foreground
 
 #: Longest side of the largest picture, pixels.
@@ -72,16 +73,8 @@ class Plane:
         normal, row, column = self.axes
         flat = array.take(self.position, axis=normal).astype(np.float32)
         flat = flat if row < column else flat.swapaxes(0, 1)
-        for axis, where in ((0, self.rows), (1, self.columns)):
-            low = np.clip(np.floor(where).astype(int), 0, max(flat.shape[axis] - 2, 0))
-            part = (
-                np.clip(where - low, 0, 1)
-                .astype(np.float32)
-                .reshape([-1 if k == axis else 1 for k in range(flat.ndim)])
-            )
-            high = np.minimum(low + 1, flat.shape[axis] - 1)
-            flat = flat.take(low, axis) * (1 - part) + flat.take(high, axis) * part
-        return flat
+        pixels = np.stack(np.meshgrid(self.rows, self.columns, indexing="ij"), -1)
+        return interpolate(flat, pixels).astype(np.float32)
 
 
 def planes(volume: Volume) -> list[Plane]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..job import InputError
 from ..networks._base import SymmetricNetwork, padded_shape, parameter_count
-from ..registration import devices
+from ..registration import memory
 from .dataset import Facts
 from .loss import step_terms
 from .options import TrainingOptions
@@ -21,11 +21,6 @@ from .synthetic import Synthesis, make_pair
 
 #: Peak memory of a training step over what its forward pass keeps for the backward pass; 1.5 to 2 on the four networks.
 PEAK = 2.0
-
-
-#: Share of the free memory that a plan may count on.
-SHARE = 0.8
-
 
 #: Voxels of the working grid that a plan takes when nothing else bounds it.
 MOST_VOXELS = {"cpu": 110_000, "cuda": 1_200_000}
@@ -87,7 +82,7 @@ def working_footprint(
         InputError: a shape that the method cannot take, or a step that does not fit the memory.
     """
     card = network.card
-    room = options.memory_gb or SHARE * devices.free_memory(device) / 1e9
+    room = memory.room(device, options.memory_gb, memory.TRAINING_SHARE) / 1e9
     extent = np.percentile([f.extent for f in facts], 90, axis=0) if facts else np.full(3, 180.0)
     wished = max(card.spacing, float(np.median([f.spacing for f in facts])) if facts else 0.0)
     per_voxel = kept_bytes(network, options)

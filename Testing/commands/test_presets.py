@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from SymRegistrationLib.commands import steering
+from SymRegistrationLib.commands import choosing, steering
 from SymRegistrationLib.commands.arguments import add_options, options_of
 from SymRegistrationLib.commands.cli import main
 from SymRegistrationLib.geometry.grid import Grid
@@ -160,3 +160,13 @@ def test_one_contrast_or_two_decides_between_the_presets_of_brains(head, tmp_pat
         write_volume(tmp_path / f"{one.name}.nii.gz", one.array.astype(np.float32), one.grid)
     assert main(["suggest", str(tmp_path / "fixed.nii.gz"), str(tmp_path / "moving.nii.gz")]) == 0
     assert "--preset brain-two-contrasts" in capsys.readouterr().out
+
+
+def test_the_worker_answers_what_can_be_chosen_and_refuses_what_it_cannot_read(own):
+    anatomies.save("our-spines", OURS["title"], OURS["options"], OURS["reason"])
+    found = choosing.asked_catalogue({"id": 1, "command": "presets"})
+    assert found["user_file"] == str(own) and found["anatomies"][-1]["reason"] == "bones stay"
+    with pytest.raises(InputError, match="'preset_file' must be text"):
+        choosing.asked_catalogue({"preset_file": 3})
+    with pytest.raises(InputError, match="names no scans"):
+        choosing.asked_suggestion({"fixed": "a.nii"})
