@@ -116,7 +116,6 @@ class Worker:
         self._enough = threading.Event()
         self._writing = threading.Lock()
         self._last: tuple[Any, dict] | None = None
-        self._memory: Any = None  # a jobs.memory.Memory once the libraries are loaded
 
     def serve(self) -> int:
         """Announce, then answer every request. 0 = the client left or asked for the end, 1 = cannot work here."""
