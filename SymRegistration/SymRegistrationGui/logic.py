@@ -15,7 +15,7 @@ from slicer.i18n import tr as _
 
 from SymRegistrationLib.job import InputError, RegistrationError
 
-from . import exchange, exporting, history, importing, runs, steering
+from . import exchange, exporting, history, importing, nodes, runs, steering
 from .client import WorkerClient, WorkerError
 from .steps import PAUSE, StepRunner
 
@@ -231,6 +231,23 @@ class RegistrationLogic:
         if isinstance(result, dict) and "seconds" in result:
             result["seconds"]["worker"] = round(time.perf_counter() - started, 3)
         return result
+
+    def suggest(self, fixedNode, movingNode, task=None):
+        """Which preset by anatomy suits two scans; the result is what the library says: preset, title, reason."""
+        self._requireIdle()
+        exporting.check(exporting.Request(fixedNode, movingNode))
+        task = self._begin(task, (fixedNode, movingNode))
+        self._words = (fixedNode, movingNode)
+
+        def steps():
+            paths = {}
+            for side, node in (("fixed", fixedNode), ("moving", movingNode)):
+                paths[side] = task.folder.file(f"{side}.nrrd")
+                yield from exchange.writeVolume(paths[side], *nodes.worldVolume(node))
+            return (yield from self._ask("suggest", paths))
+
+        self._run(steps(), self._finish)
+        return task
 
     def saveSteps(self, run, path, task=None):
         """Write the steps of a run with its scans into a folder, for the command line; the result is the path of the

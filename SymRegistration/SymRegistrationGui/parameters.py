@@ -325,11 +325,11 @@ def repair(parameters, place=None):
 
 
 def startFrom(parameters, pose):
-    """What follows starts from this linear transform node."""
+    """What follows starts from this linear transform node; None = an alignment is looked for again."""
     wasModifying = parameters.StartModify()
     try:
         parameters.initialTransform = pose
-        parameters.initial = "transform"
+        parameters.initial = "affine" if pose is None else "transform"
     finally:
         parameters.EndModify(wasModifying)
 

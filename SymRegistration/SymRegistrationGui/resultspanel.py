@@ -9,7 +9,7 @@ from slicer.i18n import tr as _
 
 from SymRegistrationLib.job import RegistrationError
 
-from . import importing, results, runs
+from . import importing, parameters, results, runs
 from .events import guarded
 from .looking import LinkedCursor, Outlines
 from .views import Views
@@ -274,8 +274,11 @@ class ResultsPanel:
             self.panel.fail(RegistrationError(text, _("Choose another folder, or free some space.")))
 
     def onRemove(self, *_unused):
+        state, run = self.panel.parameters, self.run
         self.switchOff()
-        self.run.remove()
+        if state.initial == "transform" and state.initialTransform is run.node("pose"):
+            parameters.startFrom(state, None)
+        run.remove()
         self.panel.update()
 
     def close(self):

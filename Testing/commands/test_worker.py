@@ -395,3 +395,35 @@ def test_levels_good_enough_undo_and_redo(worker, scans, tmp_path):
     assert answer["event"] == "error" and "nothing to undo" in answer["message"]
     worker.send({"id": "4", "command": "history", "folder": out})
     assert worker.next()["result"]["current"] == 1
+
+
+def test_continue_goes_on_as_update_and_repair_do_and_refuses_what_is_not_known(worker, scans, tmp_path):
+    out = str(tmp_path / "out")
+    paths = [str(scans / f"{side}.nrrd") for side in ("fixed", "moving")]
+    job = Job(*paths, out, report=False, keep_state=True, options=Options(**QUICK))
+    worker.send({"id": "1", "command": "register", "job": json.loads(job.to_json()), "outputs": ["forward"]})
+
+    def answer():
+        event = worker.next()
+        while event["event"] == "progress":
+            event = worker.next()
+        return event
+
+    first = answer()
+    assert first["event"] == "result", first
+    assert first["result"]["verdict"]["conclusion"] in ("PASS", "WARN", "FAIL")
+    assert isinstance(first["result"]["verdict"]["registered"], bool)
+    send = {"command": "continue", "folder": out, "outputs": ["forward"]}
+    for wrong, said in (
+        ({"changes": {"nonsense": 1}}, "unknown field 'nonsense' in the changes"),
+        ({"options": {"nonsense": 1}}, "unknown field 'nonsense' in the options"),
+        ({"options": [1]}, "must be objects"),
+        ({"options": {"stiffness": 99}}, "stiffness"),
+    ):
+        worker.send({"id": "2", **send, **wrong})
+        told = answer()
+        assert told["event"] == "error" and said in told["message"], told
+    worker.send({"id": "3", **send, "options": {"stiffness": 2.0}})
+    assert answer()["result"]["job"]["options"]["stiffness"] == 2.0
+    worker.send({"id": "4", "command": "history", "folder": out})
+    assert [step["step"] for step in answer()["result"]["steps"]] == ["register", "update"]

@@ -72,6 +72,8 @@ def test_align_turn_snap_and_register(module):
     texts = [ui.stepsTable.item(row, 0).text() for row in range(ui.stepsTable.rowCount)]
     assert texts == ["1 Align (rigid)", "2 Align (rigid)", "\u25b6 3 Register (syn)"]
     module.settle()
+    module.click("removeButton")
+    assert module.state.initial == "affine" and module.state.initialTransform is None and ui.registerButton.enabled
 
 
 @pytest.mark.parametrize("kind", ["similarity", "affine"])
@@ -323,6 +325,23 @@ def test_presets_by_anatomy_come_from_the_library(module):
     assert ANATOMIES["ct-mr"]["reason"] == box.toolTip
     box.currentIndex = box.findData("unknown")
     assert (state.initial, state.metric, state.stiffness) == ("affine", "auto", 1.0)
+
+
+def test_a_preset_is_suggested_with_its_reason(module):
+    from SymRegistrationLib.job import ANATOMIES
+
+    ui = module.ui
+    assert not ui.suggestButton.enabled
+    _fixed, moving = ready(module)
+    press(module, "suggestButton")
+    assert module.app.shown == [] and module.state.anatomy in ANATOMIES
+    assert ui.suggestionLabel.text.startswith("Suggested because ") and not ui.suggestionLabel.isHidden()
+    module.state.fixedVolume = None
+    assert ui.suggestionLabel.isHidden()
+    slicer.util.arrayFromVolume(moving)[:] = 7
+    module.state.fixedVolume = _fixed
+    press(module, "suggestButton")
+    assert "'Moving scan' is empty" in module.app.shown.pop()[1]
 
 
 def test_bad_input_in_the_panel(module):
