@@ -172,12 +172,12 @@ def _covered(a: Tensor, b: Tensor, weight: Tensor | None) -> float:
 
 def _shared(scans: Sequence[Scan], pose: np.ndarray) -> float:
     """See :class:`Evidence`; ``pose`` is (4, 4) LPS mm, fixed -> moving."""
-    shares = []
-    for here, there, to in ((*scans, pose), (*reversed(scans), np.linalg.inv(pose))):
+    (fixed, moving), shares = scans, []
+    for here, there, to in ((fixed, moving, pose), (moving, fixed, np.linalg.inv(pose))):
         index = transform_points(there.grid.inverse @ to, here.inside)
         value = sample_at(there.image, torch.from_numpy(index)[None].to(there.image))[0, :, 0]
         within = ((index >= 0) & (index <= np.array(there.grid.shape) - 1)).all(1)
-        known = torch.from_numpy(within | (not there.cut)).to(value.device)
+        known = torch.from_numpy(within if there.cut else np.ones_like(within)).to(value.device)
         shown = (value > SHOWN / 2) & torch.from_numpy(within).to(value.device)
         shares.append(float(shown[known].float().mean()) if bool(known.any()) else 0.0)
     return min(shares)

@@ -33,7 +33,7 @@ ORGANS = ("liver/18_exhale", "liver/19_exhale", "lung/mr_0004_image", "lung/thor
 
 
 def judged(fixed: Volume, moving: Volume, pose: np.ndarray, random: np.random.Generator) -> tuple[str, float, float]:
-    """Verdict, structure and shared content of a pair whose alignment found ``pose``, fixed -> moving; its headers lie far
+    """Verdict, structure and shared content of a pair whose alignment found ``pose``, fixed -> moving; headers far
     away."""
     away = random_pose(random, moving.grid.centre, 180.0, 0.0)
     scans = [working_grid.shrink(working_grid.prepare(v), SPACING) for v in (fixed, carried(moving, away))]
