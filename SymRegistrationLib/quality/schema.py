@@ -40,7 +40,8 @@ class Alignment(TypedDict):
 
 class Evidence(TypedDict):
     """Normalised mutual information minus 1 of the scans as their headers lay them, aligned and registered, each gain
-    in standard errors; ``structure`` and ``covered`` are of the delivered state (``registration/evidence.py``)."""
+    in standard errors; ``structure``, ``covered`` and ``shared`` are of the delivered state
+    (``registration/evidence.py``)."""
 
     before: float
     aligned: float
@@ -50,6 +51,7 @@ class Evidence(TypedDict):
     gain: float
     structure: float | None
     covered: float
+    shared: float
     delivered: str
 
 

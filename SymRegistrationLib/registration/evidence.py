@@ -15,10 +15,12 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..fields import FieldPair, warp
+from ..fields import FieldPair, sample_at, warp
+from ..geometry.grid import transform_points
 from ..losses import joint_histograms
 from .working_grid import Scan, WorkingPair, resample
 
@@ -56,6 +58,8 @@ class Evidence:
             direction where that costs least; None when there is too little inside.
         covered: share of the smaller content that lies on content of the other scan in the best state, within the
             fields of view.
+        shared: share of one scan's content that lies on content of the other at the pose of the best state, within the
+            fields of view; of the scan with the smaller share. Half of it is missing when one scan is half empty.
         best: of :data:`STATES`.
     """
 
@@ -67,6 +71,7 @@ class Evidence:
     gain: float
     structure: float | None
     covered: float
+    shared: float
     best: str
 
 
@@ -106,6 +111,7 @@ def weigh(scans: Sequence[Scan], space: WorkingPair, pair: FieldPair, two_contra
         gain=gains[0, 2],
         structure=_structure(fixed, states[best], weights[best]),
         covered=_covered(fixed, states[best], weights[best]),
+        shared=_shared(scans, space.mid_to_moving @ np.linalg.inv(space.mid_to_fixed) if best else np.eye(4)),
         best=STATES[best],
     )
 
@@ -162,3 +168,16 @@ def _covered(a: Tensor, b: Tensor, weight: Tensor | None) -> float:
     known = torch.ones_like(a, dtype=torch.bool) if weight is None else weight > 0.5
     x, y = (a > SHOWN) & known, (b > SHOWN) & known
     return float((x & y).sum() / torch.minimum(x.sum(), y.sum()).clamp_min(1))
+
+
+def _shared(scans: Sequence[Scan], pose: np.ndarray) -> float:
+    """See :class:`Evidence`; ``pose`` is (4, 4) LPS mm, fixed -> moving."""
+    (fixed, moving), shares = scans, []
+    for here, there, to in ((fixed, moving, pose), (moving, fixed, np.linalg.inv(pose))):
+        index = transform_points(there.grid.inverse @ to, here.inside)
+        value = sample_at(there.image, torch.from_numpy(index)[None].to(there.image))[0, :, 0]
+        within = ((index >= 0) & (index <= np.array(there.grid.shape) - 1)).all(1)
+        known = torch.from_numpy(within if there.cut else np.ones_like(within)).to(value.device)
+        shown = (value > SHOWN / 2) & torch.from_numpy(within).to(value.device)
+        shares.append(float(shown[known].float().mean()) if bool(known.any()) else 0.0)
+    return min(shares)

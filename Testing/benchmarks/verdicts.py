@@ -32,8 +32,9 @@ SPACING = 4.0
 ORGANS = ("liver/18_exhale", "liver/19_exhale", "lung/mr_0004_image", "lung/thorax_ct_2mm", "brain/sub-01_head")
 
 
-def judged(fixed: Volume, moving: Volume, pose: np.ndarray, random: np.random.Generator) -> tuple[str, float]:
-    """Verdict and structure of a pair whose alignment found ``pose``, fixed -> moving, from headers far away."""
+def judged(fixed: Volume, moving: Volume, pose: np.ndarray, random: np.random.Generator) -> tuple[str, float, float]:
+    """Verdict, structure and shared content of a pair whose alignment found ``pose``, fixed -> moving; headers far
+    away."""
     away = random_pose(random, moving.grid.centre, 180.0, 0.0)
     scans = [working_grid.shrink(working_grid.prepare(v), SPACING) for v in (fixed, carried(moving, away))]
     halves = split_midway(away @ pose, scans[0].centroid, "file")
@@ -42,11 +43,11 @@ def judged(fixed: Volume, moving: Volume, pose: np.ndarray, random: np.random.Ge
             *scans, halves.mid_to_fixed, halves.mid_to_moving, working_grid.Layout(SPACING)
         )
     except working_grid.InputError:
-        return "refused", float("nan")
+        return "refused", float("nan"), float("nan")
     nothing = torch.zeros(1, 3, *space.grid.shape)
     weighed = evidence.weigh(scans, space, FieldPair(nothing, nothing, "symmetric", 0.0))
     told = {**vars(weighed), "delivered": "as scanned" if weighed.best == "as scanned" else "registered"}
-    return checks.conclusion({"evidence": told})["level"], weighed.structure or float("nan")
+    return checks.conclusion({"evidence": told})["level"], weighed.structure or float("nan"), weighed.shared
 
 
 def jitter(random: np.random.Generator, volume: Volume, degrees: float, shift: float) -> np.ndarray:
@@ -109,13 +110,17 @@ def main(arguments: list[str] | None = None) -> int:
         *itertools.islice(broken_cases(pairs, organs, random), args.broken),
     )
     counts: dict[str, Counter] = {}
+    shares: dict[str, list[float]] = {}
     for kind, name, fixed, moving, pose in cases:
-        level, structure = judged(fixed, moving, pose, random)
+        level, structure, shared = judged(fixed, moving, pose, random)
         counts.setdefault(kind, Counter())[level] += 1
+        shares.setdefault(kind, []).append(shared)
         if (level == "FAIL") == (kind == "good") or (level == "PASS") != (kind == "good"):
-            print(f"{kind}: {name}: {level}, structure {structure:.1f}", flush=True)
+            print(f"{kind}: {name}: {level}, structure {structure:.1f}, shared {shared:.2f}", flush=True)
     for kind, found in counts.items():
-        print(f"{kind}: {sum(found.values())} cases, " + ", ".join(f"{n} {level}" for level, n in found.items()))
+        low, high = np.nanpercentile(shares[kind], (0, 100))
+        told = ", ".join(f"{n} {level}" for level, n in found.items())
+        print(f"{kind}: {sum(found.values())} cases, {told}; shared content {low:.2f} to {high:.2f}")
     return 0
 
 

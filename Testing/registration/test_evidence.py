@@ -46,6 +46,13 @@ def test_a_wrong_pose_has_no_structure(head, degrees, shift):
     assert found.structure < checks.STRUCTURE_LOOK
 
 
+def test_a_scan_that_is_half_empty_has_no_counterpart_for_half_of_the_other(head):
+    array = inverted(head).array
+    array[: array.shape[0] // 2] = 0
+    found = weigh(head, Volume(array, head.grid, "half"), np.eye(4))
+    assert found.shared < checks.SHARED_LOOK < 0.9 < weigh(head, inverted(head), np.eye(4)).shared
+
+
 def test_a_pose_worse_than_the_headers_is_not_delivered(head):
     wrong = movement(head.grid.centre, turn((1, 0.4, 0), 40), (0, 20, 0))
     assert weigh(head, inverted(head), wrong).best == "as scanned"
@@ -71,6 +78,7 @@ def metrics(**evident):
         ({"structure": 0.4}, "FAIL", False),
         ({"covered": 0.6}, "WARN", True),
         ({"covered": 0.3}, "FAIL", False),
+        ({"shared": 0.5}, "WARN", True),
         ({"delivered": "aligned"}, "WARN", True),
         ({"delivered": "as scanned"}, "FAIL", False),
     ],
