@@ -45,7 +45,7 @@ def test_the_wheel_works_away_from_its_source(wheel, tmp_path):
         "import pathlib, SymRegistrationLib\nfrom SymRegistrationLib import Options, read_volume, register\n"
         "from SymRegistrationLib.registration import methods, weights\n"
         "print(pathlib.Path(SymRegistrationLib.__file__).parent)\n"
-        "print(*(name for name in methods.names() if methods.is_learned(name) and 'small' not in "
+        "print(*(name for name in methods.names() if methods.is_learned(name) and not "
         "weights.shipped(name)))"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

@@ -69,6 +69,8 @@ _FLAGS = {
     "dense": "--dense",
     "guide_with_points": "--guide-with-points",
     "memory_gb": "--memory",
+    "fixed_contrasts": "--fixed-contrast",
+    "moving_contrasts": "--moving-contrast",
 }
 
 
@@ -85,7 +87,8 @@ def command_of(job: dict) -> str:
         if name in ("fixed", "moving", "output", "options") or value is None or value == defaults.get(name):
             continue
         flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
-        words += [flag] if value is True else [flag, str(value)]
+        for one in value if isinstance(value, list) else [value]:
+            words += [flag] if one is True else [flag, str(one)]
     for name, value in switches.items():
         words += ["--option", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
     return shlex.join(words)

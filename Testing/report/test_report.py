@@ -291,6 +291,7 @@ def test_landmarks_labels_and_notes_are_shown_and_names_are_escaped(tmp_path):
             ),
         ),
         Job("f", "m", "o", composite=True, options=Options(initial="start.tfm")),
+        Job("f", "m", "o", fixed_contrasts=["f 2", "f3"], moving_contrasts=["m2", "m3"]),
         Job("f", "m", "o", options=Options(uncertainty="fast", maps=True)),
         Job("f", "m", "o", options=Options(uncertainty=3, ensemble="hsyn,caml", average=True)),
     ],
