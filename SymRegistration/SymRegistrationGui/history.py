@@ -113,16 +113,18 @@ def _encoded(path):
 
 def keep(run, kept):
     """Put steps into a run, at once; what no step names any more goes. ``kept`` is None when a job kept none."""
-    before = of(run)
-    for name, text in (kept.files if kept else {}).items():
-        run.setText(_role(name), text)
-    wanted = set(_names(kept.history)) if kept else set()
-    for part in set(_names(before) if before else ()) - wanted:
-        run.dropText(part)
-    if kept:
-        run.setText("history", json.dumps(kept.history))
-    else:
+    if kept is None:
         run.dropText("history")
+        run.dropText("kept")
+        return
+    files = {**_files(run), **{_role(name): text for name, text in kept.files.items()}}
+    run.setText("kept", "\n".join(f"{name} {files[name]}" for name in _names(kept.history) if name in files))
+    run.setText("history", json.dumps(kept.history))
+
+
+def _files(run):
+    """Name -> base64 text of what is kept with a run: one node for all, so that a step makes no further node."""
+    return dict(line.split(" ", 1) for line in run.text("kept").splitlines())
 
 
 def _role(name):
@@ -155,13 +157,14 @@ def lay(run, folder, states=()):
     if history is None:
         return
     os.makedirs(folder.file("result"), exist_ok=True)
+    files = _files(run)
     for name in _names(history):
         state = name.endswith(".safetensors")
         if not state:
-            yield from _write(run, name, folder.file(name))
+            yield from _write(run, files.get(name), folder.file(name))
     for step in history["steps"]:
         if step["number"] in states:
-            yield from _write(run, _role(step["state"]), folder.file(f"result/{step['state']}"))
+            yield from _write(run, files.get(_role(step["state"])), folder.file(f"result/{step['state']}"))
         job = step["job"]
         for name in (*_FILES, "output", "start_from"):
             job[name] = _placed(job.get(name), folder)
@@ -175,8 +178,7 @@ def _placed(value, folder):
     return folder.file(value[len(HERE) :]) if value and value.startswith(HERE) else value
 
 
-def _write(run, part, path):
-    text = run.text(part)
+def _write(run, text, path):
     if not text:
         raise InputError(
             _("A part of the history of '{name}' was deleted from the scene.").format(name=run.table.GetName()),

@@ -216,7 +216,7 @@ def test_bad_input_is_said_and_the_last_result_stays(module, logic, nothing_unse
     moving.GetImageData().Modified()
     refused(lambda: logic.update(table, stiffness=2.0), "'Moving scan' is not the scan that was registered")
     asWas()
-    module.scene.RemoveNode(run.node("kept.state-1.safetensors"))
+    module.scene.RemoveNode(run.node("kept"))
     refused(lambda: logic.update(table, stiffness=2.0), "history", "was deleted")
     module.scene.RemoveNode(moving)
     refused(lambda: logic.undo(table), "moving scan", "was deleted")
@@ -232,7 +232,7 @@ def test_steps_are_saved_with_the_scene_and_are_compact(module, logic, tmp_path)
     from SymRegistrationGui import history
     from SymRegistrationGui.runs import Run
 
-    kept = [Run(table).text(part) for part in history._names(history.of(Run(table)))]
+    kept = [history._files(Run(table))[name] for name in history._names(history.of(Run(table)))]
     assert len(kept) == 4 and all(kept), "two states and two lists of points"
     assert sum(map(len, kept)) < 4e5
     for node in points:
