@@ -18,7 +18,7 @@ AIR = -900
 #: Hounsfield units of inflated lung, and litres of it from which on a scan shows a chest (a collapsed lung has 1).
 LUNG, LUNG_LITRES = (-950, -600), 1.0
 #: Extent in mm of the content of a head or a skull-stripped brain along every axis of the patient; heads reach down
-#: to the neck. Measured: brains 110 to 185, heads 150 to 260.
+#: to the neck. A rule of thumb.
 HEAD = (90.0, 290.0)
 #: Width in mm from which on content is a trunk.
 TRUNK = 260.0
