@@ -281,7 +281,7 @@ def _cases():
             --uncertainty 1 => uncertainty is 1
             --uncertainty -3 => uncertainty is -3
             --uncertainty 1000000 => uncertainty is 1000000
-            --preset slow => invalid choice
+            --preset slow => there is no preset
             --similarity taste => invalid choice
             --transform-format exe => invalid choice
             --composite --transform-format nrrd => composite
@@ -667,7 +667,7 @@ def test_a_huge_size_is_refused_before_anything_is_allocated(names):
 def test_a_file_that_may_not_be_read_is_named(names, tmp_path, capfd, monkeypatch):
     """The administrator may read everything, so the answer of the system is replaced."""
     closed = str(names["good"] / "moving.csv")
-    monkeypatch.setattr("SymRegistrationLib.job.os.access", lambda path, mode: str(path) != closed)
+    monkeypatch.setattr("SymRegistrationLib.job.checking.os.access", lambda path, mode: str(path) != closed)
     words = (PAIR_OF_POINTS.format(**names, out=tmp_path / "out") + "none.csv").split()
     _refused([*words[:-1], closed], "moving.csv' may not be read", capfd, (tmp_path,))
 

@@ -143,7 +143,8 @@ def test_a_pose_is_looked_for_from_many_sides(monkeypatch, degrees, found):
 
     def seen_from(start, *_):
         left = turn_between(true, start if start is not None else turned(0))
-        return (true, 0.5) if left < 40 else (turned(5), 7.0)
+        found, spread = (true, 0.5) if left < 40 else (turned(5), 7.0)
+        return found, torch.tensor(spread)
 
     monkeypatch.setattr(_pose, "_seen_from", seen_from)
     pose = found_pose(KeyPoints(4), torch.zeros(1, 1, 16, 16, 16), torch.zeros(1, 1, 16, 16, 16))

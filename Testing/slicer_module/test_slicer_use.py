@@ -245,11 +245,15 @@ def test_report_export(done, tmp_path, monkeypatch):
         path = str(tmp_path / f"report.{ending}")
         monkeypatch.setattr(resultspanel, "askPath", lambda suggested, p=path: p)
         module.click("exportButton")
+    assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8") and "data:image/png" in (
+        tmp_path / "report.html"
+    ).read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["quality"] == run.metrics["quality"]
     assert (
-        "<html" in (tmp_path / "report.html").read_text() and "data:image/png" in (tmp_path / "report.html").read_text()
+        (tmp_path / "report.csv")
+        .read_text(encoding="utf-8")
+        .startswith('"Measure","Before","Aligned","After"\n"Similarity')
     )
-    assert json.loads((tmp_path / "report.json").read_text())["quality"] == run.metrics["quality"]
-    assert (tmp_path / "report.csv").read_text().startswith('"Measure","Before","Aligned","After"\n"Similarity')
     monkeypatch.setattr(resultspanel, "askPath", lambda suggested: "/nowhere/report.csv")
     module.click("exportButton")
     assert "/nowhere/report.csv could not be written" in module.app.shown[-1][1]
