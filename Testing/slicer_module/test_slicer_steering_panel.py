@@ -30,6 +30,14 @@ def ready(module, oblique=False):
     return fixed, moving
 
 
+def registered(module):
+    """A pair and its registration: (fixed, moving, run, where :data:`PLACES` go)."""
+    fixed, moving = ready(module)
+    run = press(module, "registerButton")
+    module.settle()
+    return fixed, moving, run, carried(run.node("forward"))
+
+
 def temporary(scene):
     """Nodes that are not saved with the scene and that this module made."""
     words = ("SymRegistration l", "in its pose")
@@ -97,10 +105,7 @@ def test_linear_methods_can_be_chosen(module, kind):
 
 def test_landmarks_pull_update_undo_and_redo(module):
     ui = module.ui
-    ready(module)
-    run = press(module, "registerButton")
-    module.settle()
-    first = carried(run.node("forward"))
+    _fixed, _moving, run, first = registered(module)
     assert not ui.undoButton.enabled and not ui.driveLandmarksCheckBox.enabled
     press(module, "updateButton")
     assert "Nothing pulls" in module.app.shown.pop()[1]
@@ -170,10 +175,7 @@ def test_structures_are_listed_ticked_and_pull(module):
 
 def test_repair_by_segment_box_and_place(module):
     ui = module.ui
-    fixed, _moving = ready(module)
-    run = press(module, "registerButton")
-    module.settle()
-    before = carried(run.node("forward"))
+    fixed, _moving, run, before = registered(module)
     press(module, "repairButton")
     assert "No region is chosen" in module.app.shown.pop()[1]
     box = module.scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "box")
@@ -346,10 +348,7 @@ def test_a_preset_is_suggested_with_its_reason(module):
 
 def test_bad_input_in_the_panel(module):
     ui = module.ui
-    _fixed, moving = ready(module)
-    run = press(module, "registerButton")
-    module.settle()
-    first = carried(run.node("forward"))
+    _fixed, moving, run, first = registered(module)
     p = scenes.fiducials(module.scene, [(5, -8, 12), (6, -8, 12)], "p")
     q = scenes.fiducials(module.scene, [(9, -11, 14), (40, -11, 14)], "q")
     ui.fixedLandmarksSelector.setCurrentNode(p)
