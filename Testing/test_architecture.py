@@ -163,12 +163,14 @@ def test_importing_the_library_and_asking_for_help_loads_no_torch():
 
 
 def test_rooms_and_functions_stay_small():
+    ours = [*files(), *(ROOT / "SymRegistration").rglob("*.py")]
     wrong = []
-    for path in [*files(), *(ROOT / "SymRegistration").rglob("*.py")]:
+    for path in [*ours, *(ROOT / "Testing").rglob("*.py")]:
         text = path.read_text(encoding="utf-8")
         if len(text.splitlines()) > 450 and "Long because" not in (ast.get_docstring(ast.parse(text)) or ""):
             wrong.append(f"{path.name}: {len(text.splitlines())} lines")
-        for node in ast.walk(ast.parse(text)):
+    for path in ours:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno + 1 > 66:
                 wrong.append(f"{path.name}: {node.name} has {node.end_lineno - node.lineno + 1} lines")
     assert not wrong, "\n".join(wrong)
