@@ -5,8 +5,9 @@ moving one, each about the middle of its content. Scores are taken at points of 
 scan, so that exchanging the scans exchanges the result.
 
 A few hundred rotations are scored on a coarse level, for the best of them every shift is tried at once by Fourier
-correlation, the best candidates are refined together, the winner is refined on finer levels. One contrast is scored by
-plain correlation, two by normalised mutual information and, for the shifts, by the directions of edges.
+correlation, the best candidates and the headers' own pose are refined together, the winner is refined on finer levels.
+One contrast is scored by plain correlation, two by normalised mutual information and, for the shifts, by the directions
+of edges.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from .working_grid import Scan, nearest_rotation
 
 #: Candidates closer than this to the winner belong to its basin (degrees, and share of the content's radius).
 BASIN_DEGREES, BASIN_SHARE = 20.0, 0.2
-#: Rotations tried, rotations whose shifts are tried, candidates refined.
-ROTATIONS, SHIFTED, REFINED = 480, 24, 8
+#: Rotations tried, rotations whose shifts are tried, candidates refined, and those of them refined to the end.
+ROTATIONS, SHIFTED, REFINED, FINALISTS = 480, 24, 8, 4
 #: Spacings are the content's radius over these: search, first refinement, main refinement, polish.
 COARSE, MIDDLE, FINE, FINEST = 8, 12, 24, 32
-#: Another pose is clearly better than the headers' when its normalised mutual information is higher by this share.
+#: Another pose is clearly better than the headers' when it is ahead by this share, see :func:`ahead`.
 CLEARLY = 0.05
 #: Two contrasts stay rigid unless a principal stretch reaches the first (natural logarithm) and the information gains
 #: the third, a share. Measured: one person's T1, T2 and FLAIR, unscaled, were stretched by at most 0.016 and gained at
@@ -47,12 +48,30 @@ class Found:
         x: (4, 4) float64 generator, mm, between the middles of the contents.
         score: by ``measure`` on the last level.
         confidence: 0..1, how far it is ahead of the best pose elsewhere.
+        tried: (K, 4, 4) generators of all that were refined, the headers' own first, and ``scores`` (K,) of them on one
+            level; () when nothing was searched.
+        winner: which of these was refined further.
+        stretched: what an affine pose would have been and gained, where one was asked for across contrasts.
     """
 
     x: Tensor
     score: float
     confidence: float
     measure: str
+    tried: Tensor | tuple = ()
+    scores: Tensor | tuple = ()
+    winner: int = 0
+    stretched: Stretched | None = None
+
+
+@dataclass(frozen=True)
+class Stretched:
+    """What freeing scale and shear would do: the largest principal stretch (natural logarithm), the share of mutual
+    information gained, and whether the images insist on it."""
+
+    stretch: float
+    gain: float
+    insisted: bool
 
 
 def _axis_turns() -> np.ndarray:
@@ -90,41 +109,26 @@ class Search:
     def level(self, share: float) -> Level:
         """The level whose spacing is ``radius / share`` mm."""
         if share not in self.levels:
-            self.levels[share] = Level(*self.scans, self.radius / share, self.radius)
+            self.levels[share] = Level(*self.scans, self.radius / share, self.radius, thinned=share >= FINE)
         return self.levels[share]
 
     def one_contrast(self, kind: str) -> Found:
-        """Search by correlation; ``affine`` searches similarities and frees the rest at the end."""
+        """Search by correlation, rough; ``affine`` searches similarities."""
         candidates = self._candidates("ncc", scaled=kind != "rigid")
-        group = "rigid" if kind == "rigid" else "similarity"
-        candidates, scores = self._refine(candidates, group, "ncc", self.level(MIDDLE), 30, 0.04)
-        winner = int(scores.argmax())
-        confidence = self._confidence(candidates, scores, winner, "ncc")
-        return self.polish(candidates[winner : winner + 1], kind, "ncc", confidence)
+        return self._tournament(candidates, "rigid" if kind == "rigid" else "similarity", "ncc")
 
-    def polish(self, x: Tensor, kind: str, measure: str, confidence: float = 1.0) -> Found:
-        """One pose (1, 4, 4) refined on the fine levels."""
-        x, scores = self._refine(x, kind, measure, self.level(FINE), 40 if kind == "affine" else 25, 0.012)
-        if kind == "affine":
-            x, scores = self._refine(x, kind, measure, self.level(FINEST), 12, 0.003)
-        return Found(x[0], float(scores[0]), confidence, measure)
+    def polish(self, found: Found, kind: str, measure: str) -> Found:
+        """One pose refined on the fine levels."""
+        x, scores = self._refine(found.x[None], kind, measure, self.level(FINE), 40 if kind == "affine" else 25, 0.012)
+        if kind == "affine" or measure == "mi":
+            x, scores = self._refine(x, kind, measure, self.level(FINEST), 12 if kind == "affine" else 15, 0.003)
+        return replace(found, x=x[0], score=float(scores[0]), measure=measure)
 
     def two_contrasts(self, more: Sequence[Tensor] = ()) -> Found:
-        """Rigid search by normalised mutual information.
-
-        The headers' own pose and ``more`` generators (4, 4) are refined beside the search's own candidates; a pose in
-        the headers' basin wins unless another is clearly better.
-        """
-        header = self.generator(np.eye(4))
-        x = torch.stack([header, *(rigid_part(one) for one in more), *self._candidates("mi", scaled=False)])
-        x, scores = self._refine(x, "rigid", "mi", self.level(MIDDLE), 30, 0.04)
-        winner = int(scores.argmax())
-        if scores[winner] < scores[0] * (1 + CLEARLY):
-            winner = 0
-        confidence = self._confidence(x, scores, winner, "mi")
-        x, scores = self._refine(x[[winner]], "rigid", "mi", self.level(FINE), 25, 0.012)
-        x, scores = self._refine(x, "rigid", "mi", self.level(FINEST), 15, 0.003)
-        return Found(x[0], float(scores[0]), confidence, "mi")
+        """Rigid search by normalised mutual information, polished; ``more`` generators (4, 4) are refined beside its
+        own candidates."""
+        candidates = torch.stack([*(rigid_part(one) for one in more), *self._candidates("mi", scaled=False)])
+        return self.polish(self._tournament(candidates, "rigid", "mi"), "rigid", "mi")
 
     def stretched(self, rigid: Found) -> Found:
         """The affine pose from a rigid one by normalised mutual information, if the images insist on it; else the
@@ -132,9 +136,26 @@ class Search:
         x, scores = self._refine(rigid.x[None], "affine", "mi", self.level(FINE), 30, 0.012)
         x, scores = self._refine(x, "affine", "mi", self.level(FINEST), 12, 0.003)
         stretch = largest_stretch(torch.matrix_exp(x[0])[:3, :3])
-        if not LEAST_STRETCH < stretch < MOST_STRETCH or float(scores[0]) < (1 + LEAST_GAIN) * rigid.score:
-            return rigid
-        return Found(x[0], float(scores[0]), rigid.confidence, "mi")
+        gain = float(scores[0]) / max(rigid.score, 1e-6) - 1
+        told = Stretched(stretch, gain, LEAST_STRETCH < stretch < MOST_STRETCH and gain >= LEAST_GAIN)
+        if told.insisted:
+            rigid = replace(rigid, x=x[0], score=float(scores[0]))
+        return replace(rigid, stretched=told)
+
+    def _tournament(self, x: Tensor, group: str, measure: str) -> Found:
+        """Refine candidates (K, 4, 4) together with the headers' own pose. After a third of the steps only the best go
+        on, no two of them in one basin. The headers win unless another is clearly better."""
+        level, x = self.level(MIDDLE), torch.cat([self.generator(np.eye(4))[None], x])
+        x, scores = self._refine(x, group, measure, level, 10, 0.04)
+        kept = self._apart(x, scores, FINALISTS, BASIN_DEGREES)
+        kept = kept if 0 in kept else [0, *kept]
+        x[kept], scores[kept] = self._refine(x[kept], group, measure, level, 20, 0.03)
+        winner = int(scores.argmax())
+        if ahead(float(scores[winner]), float(scores[0]), measure) < CLEARLY:
+            winner = 0
+        return Found(
+            x[winner], float(scores[winner]), self._confidence(x, scores, winner, measure), measure, x, scores, winner
+        )
 
     def likeness(self, x: Tensor) -> float:
         """:meth:`likeness_at` of one generator (4, 4)."""
@@ -307,14 +328,20 @@ class Search:
         return best * best.new_tensor([1, 1, 1, self.radius]), best_scores
 
     def _confidence(self, candidates: Tensor, scores: Tensor, winner: int, measure: str) -> float:
-        """1 - (distance of the runner-up in another basin from perfection) measured against the winner's, 0..1."""
+        """How far the winner is ahead of the best in another basin, 0..1."""
         poses = torch.matrix_exp(candidates.double())
         angles, distances = _distances(poses, poses[winner])
         rest = scores[(angles > BASIN_DEGREES) | (distances > BASIN_SHARE * self.radius)].tolist()
         if not rest:
             return 1.0
-        best, other = float(scores[winner]), max(max(rest), 0.0)
-        return float(np.clip((best - other) / max(1 - other, 1e-3) if measure == "ncc" else 1 - other / best, 0, 1))
+        return float(np.clip(ahead(float(scores[winner]), max(rest), measure), 0, 1))
+
+
+def ahead(best: float, other: float, measure: str) -> float:
+    """By what share one score is ahead of another: of what the other misses to perfection (``ncc``), or of itself
+    (``mi``)."""
+    other = max(other, 0.0)
+    return (best - other) / max(1 - other, 1e-3) if measure == "ncc" else 1 - other / max(best, 1e-6)
 
 
 class Adam:
