@@ -30,8 +30,10 @@ UNSURE = {"ncc": 0.2, "mi": 0.1}
 #: contrast 0.73 to 0.82 (brains and heads of two people, visits of one), 0.72 liver, 0.48 lung; two contrasts
 #: -0.47 to 0.31 (T1, T2, FLAIR of one person) and up to 0.39 (T1 and FLAIR of two).
 ONE_CONTRAST = 0.43
-#: Below this at the rough pose of the search by correlation, the search by mutual information decides.
-ROUGHLY_ONE_CONTRAST = 0.3
+#: Below the first at the rough pose of the search by correlation, mutual information searches. Below the second it
+#: searches too, and its pose is taken when it knows one that tells more: brightness can stretch one contrast until it
+#: looks like the other (kirby113 FLAIR <- T1 at 3 mm: 0.46 at a pose 6 mm off).
+ROUGHLY_ONE_CONTRAST, SURELY_ONE_CONTRAST = 0.3, 0.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +115,15 @@ def align(
     if landmarks is not None:
         return _from_guides(search, from_landmarks(*landmarks, affine=False), kind, measure)
     one = None if measure == "mi" else search.one_contrast(kind)
+    likeness = float("nan")
     if one is not None and (measure == "ncc" or search.likeness(one.x) >= ROUGHLY_ONE_CONTRAST):
         one = search.polish(one, kind, "ncc")
         likeness = search.likeness(one.x)
-        if measure == "ncc" or likeness >= ONE_CONTRAST:
+        if measure == "ncc" or likeness >= SURELY_ONE_CONTRAST:
             return _alignment(search, one, kind, likeness)
     two = search.two_contrasts([] if one is None else [one.x])
+    if one is not None and likeness >= ONE_CONTRAST and search.information(one.x) >= search.information(two.x):
+        return _alignment(search, one, kind, likeness)
     likeness = search.likeness(two.x)
     if measure == "auto" and likeness >= ONE_CONTRAST:  # one contrast after all; brightness had led astray
         again = search.polish(two, kind, "ncc")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..fields import box_mean
+from ..geometry.grid import transform_points
 from .pose_scores import Level, edge_directions
 from .working_grid import Scan, nearest_rotation
 
@@ -36,6 +37,8 @@ CLEARLY = 0.05
 #: most 0.036; other persons' brains and heads were stretched by at least 0.07 and gained at least 0.06. A stretch
 #: beyond the second is no anatomy of one kind.
 LEAST_STRETCH, MOST_STRETCH, LEAST_GAIN = 0.03, 0.4, 0.04
+#: Two headers that agree within so many degrees on where left is are asked once.
+SAME_SIDE = 15.0
 #: Local likeness: brightness above which a scan shows something, and width of the window in samples.
 SHOWN, WINDOW = 0.1, 7
 
@@ -194,17 +197,31 @@ class Search:
         steps = (torch.arange(n, device=self.device) - n // 2).float() * level.spacing
         return torch.cartesian_prod(steps, steps, steps), n
 
+    def information(self, x: Tensor) -> float:
+        """Normalised mutual information of one generator (4, 4) on the level FINE."""
+        with torch.no_grad():
+            return float(self.level(FINE).score(*self.poses(x[None]), "mi")[0])
+
     def mirrored_gain(self, x: Tensor) -> float:
         """By what share the normalised mutual information of a pose grows when the moving scan is mirrored left to
-        right and its pose is refined anew; above 0 the mirror image fits better."""
+        right where it lies and its pose is refined anew; above 0 the mirror image fits better.
+
+        Which way left to right runs both headers say; where they disagree both are tried, since one may be wrong.
+        """
         fixed, moving = self.scans
-        other = Search(fixed, mirrored(moving), self.seed)
-        with torch.no_grad():
-            own = float(self.level(MIDDLE).score(*self.poses(x[None]), "mi")[0])
-        _, scores = self._refine(x[None], "affine", "mi", self.level(MIDDLE), 8, 0.01)
-        own = max(own, float(scores[0]))
-        _, scores = other._refine(x[None], "affine", "mi", other.level(MIDDLE), 30, 0.03)
-        return float(scores[0]) / max(own, 1e-6) - 1
+        image, flip = mirrored(moving)
+        other = Search(fixed, image, self.seed)
+        _, own = self._refine(x[None], "affine", "mi", self.level(FINE), 6, 0.003)
+        to_fixed, to_moving = self.matrix(x)
+        pose = to_moving @ np.linalg.inv(to_fixed)
+        normals = [np.eye(3)[0], nearest_rotation(pose[:3, :3]).T[:, 0]]
+        if abs(normals[0] @ normals[1]) > np.cos(np.radians(SAME_SIDE)):
+            normals = normals[:1]
+        starts = [other.generator(flip @ pose @ reflection(normal, fixed.centroid)) for normal in normals]
+        found, scores = other._refine(torch.stack(starts), "affine", "mi", other.level(MIDDLE), 30, 0.03)
+        best = found[int(scores.argmax())]
+        _, scores = other._refine(best[None], "affine", "mi", other.level(FINE), 10, 0.005)
+        return float(scores[0]) / max(float(own[0]), 1e-6) - 1
 
     def generator(self, matrix: np.ndarray) -> Tensor:
         """The X whose exponential is ``matrix`` (LPS mm, fixed -> moving; its stretch is left out) seen between the
@@ -361,13 +378,23 @@ class Adam:
         self.x.addcdiv_(self.mean, size, value=-rate / (1 - one**self.steps))
 
 
-def mirrored(scan: Scan) -> Scan:
-    """The scan flipped along its axis that runs most nearly left to right, same grid."""
+def mirrored(scan: Scan) -> tuple[Scan, np.ndarray]:
+    """The scan flipped along its axis that runs most nearly left to right, same grid, and the (4, 4) mm map from its
+    points to where they are then."""
     axis = int(np.abs(scan.grid.axes[0]).argmax())
-    indices = scan.grid.indices(scan.inside)
-    indices[:, axis] = scan.grid.shape[axis] - 1 - indices[:, axis]
+    last = scan.grid.shape[axis] - 1
+    flip = np.eye(4)
+    flip[axis, axis], flip[axis, 3] = -1, last
+    flip = scan.grid.matrix @ flip @ scan.grid.inverse
     mask = None if scan.mask is None else scan.mask.flip(axis + 2)
-    return replace(scan, image=scan.image.flip(axis + 2), mask=mask, inside=scan.grid.points(indices))
+    return replace(scan, image=scan.image.flip(axis + 2), mask=mask, inside=transform_points(flip, scan.inside)), flip
+
+
+def reflection(normal: np.ndarray, through: np.ndarray) -> np.ndarray:
+    """(4, 4) of the mirror plane with a unit ``normal`` through a point."""
+    turn = np.eye(4)
+    turn[:3, :3] -= 2 * np.outer(normal, normal)
+    return shift(through) @ turn @ shift(-through)
 
 
 def rigid_part(x: Tensor) -> Tensor:
