@@ -9,7 +9,7 @@ from slicer.i18n import tr as _
 
 from SymRegistrationLib.job import RegistrationError
 
-from . import importing, parameters, results, runs
+from . import importing, parameters, parts, results, runs
 from .events import guarded
 from .looking import LinkedCursor, Outlines
 from .views import Views
@@ -21,9 +21,7 @@ MODES = {
     "checkerboardButton": "checkerboard",
     "flickerButton": "flicker",
     "differenceButton": "difference",
-    "jacobianButton": "jacobian",
-    "uncertaintyButton": "uncertainty",
-    "consistencyButton": "inverse_consistency",
+    **parts.MAPS,
     "previousButton": "previous",
 }
 #: Buttons that add something to what is seen.
@@ -164,7 +162,14 @@ class ResultsPanel:
                 slicer.util.resetSliceViews()
 
     def onMode(self, name, on):
-        ui = self.ui
+        ui, run = self.ui, self.run
+        if on and name == "previousButton" and not importing.hasPrevious(run):
+            ui.previousButton.checked = False
+            self.panel.watch(
+                lambda task: self.logic.fetchPrevious(run, task),
+                lambda _result: setattr(ui.previousButton, "checked", True),
+            )
+            return
         if on:
             self.panel.align.hide()
             ui.outlinesButton.checked = False

@@ -49,7 +49,7 @@ class StepsPanel:
         ui.undoButton.enabled = free and current > 1
         ui.redoButton.enabled = free and current < len(known)
         ui.saveStepsButton.enabled = free and bool(known)
-        ui.previousButton.enabled = free and importing.hasPrevious(run)
+        ui.previousButton.enabled = free and (current > 1 or importing.hasPrevious(run))
         ui.undoButton.toolTip = (
             _("Show step {number} again; nothing is optimized.").format(number=current - 1)
             if current > 1
