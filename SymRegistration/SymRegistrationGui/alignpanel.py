@@ -5,19 +5,16 @@ from slicer.i18n import tr as _
 
 from . import methods, parameters, posing, results
 from .events import guarded
+from .section import Section, fill
 
 
-class AlignPanel:
-    """Args:
-    ui: child widgets by name.
-    panel: the :class:`~.widget.Panel`.
-    """
+class AlignPanel(Section):
+    """Find, show and refine the pose; see :class:`~.section.Section`."""
 
     def __init__(self, ui, panel):
-        self.ui, self.panel = ui, panel
+        super().__init__(ui, panel)
         self.view = posing.PoseView(slicer.mrmlScene)
-        for name, title in methods.linearKinds():
-            ui.alignKindComboBox.addItem(_(title), name)
+        fill(ui.alignKindComboBox, methods.linearKinds())
         ui.alignButton.clicked.connect(guarded(lambda *_unused: self.align()))
         ui.snapButton.clicked.connect(guarded(lambda *_unused: self.align(self.pose)))
         ui.showPoseButton.toggled.connect(guarded(self.onShow))

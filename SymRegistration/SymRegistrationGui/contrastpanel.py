@@ -8,18 +8,16 @@ from SymRegistrationLib.job import MOST_CONTRASTS
 
 from . import parameters
 from .events import guarded
+from .section import Section, fitRows
 
 _FIXED, _MOVING, _WEIGHT = range(3)
 
 
-class ContrastPanel:
-    """Args:
-    ui: child widgets by name.
-    panel: the :class:`~.widget.Panel`.
-    """
+class ContrastPanel(Section):
+    """The table of pairs; see :class:`~.section.Section`."""
 
     def __init__(self, ui, panel):
-        self.ui, self.panel = ui, panel
+        super().__init__(ui, panel)
         self._scene = None
         table = ui.contrastsTable
         table.columnCount = 3
@@ -66,10 +64,8 @@ class ContrastPanel:
                     table.setItem(row, column, qt.QTableWidgetItem())
             table.setCellWidget(row, _WEIGHT, self._weight())
         table.rowCount = count
-        table.resizeRowsToContents()
         table.visible = count > 0
-        height = table.horizontalHeader().sizeHint.height() + 2 * table.frameWidth
-        table.minimumHeight = table.maximumHeight = height + sum(table.rowHeight(row) for row in range(count))
+        fitRows(table, MOST_CONTRASTS)
 
     def _selector(self):
         selector = slicer.qMRMLNodeComboBox()

@@ -93,7 +93,7 @@ def _anatomies():
 
 def linearKinds():
     """(name, title) of the methods that only align."""
-    return [(name, entry["title"]) for name, entry in catalogue.known().items() if entry["linear"]]
+    return [(name, _(entry["title"])) for name, entry in catalogue.known().items() if entry["linear"]]
 
 
 def initials():

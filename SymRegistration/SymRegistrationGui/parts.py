@@ -14,7 +14,7 @@ _WORDS = {"inverse_consistency": "Consistency"}
 #: Parameters that ask for an output by more than yes or no.
 _ASKED = {"uncertainty": "uncertaintyRuns"}
 #: Buttons in a row.
-_ABREAST = 3
+_ABREAST = 2
 
 
 def _word(output):

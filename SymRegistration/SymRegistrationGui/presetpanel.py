@@ -7,16 +7,14 @@ from SymRegistrationLib.job import InputError, RegistrationError
 
 from . import methods, parameters
 from .events import guarded
+from .section import Section
 
 
-class PresetPanel:
-    """Args:
-    ui: child widgets by name.
-    panel: the :class:`~.widget.Panel`.
-    """
+class PresetPanel(Section):
+    """The list of presets and its buttons; see :class:`~.section.Section`."""
 
     def __init__(self, ui, panel):
-        self.ui, self.panel = ui, panel
+        super().__init__(ui, panel)
         self._suggested = None
         self._list()
         ui.anatomyComboBox.currentIndexChanged.connect(guarded(self.onChosen))
@@ -73,19 +71,24 @@ class PresetPanel:
         self.panel.watch(lambda task: self.panel.logic.suggest(*scans, task), done)
 
     def onSave(self, *_unused):
-        state = self.panel.parameters
         title = askTitle().strip()
         if not title:
             return
         try:
-            name = methods.saveAnatomy(title, parameters.ownPreset(state))
+            self.keep(title)
         except (InputError, RegistrationError) as error:
             self.panel.fail(error)
             return
-        self._list()
-        state.anatomy = name
-        self.panel.update()
         self.panel.status(_("Saved as '{title}': listed under Anatomy from now on.").format(title=title))
+
+    def keep(self, title):
+        """Save what is chosen now as a preset of the user's own and choose it; returns its name. Raises as
+        :func:`.methods.saveAnatomy`."""
+        name = methods.saveAnatomy(title, parameters.ownPreset(self.panel.parameters))
+        self._list()
+        self.panel.parameters.anatomy = name
+        self.panel.update()
+        return name
 
     def onDelete(self, *_unused):
         state, title = self.panel.parameters, self.ui.anatomyComboBox.currentText

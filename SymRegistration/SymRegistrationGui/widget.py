@@ -18,6 +18,7 @@ from .live import LiveView
 from .logic import Task
 from .presetpanel import PresetPanel
 from .resultspanel import ResultsPanel
+from .section import fill, follow
 from .steerpanel import SteerPanel
 from .stepspanel import StepsPanel
 
@@ -53,12 +54,12 @@ class Panel:
         logic.client.onDevices = self._showDevices
         self._selectors = parts.addRows(ui)
         parts.addButtons(ui)
-        self.results = ResultsPanel(ui, logic, self)
+        self.results = ResultsPanel(ui, self)
         self.presets = PresetPanel(ui, self)
         self.contrasts = ContrastPanel(ui, self)
         self.align = AlignPanel(ui, self)
-        self.steer = SteerPanel(ui, logic, self)
-        self.steps = StepsPanel(ui, logic, self)
+        self.steer = SteerPanel(ui, self)
+        self.steps = StepsPanel(ui, self)
         self.live = LiveView(slicer.mrmlScene, ui.liveLabel, ui.liveCurveLabel)
         self._again = None
         self._methods = {method["name"]: method for method in methods.methods()}
@@ -80,16 +81,12 @@ class Panel:
             (ui.initialComboBox, methods.initials()),
             (ui.deviceComboBox, methods.devices([])),
         ):
-            for value, text in pairs:
-                combo.addItem(text, value)
+            fill(combo, pairs)
 
     def _connect(self):
         ui = self.ui
         for name, parameter in COMBOS.items():
-            combo = getattr(ui, name)
-            combo.currentIndexChanged.connect(
-                lambda *_unused, c=combo, p=parameter: self.choose(p, c.itemData(c.currentIndex))
-            )
+            follow(getattr(ui, name), self.choose, parameter)
         # The path edit tells of a path that it finds valid, and of losing validity, but not of further typing, nor of
         # an empty text; the line inside it tells of everything.
         for signal in (
@@ -371,8 +368,7 @@ class Panel:
         combo, wanted = self.ui.deviceComboBox, self.parameters.device if self.parameters is not None else "auto"
         self._updating = True
         combo.clear()
-        for value, text in methods.devices(known):
-            combo.addItem(text, value)
+        fill(combo, methods.devices(known))
         combo.currentIndex = max(0, combo.findData(wanted))
         self._updating = False
 
