@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 
@@ -19,10 +21,11 @@ def interpolate(array: np.ndarray, index: np.ndarray) -> np.ndarray:
     last = np.asarray(array.shape[:count]) - 1
     index = np.clip(index, 0, last)
     low = np.minimum(np.floor(index).astype(int), np.maximum(last - 1, 0))
-    part = index - low
+    shares = [(1 - part, part) for part in np.moveaxis(index - low, -1, 0)]
+    places = [(at, np.minimum(at + 1, end)) for at, end in zip(np.moveaxis(low, -1, 0), last)]
     out = np.zeros((*index.shape[:-1], *array.shape[count:]))
     for corner in np.ndindex(*[2] * count):
-        at = np.minimum(low + corner, last)
-        share = np.prod(np.where(corner, part, 1 - part), axis=-1)
-        out += share.reshape(*share.shape, *[1] * (array.ndim - count)) * array[tuple(np.moveaxis(at, -1, 0))]
+        share = functools.reduce(np.multiply, (pair[side] for pair, side in zip(shares, corner)))
+        at = tuple(pair[side] for pair, side in zip(places, corner))
+        out += share.reshape(*share.shape, *[1] * (array.ndim - count)) * array[at]
     return out
