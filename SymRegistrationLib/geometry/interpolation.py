@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import math
 
 import numpy as np
 
@@ -21,11 +21,12 @@ def interpolate(array: np.ndarray, index: np.ndarray) -> np.ndarray:
     last = np.asarray(array.shape[:count]) - 1
     index = np.clip(index, 0, last)
     low = np.minimum(np.floor(index).astype(int), np.maximum(last - 1, 0))
-    shares = [(1 - part, part) for part in np.moveaxis(index - low, -1, 0)]
-    places = [(at, np.minimum(at + 1, end)) for at, end in zip(np.moveaxis(low, -1, 0), last)]
+    part = np.moveaxis(index - low, -1, 0)
+    strides = np.cumprod([1, *array.shape[count - 1 : 0 : -1]])[::-1]
+    first, steps = low @ strides, np.where(last > 0, strides, 0)
+    voxels = array.reshape(-1, *array.shape[count:])
     out = np.zeros((*index.shape[:-1], *array.shape[count:]))
     for corner in np.ndindex(*[2] * count):
-        share = functools.reduce(np.multiply, (pair[side] for pair, side in zip(shares, corner)))
-        at = tuple(pair[side] for pair, side in zip(places, corner))
-        out += share.reshape(*share.shape, *[1] * (array.ndim - count)) * array[at]
+        share = math.prod(p if far else 1 - p for p, far in zip(part, corner))
+        out += share.reshape(*share.shape, *[1] * (array.ndim - count)) * voxels[first + steps @ corner]
     return out
