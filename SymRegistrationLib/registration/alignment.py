@@ -30,6 +30,10 @@ UNSURE = {"ncc": 0.2, "mi": 0.1}
 #: contrast 0.73 to 0.82 (brains and heads of two people, visits of one), 0.72 liver, 0.48 lung; two contrasts
 #: -0.47 to 0.31 (T1, T2, FLAIR of one person) and up to 0.39 (T1 and FLAIR of two).
 ONE_CONTRAST = 0.43
+#: Below the first at the rough pose of the search by correlation, mutual information searches. Below the second it
+#: searches too, and its pose is taken when it knows one that tells more: brightness can stretch one contrast until it
+#: looks like the other (kirby113 FLAIR <- T1 at 3 mm: 0.46 at a pose 6 mm off).
+ROUGHLY_ONE_CONTRAST, SURELY_ONE_CONTRAST = 0.3, 0.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,19 +115,22 @@ def align(
     if landmarks is not None:
         return _from_guides(search, from_landmarks(*landmarks, affine=False), kind, measure)
     one = None if measure == "mi" else search.one_contrast(kind)
-    if one is not None:
+    likeness = float("nan")
+    if one is not None and (measure == "ncc" or search.likeness(one.x) >= ROUGHLY_ONE_CONTRAST):
+        one = search.polish(one, kind, "ncc")
         likeness = search.likeness(one.x)
-        if measure == "ncc" or likeness >= ONE_CONTRAST:
+        if measure == "ncc" or likeness >= SURELY_ONE_CONTRAST:
             return _alignment(search, one, kind, likeness)
     two = search.two_contrasts([] if one is None else [one.x])
+    if one is not None and likeness >= ONE_CONTRAST and search.information(one.x) >= search.information(two.x):
+        return _alignment(search, one, kind, likeness)
     likeness = search.likeness(two.x)
     if measure == "auto" and likeness >= ONE_CONTRAST:  # one contrast after all; brightness had led astray
-        again = search.polish(two.x[None], kind, "ncc", two.confidence)
+        again = search.polish(two, kind, "ncc")
         return _alignment(search, again, kind, search.likeness(again.x))
-    rigid = two
     if kind == "affine":
-        two = search.stretched(rigid)
-    return _alignment(search, two, "rigid" if two is rigid else "affine", likeness)
+        two = search.stretched(two)
+    return _alignment(search, two, _freedom(two), likeness)
 
 
 def shows_one_contrast(fixed: Scan, moving: Scan, pose: Alignment) -> bool:
@@ -138,11 +145,17 @@ def _from_guides(search: pose_search.Search, start: np.ndarray, kind: str, measu
     """Refined from where landmarks put it; ``auto`` looks there whether the contrasts are one or two."""
     x = search.generator(start)
     likeness = search.likeness(x)
+    given = pose_search.Found(x, float("nan"), 1.0, "ncc")
     if measure == "ncc" or (measure == "auto" and likeness >= ONE_CONTRAST):
-        return _alignment(search, search.polish(x[None], kind, "ncc"), kind, likeness)
-    rigid = search.polish(x[None], "rigid", "mi")
-    found = search.stretched(rigid) if kind == "affine" else rigid
-    return _alignment(search, found, "rigid" if found is rigid else "affine", search.likeness(found.x))
+        return _alignment(search, search.polish(given, kind, "ncc"), kind, likeness)
+    found = search.polish(given, "rigid", "mi")
+    found = search.stretched(found) if kind == "affine" else found
+    return _alignment(search, found, _freedom(found), search.likeness(found.x))
+
+
+def _freedom(found: pose_search.Found) -> str:
+    """The kind of a pose between two contrasts."""
+    return "affine" if found.stretched and found.stretched.insisted else "rigid"
 
 
 def _alignment(search: pose_search.Search, found: pose_search.Found, kind: str, likeness: float) -> Alignment:

@@ -5,8 +5,9 @@ moving one, each about the middle of its content. Scores are taken at points of 
 scan, so that exchanging the scans exchanges the result.
 
 A few hundred rotations are scored on a coarse level, for the best of them every shift is tried at once by Fourier
-correlation, the best candidates are refined together, the winner is refined on finer levels. One contrast is scored by
-plain correlation, two by normalised mutual information and, for the shifts, by the directions of edges.
+correlation, the best candidates and the headers' own pose are refined together, the winner is refined on finer levels.
+One contrast is scored by plain correlation, two by normalised mutual information and, for the shifts, by the directions
+of edges.
 """
 
 from __future__ import annotations
@@ -19,22 +20,25 @@ import torch
 from torch import Tensor
 
 from ..fields import box_mean
+from ..geometry.grid import transform_points
 from .pose_scores import Level, edge_directions
 from .working_grid import Scan, nearest_rotation
 
 #: Candidates closer than this to the winner belong to its basin (degrees, and share of the content's radius).
 BASIN_DEGREES, BASIN_SHARE = 20.0, 0.2
-#: Rotations tried, rotations whose shifts are tried, candidates refined.
-ROTATIONS, SHIFTED, REFINED = 480, 24, 8
+#: Rotations tried, rotations whose shifts are tried, candidates refined, and those of them refined to the end.
+ROTATIONS, SHIFTED, REFINED, FINALISTS = 480, 24, 8, 4
 #: Spacings are the content's radius over these: search, first refinement, main refinement, polish.
 COARSE, MIDDLE, FINE, FINEST = 8, 12, 24, 32
-#: Another pose is clearly better than the headers' when its normalised mutual information is higher by this share.
+#: Another pose is clearly better than the headers' when it is ahead by this share, see :func:`ahead`.
 CLEARLY = 0.05
 #: Two contrasts stay rigid unless a principal stretch reaches the first (natural logarithm) and the information gains
 #: the third, a share. Measured: one person's T1, T2 and FLAIR, unscaled, were stretched by at most 0.016 and gained at
 #: most 0.036; other persons' brains and heads were stretched by at least 0.07 and gained at least 0.06. A stretch
 #: beyond the second is no anatomy of one kind.
 LEAST_STRETCH, MOST_STRETCH, LEAST_GAIN = 0.03, 0.4, 0.04
+#: Two headers that agree within so many degrees on where left is are asked once.
+SAME_SIDE = 15.0
 #: Local likeness: brightness above which a scan shows something, and width of the window in samples.
 SHOWN, WINDOW = 0.1, 7
 
@@ -47,12 +51,30 @@ class Found:
         x: (4, 4) float64 generator, mm, between the middles of the contents.
         score: by ``measure`` on the last level.
         confidence: 0..1, how far it is ahead of the best pose elsewhere.
+        tried: (K, 4, 4) generators of all that were refined, the headers' own first, and ``scores`` (K,) of them on one
+            level; () when nothing was searched.
+        winner: which of these was refined further.
+        stretched: what an affine pose would have been and gained, where one was asked for across contrasts.
     """
 
     x: Tensor
     score: float
     confidence: float
     measure: str
+    tried: Tensor | tuple = ()
+    scores: Tensor | tuple = ()
+    winner: int = 0
+    stretched: Stretched | None = None
+
+
+@dataclass(frozen=True)
+class Stretched:
+    """What freeing scale and shear would do: the largest principal stretch (natural logarithm), the share of mutual
+    information gained, and whether the images insist on it."""
+
+    stretch: float
+    gain: float
+    insisted: bool
 
 
 def _axis_turns() -> np.ndarray:
@@ -90,41 +112,26 @@ class Search:
     def level(self, share: float) -> Level:
         """The level whose spacing is ``radius / share`` mm."""
         if share not in self.levels:
-            self.levels[share] = Level(*self.scans, self.radius / share, self.radius)
+            self.levels[share] = Level(*self.scans, self.radius / share, self.radius, thinned=share >= FINE)
         return self.levels[share]
 
     def one_contrast(self, kind: str) -> Found:
-        """Search by correlation; ``affine`` searches similarities and frees the rest at the end."""
+        """Search by correlation, rough; ``affine`` searches similarities."""
         candidates = self._candidates("ncc", scaled=kind != "rigid")
-        group = "rigid" if kind == "rigid" else "similarity"
-        candidates, scores = self._refine(candidates, group, "ncc", self.level(MIDDLE), 30, 0.04)
-        winner = int(scores.argmax())
-        confidence = self._confidence(candidates, scores, winner, "ncc")
-        return self.polish(candidates[winner : winner + 1], kind, "ncc", confidence)
+        return self._tournament(candidates, "rigid" if kind == "rigid" else "similarity", "ncc")
 
-    def polish(self, x: Tensor, kind: str, measure: str, confidence: float = 1.0) -> Found:
-        """One pose (1, 4, 4) refined on the fine levels."""
-        x, scores = self._refine(x, kind, measure, self.level(FINE), 40 if kind == "affine" else 25, 0.012)
-        if kind == "affine":
-            x, scores = self._refine(x, kind, measure, self.level(FINEST), 12, 0.003)
-        return Found(x[0], float(scores[0]), confidence, measure)
+    def polish(self, found: Found, kind: str, measure: str) -> Found:
+        """One pose refined on the fine levels."""
+        x, scores = self._refine(found.x[None], kind, measure, self.level(FINE), 40 if kind == "affine" else 25, 0.012)
+        if kind == "affine" or measure == "mi":
+            x, scores = self._refine(x, kind, measure, self.level(FINEST), 12 if kind == "affine" else 15, 0.003)
+        return replace(found, x=x[0], score=float(scores[0]), measure=measure)
 
     def two_contrasts(self, more: Sequence[Tensor] = ()) -> Found:
-        """Rigid search by normalised mutual information.
-
-        The headers' own pose and ``more`` generators (4, 4) are refined beside the search's own candidates; a pose in
-        the headers' basin wins unless another is clearly better.
-        """
-        header = self.generator(np.eye(4))
-        x = torch.stack([header, *(rigid_part(one) for one in more), *self._candidates("mi", scaled=False)])
-        x, scores = self._refine(x, "rigid", "mi", self.level(MIDDLE), 30, 0.04)
-        winner = int(scores.argmax())
-        if scores[winner] < scores[0] * (1 + CLEARLY):
-            winner = 0
-        confidence = self._confidence(x, scores, winner, "mi")
-        x, scores = self._refine(x[[winner]], "rigid", "mi", self.level(FINE), 25, 0.012)
-        x, scores = self._refine(x, "rigid", "mi", self.level(FINEST), 15, 0.003)
-        return Found(x[0], float(scores[0]), confidence, "mi")
+        """Rigid search by normalised mutual information, polished; ``more`` generators (4, 4) are refined beside its
+        own candidates."""
+        candidates = torch.stack([*(rigid_part(one) for one in more), *self._candidates("mi", scaled=False)])
+        return self.polish(self._tournament(candidates, "rigid", "mi"), "rigid", "mi")
 
     def stretched(self, rigid: Found) -> Found:
         """The affine pose from a rigid one by normalised mutual information, if the images insist on it; else the
@@ -132,9 +139,26 @@ class Search:
         x, scores = self._refine(rigid.x[None], "affine", "mi", self.level(FINE), 30, 0.012)
         x, scores = self._refine(x, "affine", "mi", self.level(FINEST), 12, 0.003)
         stretch = largest_stretch(torch.matrix_exp(x[0])[:3, :3])
-        if not LEAST_STRETCH < stretch < MOST_STRETCH or float(scores[0]) < (1 + LEAST_GAIN) * rigid.score:
-            return rigid
-        return Found(x[0], float(scores[0]), rigid.confidence, "mi")
+        gain = float(scores[0]) / max(rigid.score, 1e-6) - 1
+        told = Stretched(stretch, gain, LEAST_STRETCH < stretch < MOST_STRETCH and gain >= LEAST_GAIN)
+        if told.insisted:
+            rigid = replace(rigid, x=x[0], score=float(scores[0]))
+        return replace(rigid, stretched=told)
+
+    def _tournament(self, x: Tensor, group: str, measure: str) -> Found:
+        """Refine candidates (K, 4, 4) together with the headers' own pose. After a third of the steps only the best go
+        on, no two of them in one basin. The headers win unless another is clearly better."""
+        level, x = self.level(MIDDLE), torch.cat([self.generator(np.eye(4))[None], x])
+        x, scores = self._refine(x, group, measure, level, 10, 0.04)
+        kept = self._apart(x, scores, FINALISTS, BASIN_DEGREES)
+        kept = kept if 0 in kept else [0, *kept]
+        x[kept], scores[kept] = self._refine(x[kept], group, measure, level, 20, 0.03)
+        winner = int(scores.argmax())
+        if ahead(float(scores[winner]), float(scores[0]), measure) < CLEARLY:
+            winner = 0
+        return Found(
+            x[winner], float(scores[winner]), self._confidence(x, scores, winner, measure), measure, x, scores, winner
+        )
 
     def likeness(self, x: Tensor) -> float:
         """:meth:`likeness_at` of one generator (4, 4)."""
@@ -173,17 +197,31 @@ class Search:
         steps = (torch.arange(n, device=self.device) - n // 2).float() * level.spacing
         return torch.cartesian_prod(steps, steps, steps), n
 
+    def information(self, x: Tensor) -> float:
+        """Normalised mutual information of one generator (4, 4) on the level FINE."""
+        with torch.no_grad():
+            return float(self.level(FINE).score(*self.poses(x[None]), "mi")[0])
+
     def mirrored_gain(self, x: Tensor) -> float:
         """By what share the normalised mutual information of a pose grows when the moving scan is mirrored left to
-        right and its pose is refined anew; above 0 the mirror image fits better."""
+        right where it lies and its pose is refined anew; above 0 the mirror image fits better.
+
+        Which way left to right runs both headers say; where they disagree both are tried, since one may be wrong.
+        """
         fixed, moving = self.scans
-        other = Search(fixed, mirrored(moving), self.seed)
-        with torch.no_grad():
-            own = float(self.level(MIDDLE).score(*self.poses(x[None]), "mi")[0])
-        _, scores = self._refine(x[None], "affine", "mi", self.level(MIDDLE), 8, 0.01)
-        own = max(own, float(scores[0]))
-        _, scores = other._refine(x[None], "affine", "mi", other.level(MIDDLE), 30, 0.03)
-        return float(scores[0]) / max(own, 1e-6) - 1
+        image, flip = mirrored(moving)
+        other = Search(fixed, image, self.seed)
+        _, own = self._refine(x[None], "affine", "mi", self.level(FINE), 6, 0.003)
+        to_fixed, to_moving = self.matrix(x)
+        pose = to_moving @ np.linalg.inv(to_fixed)
+        normals = [np.eye(3)[0], nearest_rotation(pose[:3, :3]).T[:, 0]]
+        if abs(normals[0] @ normals[1]) > np.cos(np.radians(SAME_SIDE)):
+            normals = normals[:1]
+        starts = [other.generator(flip @ pose @ reflection(normal, fixed.centroid)) for normal in normals]
+        found, scores = other._refine(torch.stack(starts), "affine", "mi", other.level(MIDDLE), 30, 0.03)
+        best = found[int(scores.argmax())]
+        _, scores = other._refine(best[None], "affine", "mi", other.level(FINE), 10, 0.005)
+        return float(scores[0]) / max(float(own[0]), 1e-6) - 1
 
     def generator(self, matrix: np.ndarray) -> Tensor:
         """The X whose exponential is ``matrix`` (LPS mm, fixed -> moving; its stretch is left out) seen between the
@@ -307,14 +345,20 @@ class Search:
         return best * best.new_tensor([1, 1, 1, self.radius]), best_scores
 
     def _confidence(self, candidates: Tensor, scores: Tensor, winner: int, measure: str) -> float:
-        """1 - (distance of the runner-up in another basin from perfection) measured against the winner's, 0..1."""
+        """How far the winner is ahead of the best in another basin, 0..1."""
         poses = torch.matrix_exp(candidates.double())
         angles, distances = _distances(poses, poses[winner])
         rest = scores[(angles > BASIN_DEGREES) | (distances > BASIN_SHARE * self.radius)].tolist()
         if not rest:
             return 1.0
-        best, other = float(scores[winner]), max(max(rest), 0.0)
-        return float(np.clip((best - other) / max(1 - other, 1e-3) if measure == "ncc" else 1 - other / best, 0, 1))
+        return float(np.clip(ahead(float(scores[winner]), max(rest), measure), 0, 1))
+
+
+def ahead(best: float, other: float, measure: str) -> float:
+    """By what share one score is ahead of another: of what the other misses to perfection (``ncc``), or of itself
+    (``mi``)."""
+    other = max(other, 0.0)
+    return (best - other) / max(1 - other, 1e-3) if measure == "ncc" else 1 - other / max(best, 1e-6)
 
 
 class Adam:
@@ -334,13 +378,23 @@ class Adam:
         self.x.addcdiv_(self.mean, size, value=-rate / (1 - one**self.steps))
 
 
-def mirrored(scan: Scan) -> Scan:
-    """The scan flipped along its axis that runs most nearly left to right, same grid."""
+def mirrored(scan: Scan) -> tuple[Scan, np.ndarray]:
+    """The scan flipped along its axis that runs most nearly left to right, same grid, and the (4, 4) mm map from its
+    points to where they are then."""
     axis = int(np.abs(scan.grid.axes[0]).argmax())
-    indices = scan.grid.indices(scan.inside)
-    indices[:, axis] = scan.grid.shape[axis] - 1 - indices[:, axis]
+    last = scan.grid.shape[axis] - 1
+    flip = np.eye(4)
+    flip[axis, axis], flip[axis, 3] = -1, last
+    flip = scan.grid.matrix @ flip @ scan.grid.inverse
     mask = None if scan.mask is None else scan.mask.flip(axis + 2)
-    return replace(scan, image=scan.image.flip(axis + 2), mask=mask, inside=scan.grid.points(indices))
+    return replace(scan, image=scan.image.flip(axis + 2), mask=mask, inside=transform_points(flip, scan.inside)), flip
+
+
+def reflection(normal: np.ndarray, through: np.ndarray) -> np.ndarray:
+    """(4, 4) of the mirror plane with a unit ``normal`` through a point."""
+    turn = np.eye(4)
+    turn[:3, :3] -= 2 * np.outer(normal, normal)
+    return shift(through) @ turn @ shift(-through)
 
 
 def rigid_part(x: Tensor) -> Tensor:
