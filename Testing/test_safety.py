@@ -15,6 +15,7 @@ import bad_inputs
 import commandlines
 import numpy as np
 import pytest
+from bad_inputs.formats import flipped
 
 from SymRegistrationLib.commands.cli import main
 from SymRegistrationLib.job import InputError
@@ -117,7 +118,7 @@ def test_weights_are_taken_only_with_the_hash_of_their_card(names, tmp_path):
     card = names["net"].with_name("net.safetensors.json").read_text()
     assert weights.load(names["net"]).sha256 == json.loads(card)["sha256"]
     for at in (0.2, 0.5, 0.99):
-        (tmp_path / "x.safetensors").write_bytes(bad_inputs.flipped(whole, at))
+        (tmp_path / "x.safetensors").write_bytes(flipped(whole, at))
         (tmp_path / "x.safetensors.json").write_text(card)
         with pytest.raises(InputError, match="SHA-256 differs"):
             weights.load(tmp_path / "x.safetensors")

@@ -1,25 +1,20 @@
-"""Before anything bends: which preset suits the scans, and *Align by hand*: find the pose, see it, turn, refine it."""
+"""The section *Align by hand*, before anything bends: find the pose, see it, turn and shift it, refine it."""
 
 import slicer
 from slicer.i18n import tr as _
 
 from . import methods, parameters, posing, results
 from .events import guarded
+from .section import Section, fill
 
 
-class AlignPanel:
-    """Args:
-    ui: child widgets by name.
-    panel: the :class:`~.widget.Panel`.
-    """
+class AlignPanel(Section):
+    """Find, show and refine the pose; see :class:`~.section.Section`."""
 
     def __init__(self, ui, panel):
-        self.ui, self.panel = ui, panel
+        super().__init__(ui, panel)
         self.view = posing.PoseView(slicer.mrmlScene)
-        for name, title in methods.linearKinds():
-            ui.alignKindComboBox.addItem(_(title), name)
-        self._suggested = None
-        ui.suggestButton.clicked.connect(guarded(self.onSuggest))
+        fill(ui.alignKindComboBox, methods.linearKinds())
         ui.alignButton.clicked.connect(guarded(lambda *_unused: self.align()))
         ui.snapButton.clicked.connect(guarded(lambda *_unused: self.align(self.pose)))
         ui.showPoseButton.toggled.connect(guarded(self.onShow))
@@ -35,13 +30,6 @@ class AlignPanel:
     def update(self):
         ui, busy = self.ui, self.panel.busy
         problem = self.panel.problem(aligning=True)
-        ui.suggestButton.enabled = not busy and not problem
-        state = self.panel.parameters
-        if state is None or self._suggested not in (None, (state.fixedVolume, state.movingVolume)):
-            self._suggested = None  # the reason was about other scans
-        if self._suggested is None:
-            ui.suggestionLabel.text = ""
-        ui.suggestionLabel.visible = bool(ui.suggestionLabel.text)
         ui.alignButton.enabled = not busy and not problem
         ui.alignButton.toolTip = problem or _("Find where the moving scan lies. Nothing bends yet.")
         if self.view.shown and (self.pose is None or not self.view.isOf(self.panel.parameters.movingVolume, self.pose)):
@@ -54,18 +42,6 @@ class AlignPanel:
             if here
             else _("Press Align first, or choose a linear start transform.")
         )
-
-    def onSuggest(self, *_unused):
-        state = self.panel.parameters
-        scans = state.fixedVolume, state.movingVolume
-
-        def done(told):
-            parameters.applyAnatomy(state, told["preset"])
-            self._suggested = scans
-            self.ui.suggestionLabel.text = _("Suggested because {reason}.").format(reason=told["reason"].rstrip("."))
-            self.panel.update()
-
-        self.panel.watch(lambda task: self.panel.logic.suggest(*scans, task), done)
 
     def align(self, start=None):
         """What Align does, and, with ``start`` (a linear transform node), what Snap does."""

@@ -81,6 +81,20 @@ def style(node, kind, lowest, highest):
     display.SetWindowLevelMinMax(lowest, highest)
 
 
+def styleMap(node, output, highest):
+    """Show the node of a map in its colors and return the legend as rich text.
+
+    Args:
+        output: the :class:`SymRegistrationLib.quality.outputs.Output` with kind ``map``.
+        highest: upper end of a sequential scale.
+    """
+    if output.colours == "diverging":
+        style(node, "jacobian", 0.0, LARGEST)
+        return legendText("jacobian")
+    style(node, "amount", 0.0, highest)
+    return legendText("amount", highest, output.unit)
+
+
 def showLegend(node, visible):
     """Slicer's legend in the views; versions without it show the one of the panel only."""
     logic = getattr(slicer, "vtkSlicerColorLogic", None)
@@ -106,8 +120,8 @@ def _cell(color, text="&nbsp;"):
     )
 
 
-def legendText(kind, highest=None):
-    """The legend of a map as rich text."""
+def legendText(kind, highest=None, unit="mm"):
+    """The legend of a map as rich text; ``highest`` in ``unit``."""
     if kind == "jacobian":
         values = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
         cells = "".join(
@@ -122,4 +136,4 @@ def legendText(kind, highest=None):
         ends = [f"<td>{_('moving brighter')}&nbsp;</td>", f"<td>&nbsp;{_('fixed brighter')}</td>"]
         return f'<table cellspacing="0" cellpadding="2"><tr>{ends[0]}{cells}{ends[1]}</tr></table>'
     cells = "".join(_cell(amountColor(k / 8), f"{highest * k / 8:.2g}" if k % 4 == 0 else "&nbsp;") for k in range(9))
-    return f'<table cellspacing="0" cellpadding="2"><tr>{cells}<td>&nbsp;mm</td></tr></table>'
+    return f'<table cellspacing="0" cellpadding="2"><tr>{cells}<td>&nbsp;{unit}</td></tr></table>'

@@ -9,6 +9,8 @@ from slicer.i18n import tr as _
 
 from SymRegistrationLib.geometry import itk_hdf5
 from SymRegistrationLib.job import InputError, Job, Options, RegistrationError
+from SymRegistrationLib.registration import catalogue
+from SymRegistrationLib.registration.catalogue import is_linear, needs_weights
 
 from . import exchange, nodes
 
@@ -20,6 +22,7 @@ class Request:
     Attributes:
         outputs: part -> existing node to be updated (see runs.PARTS, and "table").
         wanted: parts to make.
+        fixedContrasts, movingContrasts: further volumes of the two sides, pair by pair; weights are in the options.
         driveSegments: names of the structures (numbers, for label maps) that shall pull; ("all",) = every shared one.
         live: tell of each level of the optimizer.
     """
@@ -35,11 +38,17 @@ class Request:
     movingLabels: object = None
     fixedPoints: object = None
     movingPoints: object = None
+    fixedContrasts: tuple = ()
+    movingContrasts: tuple = ()
     guideWithPoints: bool = False
     outputs: dict = field(default_factory=dict)
     wanted: tuple = ("forward", "inverse", "warped_moving", "jacobian")
     driveSegments: tuple = ()
     live: bool = False
+
+    def contrasts(self, side):
+        """Further volumes of ``fixed`` or ``moving``."""
+        return tuple(getattr(self, f"{side}Contrasts"))
 
 
 def check(request):
@@ -49,6 +58,7 @@ def check(request):
         InputError: naming the node and the remedy.
     """
     fixed, moving = request.fixedNode, request.movingNode
+    further = (*request.contrasts("fixed"), *request.contrasts("moving"))
     for node, what in ((fixed, _("fixed")), (moving, _("moving"))):
         if node is None or node.GetScene() is None:
             raise InputError(_("No {what} volume is chosen.").format(what=what), _("Choose the two scans to register."))
@@ -57,7 +67,8 @@ def check(request):
             _("'{name}' is chosen as fixed and as moving volume.").format(name=fixed.GetName()),
             _("Choose two different scans."),
         )
-    for node in (fixed, moving):
+    checkContrasts(request)
+    for node in (fixed, moving, *further):
         if node.GetClassName() == "vtkMRMLLabelMapVolumeNode":
             raise InputError(
                 _("'{name}' is a label map, not a scan.").format(name=node.GetName()),
@@ -87,6 +98,58 @@ def check(request):
         )
     _checkPoints(request)
     _checkOutputs(request)
+
+
+def checkContrasts(request):
+    """Further contrasts: as many on both sides, scans, none of them twice, and a method that looks at them.
+
+    Raises:
+        InputError: naming the node and the remedy.
+    """
+    fixed, moving, options = request.contrasts("fixed"), request.contrasts("moving"), request.options
+    if len(fixed) != len(moving):
+        raise InputError(
+            _("{a} further contrasts of the fixed and {b} of the moving side are chosen.").format(
+                a=len(fixed), b=len(moving)
+            ),
+            _("They go pair by pair: choose as many on both sides."),
+        )
+    seen = [request.fixedNode, request.movingNode]
+    for k, pair in enumerate(zip(fixed, moving), 2):
+        for node in pair:
+            if node is None or node.GetScene() is None:
+                raise InputError(
+                    _("Pair {k} of the contrasts is not complete.").format(k=k),
+                    _("Choose a scan of both sides, or take the pair out."),
+                )
+            if node.GetClassName() != "vtkMRMLScalarVolumeNode":
+                raise InputError(
+                    _("'{name}' is no scan.").format(name=node.GetName()),
+                    _("Choose a volume with one gray value per voxel."),
+                )
+            if any(node is other for other in seen):
+                raise InputError(
+                    _("'{name}' is chosen twice.").format(name=node.GetName()),
+                    _("Each contrast needs a scan of its own on each side."),
+                )
+            seen.append(node)
+    if not fixed:
+        return
+    if is_linear(options.method):
+        raise InputError(
+            _("{method} looks at one contrast a side.").format(method=catalogue.known()[options.method]["title"]),
+            _("Choose a method that bends, or take the further contrasts out."),
+        )
+    if needs_weights(options.method) and not options.refine:
+        raise InputError(
+            _("The network itself looks at one contrast a side."),
+            _("Set Refinement under Method details, or take the further contrasts out."),
+        )
+    if options.extra_runs:
+        raise InputError(
+            _("Perturbed runs look at one contrast a side."),
+            _("Set Uncertainty runs under Outputs to 1 or Off, or take the further contrasts out."),
+        )
 
 
 def _constant(array):
@@ -135,6 +198,8 @@ def _checkOutputs(request):
         for node in (
             request.fixedNode,
             request.movingNode,
+            *request.contrasts("fixed"),
+            *request.contrasts("moving"),
             request.fixedMask,
             request.movingMask,
             request.fixedLabels,
@@ -159,8 +224,11 @@ def _checkOutputs(request):
         seen.append(node)
 
 
-def exportJob(request, folder):
+def exportJob(request, folder, further=None):
     """Generator: write all inputs into ``folder`` (:class:`~.exchange.PrivateFolder`); returns the Job.
+
+    Args:
+        further: name of the file -> volume of a further contrast, as :func:`.history.named` gives them.
 
     Raises:
         InputError: an input turned out to be unusable.
@@ -172,6 +240,11 @@ def exportJob(request, folder):
         files[side] = folder.file(f"{side}.nrrd")
         yield from exchange.writeVolume(files[side], array, grids[side])
         yield from _exportMask(side, request, grids[side], files, folder)
+        files[f"{side}_contrasts"] = []
+        for contrast in request.contrasts(side):
+            name = next(name for name, other in further.items() if other is contrast)
+            files[f"{side}_contrasts"].append(folder.file(f"{name}.nrrd"))
+            yield from exchange.writeVolume(files[f"{side}_contrasts"][-1], *nodes.worldVolume(contrast))
         for kind in ("Labels", "Points"):
             chosen = getattr(request, side + kind)
             if chosen is not None:

@@ -7,6 +7,7 @@ In the scene, paths of jobs are names behind :data:`HERE`; in a folder they are 
 
 import base64
 import hashlib
+import itertools
 import json
 import os
 import zlib
@@ -22,6 +23,8 @@ HERE = "@"
 #: Fields of a job that may name files of its folder.
 _FILES = (*INPUT_PATHS, "region")
 _SCANS = ("fixed", "moving")
+#: Fields of a job that list scans, which are nodes of the scene under names that stay theirs for the whole history.
+_LISTS = ("fixed_contrasts", "moving_contrasts")
 _PART = "kept."
 FILE = "history.json"
 
@@ -71,6 +74,8 @@ def read(folder):
         for name in _FILES:
             if job.get(name):
                 job[name] = yield from _moved(job[name], name in _SCANS, folder, files)
+        for name in _LISTS:
+            job[name] = [HERE + os.path.basename(path) for path in job.get(name, ())]
         initial = job["options"].get("initial", "")
         if os.path.isabs(initial):
             job["options"]["initial"] = yield from _moved(initial, False, folder, files)
@@ -141,7 +146,52 @@ def _names(history):
     return list(dict.fromkeys(found))
 
 
+# ------------------------------------------------------------------------------------------------ further scans
+
+
+def named(run, contrasts):
+    """Name -> volume of further contrasts: their names in the files of a run, and the roles of their nodes there.
+
+    A name that a step of the run uses for one scan, even a deleted one, is never given to another.
+    """
+    found, used = {}, set() if run is None else _scanNames(steps(run)[1])
+    for node in contrasts:
+        for k in itertools.count(1):
+            name = f"scan{k}"
+            if name in found or (name in used and run.node(name) is not node):
+                continue
+            found[name] = node
+            break
+    return found
+
+
+def further(run, states):
+    """Name -> node, or None where it was deleted, of the further contrasts that some steps (numbers) look at."""
+    return {name: run.node(name) for name in sorted(_scanNames(s for s in steps(run)[1] if s["number"] in states))}
+
+
+def _scanNames(some):
+    listed = (path for step in some for name in _LISTS for path in step["job"].get(name, ()))
+    return {os.path.splitext(path[len(HERE) :])[0] for path in listed}
+
+
 # ------------------------------------------------------------------------------------------------ out of the scene
+
+
+def layScans(run, folder, states=()):
+    """Generator: write the scans of a run as they are now, with the further contrasts of some steps, into ``folder``.
+
+    Raises:
+        InputError: one of them was deleted.
+    """
+    found = {**{side: run.node(side) for side in _SCANS}, **further(run, states)}
+    for name, node in found.items():
+        if node is None:
+            raise InputError(
+                _("A scan of '{name}' was deleted.").format(name=run.table.GetName()),
+                _("Its result stays as it is; load the scan and register again to go on."),
+            )
+        yield from exchange.writeVolume(folder.file(f"{name}.nrrd"), *nodes.worldVolume(node))
 
 
 def lay(run, folder, states=()):
@@ -168,6 +218,8 @@ def lay(run, folder, states=()):
         job = step["job"]
         for name in (*_FILES, "output", "start_from"):
             job[name] = _placed(job.get(name), folder)
+        for name in _LISTS:
+            job[name] = [_placed(path, folder) for path in job.get(name, ())]
         job["options"]["initial"] = _placed(job["options"]["initial"], folder)
     with open(folder.file(f"result/{FILE}"), "w", encoding="utf-8") as file:
         json.dump(history, file, indent=1)
@@ -224,10 +276,7 @@ def exportSteps(run, path):
             _("The folder {path} cannot be made ({reason}).").format(path=place.path, reason=error.strerror),
             _("Choose another folder."),
         ) from None
-    for side in _SCANS:
-        node = run.node(side)
-        if node is None:
-            raise InputError(_("A scan of this registration was deleted."), _("Load it, and register again."))
-        yield from exchange.writeVolume(place.file(f"{side}.nrrd"), *nodes.worldVolume(node))
-    yield from lay(run, place, range(1, len(known) + 1))
+    numbers = range(1, len(known) + 1)
+    yield from layScans(run, place, numbers)
+    yield from lay(run, place, numbers)
     return place.file(f"result/{FILE}")

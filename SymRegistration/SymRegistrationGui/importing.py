@@ -1,6 +1,7 @@
 """From the worker's result files to nodes. The scene changes in one step, at the end."""
 
 import numpy as np
+import slicer
 
 from SymRegistrationLib.registration.catalogue import is_linear
 
@@ -8,16 +9,17 @@ from . import exchange, history, nodes, runs
 from .layers import temporaryVolume
 
 
-def importSteps(folder, fixedNode, movingNode, outputs, metrics, names=None):
+def importSteps(folder, scans, outputs, metrics, names=None):
     """Generator: the files of a finished job into nodes, and its steps into the run; returns the :class:`~.runs.Run`.
 
     Args:
         folder: the :class:`~.exchange.PrivateFolder` of the job, whose results lie in ``result``.
+        scans: ``fixed``, ``moving`` and the names of further contrasts -> volume.
         outputs: part -> existing node to be updated, and ``table``.
         metrics: of the worker.
         names: what people call things that have numbers in ``metrics``: ``labels`` and ``points``.
     """
-    fillers = {}
+    fillers, fixedNode, movingNode = {}, scans["fixed"], scans["moving"]
     for part, name in metrics["files"].items():
         if part in runs.PARTS:
             fillers[part] = yield from _filler(part, folder.file(f"result/{name}"), metrics)
@@ -25,6 +27,8 @@ def importSteps(folder, fixedNode, movingNode, outputs, metrics, names=None):
     kept = yield from history.read(folder)
     previous = _shownBefore(outputs.get("table"))
     run = runs.commit(fixedNode, movingNode, fillers, outputs, metrics)
+    for name, node in scans.items():
+        run.setNode(name, node, False)
     history.keep(run, kept)
     _remember(run, *previous)
     yield
@@ -32,7 +36,7 @@ def importSteps(folder, fixedNode, movingNode, outputs, metrics, names=None):
 
 
 #: Id of one run -> (vtkImageData, (4, 4) matrix) of the moving scan as its step before had registered it. Only the last
-#: run is kept: this is for a quick look, the steps themselves are in the history.
+#: run is kept: this is for a quick look, and :func:`rememberSteps` makes it again.
 _previous = {}
 
 
@@ -46,6 +50,14 @@ def _remember(run, image, matrix):
     _previous.clear()
     if image is not None:
         _previous[run.id] = image, matrix
+
+
+def rememberSteps(run, path):
+    """Generator: keep a file of the worker's as the moving scan that the step before of ``run`` had registered."""
+    fill = yield from nodes.volumeFiller(*(yield from exchange.readVolume(path)))
+    holder = slicer.vtkMRMLScalarVolumeNode()
+    fill(holder)
+    _remember(run, *nodes.imageOf(holder))
 
 
 def hasPrevious(run):

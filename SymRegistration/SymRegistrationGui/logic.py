@@ -56,7 +56,7 @@ class RegistrationLogic:
         self._task = None
         self._leftFolders = []
         self._observed = []
-        self._words = (None, None)
+        self._named = {}
 
     @property
     def busy(self):
@@ -71,32 +71,36 @@ class RegistrationLogic:
         """
         self._requireIdle()
         exporting.check(request)
-        task = self._begin(task, (request.fixedNode, request.movingNode, *request.outputs.values()))
+        contrasts = (*request.contrasts("fixed"), *request.contrasts("moving"))
+        task = self._begin(task, (request.fixedNode, request.movingNode, *contrasts, *request.outputs.values()))
         task.onProgress("export", 0.0, None, _("Handing over the scans"))
-        self._words = (request.fixedNode, request.movingNode)
-        self._run(self._registerSteps(request), self._imported)
+        table = request.outputs.get("table")
+        before = runs.Run(table) if runs.isResultTable(table) else None
+        further = history.named(before, contrasts)
+        self._named = {"fixed": request.fixedNode, "moving": request.movingNode, **further}
+        self._run(self._registerSteps(request, before, further), self._imported)
         return task
 
-    def _registerSteps(self, request):
+    def _registerSteps(self, request, before, further):
         """Generator: from the nodes to the files, through the worker, and back; returns the Run."""
-        folder, table = self._task.folder, request.outputs.get("table")
-        before = runs.Run(table) if runs.isResultTable(table) else None
+        folder = self._task.folder
         if before is not None:
             try:
                 yield from history.lay(before, folder)
             except InputError:  # a part of it is gone: this registration begins a new one
                 shutil.rmtree(folder.file("result"), ignore_errors=True)
         names = exporting.givenNames(request)
-        job = yield from exporting.exportJob(request, folder)
+        job = yield from exporting.exportJob(request, folder, further)
         fields = {"job": dataclasses.asdict(job), "outputs": list(request.wanted), "live": request.live}
         metrics = yield from self._ask("register", fields)
-        return (yield from self._importSteps(request.fixedNode, request.movingNode, request.outputs, metrics, names))
+        scans = {"fixed": request.fixedNode, "moving": request.movingNode, **further}
+        return (yield from self._importSteps(scans, request.outputs, metrics, names))
 
-    def _importSteps(self, fixedNode, movingNode, outputs, metrics, names=None):
+    def _importSteps(self, scans, outputs, metrics, names=None):
         """Generator: the result into the scene; returns the Run."""
         self._task.onProgress("import", 1.0, None, _("Loading the result"))
         yield
-        return (yield from importing.importSteps(self._task.folder, fixedNode, movingNode, outputs, metrics, names))
+        return (yield from importing.importSteps(self._task.folder, scans, outputs, metrics, names))
 
     # ------------------------------------------------------------------------------------------ going on
 
@@ -120,6 +124,20 @@ class RegistrationLogic:
         """Show the step again that was undone last. Raises as :meth:`change`."""
         return self._move(run, "redo", task)
 
+    def fetchPrevious(self, run, task=None):
+        """Make the registered scan of the step before again, to be compared; the run itself stays. Raises as
+        :meth:`change`."""
+        self._requireIdle()
+        steering.check(run)
+        task = self._begin(task, (run.node("fixed"), run.node("moving"), run.table))
+
+        def steps():
+            metrics = yield from steering.move(run, "undo", task.folder, self._ask, ["warped_moving"])
+            yield from importing.rememberSteps(run, task.folder.file(f"result/{metrics['files']['warped_moving']}"))
+
+        self._run(steps(), self._finish)
+        return task
+
     def _move(self, run, command, task):
         self._requireIdle()
         steering.check(run)
@@ -132,11 +150,12 @@ class RegistrationLogic:
         outputs["table"] = run.table
         task = self._begin(task, (fixed, moving, *outputs.values(), *given))
         task.onProgress("export", 0.0, None, _("Handing over the scans"))
-        self._words = (fixed, moving)
+        scans = {"fixed": fixed, "moving": moving}
+        self._named = {**scans, **history.further(run, (history.steps(run)[0],))}
 
         def whole():
             metrics = yield from steps(task.folder, self._ask)
-            return (yield from self._importSteps(fixed, moving, outputs, metrics, names))
+            return (yield from self._importSteps(scans, outputs, metrics, names))
 
         self._run(whole(), self._imported)
         return task
@@ -237,7 +256,7 @@ class RegistrationLogic:
         self._requireIdle()
         exporting.check(exporting.Request(fixedNode, movingNode))
         task = self._begin(task, (fixedNode, movingNode))
-        self._words = (fixedNode, movingNode)
+        self._named = {"fixed": fixedNode, "moving": movingNode}
 
         def steps():
             paths = {}
@@ -288,8 +307,8 @@ class RegistrationLogic:
             error = RegistrationError(
                 _("The result could not be used ({error}).").format(error=error), _("The log has the details.")
             )
-        error.message = steering.inWords(error.message, *self._words)
-        self._words = (None, None)
+        error.message = steering.inWords(error.message, self._named)
+        self._named = {}
         task = self._end()
         task.error, task.finished = error, True
         task.onFailed(error)

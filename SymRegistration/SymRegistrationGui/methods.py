@@ -1,5 +1,7 @@
 """What can be chosen, known without torch: methods, presets, kinds of contrast and start, as (value, text) pairs."""
 
+import re
+import unicodedata
 from pathlib import Path
 
 from slicer.i18n import tr as _
@@ -42,15 +44,6 @@ def metrics():
     ]
 
 
-#: What a preset by anatomy may set that the panel shows: option -> (parameter, its value without a preset).
-SHOWN = {
-    "initial": ("initial", "affine"),
-    "similarity": ("metric", "auto"),
-    "preset": ("preset", "default"),
-    "stiffness": ("stiffness", 1.0),
-}
-
-
 def anatomies():
     """(name, title, reason) of every preset by anatomy, shipped or the user's own; the one without options first."""
     found = sorted(_anatomies().values(), key=lambda one: bool(one.options))
@@ -63,9 +56,32 @@ def anatomyOptions(name):
     return dict(found.options) if found is not None else {}
 
 
-def hiddenOptions(name):
-    """Those that no widget shows: they go along with the preset."""
-    return {key: value for key, value in anatomyOptions(name).items() if key not in {*SHOWN, "method"}}
+def ownAnatomies():
+    """Names of the presets that are the user's own and can be deleted."""
+    return {one.name for one in _anatomies().values() if one.source}
+
+
+def saveAnatomy(title, options):
+    """Keep a preset of the user's own under a name that follows from ``title``; one of that name is replaced.
+
+    Returns:
+        The name.
+
+    Raises:
+        InputError: the title gives no name, or that of a preset which comes with the extension; or the file is damaged.
+        RegistrationError: the disk refuses.
+    """
+    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:60]
+    if not name:
+        raise InputError(_("'{title}' has no letters to make a name of.").format(title=title), _("Choose another one."))
+    known_anatomies.save(name, title, options, _("saved in the Slicer panel"))
+    return name
+
+
+def removeAnatomy(name):
+    """Delete a preset of the user's own. Raises as :func:`saveAnatomy`."""
+    known_anatomies.remove(name)
 
 
 def _anatomies():
@@ -77,7 +93,7 @@ def _anatomies():
 
 def linearKinds():
     """(name, title) of the methods that only align."""
-    return [(name, entry["title"]) for name, entry in catalogue.known().items() if entry["linear"]]
+    return [(name, _(entry["title"])) for name, entry in catalogue.known().items() if entry["linear"]]
 
 
 def initials():

@@ -11,7 +11,8 @@ from SymRegistrationLib.job import InputError, Options
 from SymRegistrationLib.registration.catalogue import is_linear, needs_weights
 
 from . import methods
-from .exporting import Request
+from .exporting import Request, checkContrasts
+from .parts import OUTPUTS, withOutputs
 from .steering import Change
 
 #: The wrapper tells a selector's node types by the annotation, so this is also what the user can choose. A Union of
@@ -25,13 +26,17 @@ Regions = Union[  # noqa: UP007  what 5.10 knows
 
 
 @parameterNodeWrapper
+@withOutputs
 class Parameters:
-    """Names are those of the ``SlicerParameterName`` properties in the .ui file."""
+    """Names are those of the ``SlicerParameterName`` properties in the .ui file; outputs bring theirs."""
 
     fixedVolume: slicer.vtkMRMLScalarVolumeNode
     movingVolume: slicer.vtkMRMLScalarVolumeNode
     fixedMask: Labels
     movingMask: Labels
+    fixedContrasts: list[slicer.vtkMRMLScalarVolumeNode]
+    movingContrasts: list[slicer.vtkMRMLScalarVolumeNode]
+    contrastWeights: list[float]
     roi: slicer.vtkMRMLMarkupsROINode
     initialTransform: slicer.vtkMRMLTransformNode
     fixedLandmarks: slicer.vtkMRMLMarkupsFiducialNode
@@ -57,18 +62,6 @@ class Parameters:
     uncertaintyRuns: Annotated[int, WithinRange(0, 20)] = 0
 
     liveView: bool = True
-    makeWarpedMoving: bool = True
-    makeWarpedFixed: bool = False
-    makeJacobian: bool = True
-    makeConsistency: bool = True
-    outputForward: slicer.vtkMRMLTransformNode
-    outputInverse: slicer.vtkMRMLTransformNode
-    outputWarpedMoving: slicer.vtkMRMLScalarVolumeNode
-    outputWarpedFixed: slicer.vtkMRMLScalarVolumeNode
-    outputJacobian: slicer.vtkMRMLScalarVolumeNode
-    outputConsistency: slicer.vtkMRMLScalarVolumeNode
-    outputUncertainty: slicer.vtkMRMLScalarVolumeNode
-
     resultTable: slicer.vtkMRMLTableNode
     fixedLabels: Labels
     movingLabels: Labels
@@ -83,16 +76,27 @@ class Parameters:
     repairSpacing: Annotated[float, WithinRange(0.0, 20.0)] = 0.0
 
 
-#: part of a run -> (parameter of its output node, parameter that switches it, "" = always)
-OUTPUTS = {
-    "forward": ("outputForward", ""),
-    "inverse": ("outputInverse", ""),
-    "warped_moving": ("outputWarpedMoving", "makeWarpedMoving"),
-    "warped_fixed": ("outputWarpedFixed", "makeWarpedFixed"),
-    "jacobian": ("outputJacobian", "makeJacobian"),
-    "inverse_consistency": ("outputConsistency", "makeConsistency"),
-    "uncertainty": ("outputUncertainty", "uncertaintyRuns"),
+#: Option of the library -> the parameter that holds it as it is.
+OPTIONS = {
+    "method": "method",
+    "preset": "preset",
+    "similarity": "metric",
+    "initial": "initial",
+    "device": "device",
+    "stiffness": "stiffness",
 }
+#: What a preset by anatomy may also set: option -> parameter; the parameter may say it in another way.
+_ALSO = {
+    "refine": "refine",
+    "weights": "weights",
+    "uncertainty": "uncertaintyRuns",
+    "label_weight": "labelWeight",
+    "landmark_tolerance": "landmarkTolerance",
+}
+#: What belongs to one pair of scans, or is chosen beside a preset.
+_NOT_IN_PRESETS = ("preset", "device", "landmark_weight", "drive_labels", "contrast_weights", "seed", "threads")
+#: Those that a preset by anatomy sets back to their defaults where it does not name them.
+_BY_ANATOMY = ("similarity", "initial", "stiffness")
 
 
 def isScan(node):
@@ -124,6 +128,8 @@ def swap(parameters):
             first, second = getattr(parameters, f"fixed{kind}"), getattr(parameters, f"moving{kind}")
             setattr(parameters, f"fixed{kind}", second)
             setattr(parameters, f"moving{kind}", first)
+        first, second = list(parameters.fixedContrasts), list(parameters.movingContrasts)
+        parameters.fixedContrasts, parameters.movingContrasts = second, first
     finally:
         parameters.EndModify(wasModifying)
 
@@ -134,9 +140,26 @@ def choosePair(parameters, fixed, moving, fixedPoints, movingPoints):
     try:
         parameters.fixedVolume, parameters.movingVolume = fixed, moving
         parameters.fixedLandmarks, parameters.movingLandmarks = fixedPoints, movingPoints
+        setContrasts(parameters, [])
         for output, _switch in OUTPUTS.values():
             setattr(parameters, output, None)
         parameters.resultTable = None
+    finally:
+        parameters.EndModify(wasModifying)
+
+
+def setContrasts(parameters, rows, first=1.0):
+    """Choose the further contrasts.
+
+    Args:
+        rows: (fixed, moving, weight) of each pair; a node may be None as long as it is not chosen.
+        first: weight of the two scans themselves.
+    """
+    wasModifying = parameters.StartModify()
+    try:
+        parameters.fixedContrasts = [fixed for fixed, _moving, _weight in rows]
+        parameters.movingContrasts = [moving for _fixed, moving, _weight in rows]
+        parameters.contrastWeights = [first, *(weight for _fixed, _moving, weight in rows)] if rows else []
     finally:
         parameters.EndModify(wasModifying)
 
@@ -166,6 +189,11 @@ def problem(parameters, known, aligning=False):
         return _("{method} needs trained weights: choose a weights file, or take the SyN optimizer.").format(
             method=method["title"]
         )
+    try:
+        if parameters.fixedContrasts or parameters.movingContrasts:
+            checkContrasts(request(parameters))
+    except InputError as error:
+        return f"{error.message} {error.hint}"
     return ""
 
 
@@ -181,17 +209,15 @@ def options(parameters):
     network = needs_weights(parameters.method)
     bends = not is_linear(parameters.method)
     chosen = {
-        "method": parameters.method,
-        "preset": parameters.preset,
-        "similarity": parameters.metric,
+        **{option: getattr(parameters, name) for option, name in OPTIONS.items()},
         "initial": "none" if parameters.initial == "transform" else parameters.initial,
         "refine": parameters.refine if network else 0,
-        "device": parameters.device,
         "weights": (parameters.weights or None) if network else None,
         "uncertainty": ("fast" if parameters.uncertaintyRuns == 1 else parameters.uncertaintyRuns) if bends else 0,
-        **(pulling(parameters) if bends else {}),
+        "contrast_weights": ",".join(f"{weight:g}" for weight in parameters.contrastWeights),
+        **(pulling(parameters) if bends else {"stiffness": 1.0}),
     }
-    return Options(**{**methods.hiddenOptions(parameters.anatomy), **chosen})
+    return Options(**{**hiddenOptions(parameters.anatomy), **chosen})
 
 
 def pulling(parameters):
@@ -240,6 +266,8 @@ def request(parameters):
         movingLabels=labels[1],
         fixedPoints=points[0],
         movingPoints=points[1],
+        fixedContrasts=tuple(parameters.fixedContrasts),
+        movingContrasts=tuple(parameters.movingContrasts),
         guideWithPoints=parameters.guideWithLandmarks and points[0] is not None,
         outputs=outputs,
         wanted=wanted,
@@ -257,16 +285,20 @@ def alignRequest(parameters, start=None):
         initial=parameters.alignKind if parameters.alignKind != "similarity" else "affine",
         uncertainty=0,
         landmark_weight=0.0,
+        contrast_weights="",
         refine=0,
         weights=None,
     )
     return dataclasses.replace(
-        made, options=settings, initialTransform=start, driveSegments=(), live=False, wanted=_withoutUncertainty(made)
+        made,
+        options=settings,
+        initialTransform=start,
+        fixedContrasts=(),
+        movingContrasts=(),
+        driveSegments=(),
+        live=False,
+        wanted=tuple(part for part in made.wanted if part != "uncertainty"),
     )
-
-
-def _withoutUncertainty(made):
-    return tuple(part for part in made.wanted if part != "uncertainty")
 
 
 def update(parameters):
@@ -335,17 +367,34 @@ def startFrom(parameters, pose):
 
 
 def applyAnatomy(parameters, name):
-    """Choose a preset by anatomy: what it says is set where it can be seen, the rest goes back to its default."""
-    wanted = methods.anatomyOptions(name)
+    """Choose a preset by anatomy: what it says is set where it can be seen, the rest goes back to its default. Method
+    and effort stay, unless it names them."""
+    wanted, usual = methods.anatomyOptions(name), Options()
     wasModifying = parameters.StartModify()
     try:
         parameters.anatomy = name
-        for option, (parameter, usual) in methods.SHOWN.items():
-            setattr(parameters, parameter, wanted.get(option, usual))
-        if "method" in wanted:
-            parameters.method = wanted["method"]
+        for option in OPTIONS:
+            if option in wanted or option in _BY_ANATOMY:
+                setattr(parameters, OPTIONS[option], wanted.get(option, getattr(usual, option)))
+        for option, parameter in _ALSO.items():
+            if option in wanted:
+                setattr(parameters, parameter, 1 if wanted[option] == "fast" else wanted[option])
     finally:
         parameters.EndModify(wasModifying)
+
+
+def ownPreset(parameters):
+    """Options for a preset by anatomy of the user's own: what is chosen now and differs from the library's defaults.
+    How much time a run may take is chosen beside it, and what belongs to these two scans is left out."""
+    chosen, usual = dataclasses.asdict(options(parameters)), dataclasses.asdict(Options())
+    if parameters.initial == "transform":
+        chosen["initial"] = usual["initial"]
+    return {key: value for key, value in chosen.items() if value != usual[key] and key not in _NOT_IN_PRESETS}
+
+
+def hiddenOptions(name):
+    """Options of a preset by anatomy that no widget shows: they go along with it."""
+    return {key: value for key, value in methods.anatomyOptions(name).items() if key not in {*OPTIONS, *_ALSO}}
 
 
 def rememberOutputs(parameters, run):

@@ -9,9 +9,10 @@ from slicer.i18n import tr as _
 
 from SymRegistrationLib.job import RegistrationError
 
-from . import importing, parameters, results, runs
+from . import importing, parameters, parts, results, runs
 from .events import guarded
 from .looking import LinkedCursor, Outlines
+from .section import Section, fitRows
 from .views import Views
 
 #: Button -> what it shows.
@@ -21,9 +22,7 @@ MODES = {
     "checkerboardButton": "checkerboard",
     "flickerButton": "flicker",
     "differenceButton": "difference",
-    "jacobianButton": "jacobian",
-    "uncertaintyButton": "uncertainty",
-    "consistencyButton": "inverse_consistency",
+    **parts.MAPS,
     "previousButton": "previous",
 }
 #: Buttons that add something to what is seen.
@@ -31,17 +30,11 @@ LOOKING = ("cursorButton", "outlinesButton")
 DEFORMATION = {"gridButton": "glyphsButton", "glyphsButton": "gridButton"}
 
 
-class ResultsPanel:
-    """The part of the panel that works on a finished registration.
+class ResultsPanel(Section):
+    """The part of the panel that works on a finished registration; see :class:`~.section.Section`."""
 
-    Args:
-        ui: child widgets by name.
-        logic: :class:`~.logic.RegistrationLogic`.
-        panel: the :class:`~.widget.Panel`, for state and messages.
-    """
-
-    def __init__(self, ui, logic, panel):
-        self.ui, self.logic, self.panel = ui, logic, panel
+    def __init__(self, ui, panel):
+        super().__init__(ui, panel)
         self.views = Views(slicer.mrmlScene, panel.fail)
         self.views.onLegend = self._legend
         self.cursor = LinkedCursor(slicer.mrmlScene, self._cursorText)
@@ -65,7 +58,16 @@ class ResultsPanel:
         ui.evaluateButton.clicked.connect(guarded(self.onEvaluate))
         ui.exportButton.clicked.connect(guarded(self.onExport))
         ui.removeButton.clicked.connect(guarded(self.onRemove))
+        ui.resultsTabs.currentChanged.connect(guarded(self._fitTab))
+        self._fitTab()
         self._fillRows([])
+
+    def _fitTab(self, *_unused):
+        """The tabs are as high as the one that is shown, not as the highest."""
+        tabs = self.ui.resultsTabs
+        for index in range(tabs.count):
+            shown = qt.QSizePolicy.Preferred if index == tabs.currentIndex else qt.QSizePolicy.Ignored
+            tabs.widget(index).sizePolicy = qt.QSizePolicy(qt.QSizePolicy.Preferred, shown)
 
     @property
     def run(self):
@@ -143,13 +145,7 @@ class ResultsPanel:
                 table.setItem(row, column, cell)
             if alone:
                 table.setSpan(row, 1, 1, 3)
-        table.resizeRowsToContents()
-        height = (
-            header.sizeHint.height()
-            + sum(table.rowHeight(row) for row in range(min(len(rows), 12)))
-            + 2 * table.frameWidth
-        )
-        table.minimumHeight = table.maximumHeight = height
+        fitRows(table, 12)
 
     # ------------------------------------------------------------------------------------------ views
 
@@ -164,7 +160,14 @@ class ResultsPanel:
                 slicer.util.resetSliceViews()
 
     def onMode(self, name, on):
-        ui = self.ui
+        ui, run = self.ui, self.run
+        if on and name == "previousButton" and not importing.hasPrevious(run):
+            ui.previousButton.checked = False
+            self.panel.watch(
+                lambda task: self.logic.fetchPrevious(run, task),
+                lambda _result: setattr(ui.previousButton, "checked", True),
+            )
+            return
         if on:
             self.panel.align.hide()
             ui.outlinesButton.checked = False

@@ -20,8 +20,6 @@ PREFIX = "SymRegistration."
 #: Parts in the order of the folder; the names are the worker's.
 PARTS = outputs.names()
 TRANSFORMS = outputs.names("transform")
-#: Maps shown as colors.
-MAPS = outputs.names("map")
 _RUN = PREFIX + "Run"
 
 
@@ -171,8 +169,6 @@ def commit(fixedNode, movingNode, fillers, chosen, metrics):
         table.SetAttribute(_RUN, uuid.uuid4().hex)
     table.SetAttribute(PREFIX + "Time", f"{time.time():.3f}")
     run = Run(table)
-    run.setNode("fixed", fixedNode, False)
-    run.setNode("moving", movingNode, False)
     run.setText("report", "")  # the one of an earlier run would be wrong now
     nodes = [table]
     for part in PARTS:
@@ -218,19 +214,17 @@ def _style(node, part, fixedNode, movingNode):
 
     Comes before the voxels: an automatic window would count all of them, which takes long enough to be felt.
     """
-    if part == "jacobian":
-        colors.style(node, "jacobian", 0.0, colors.LARGEST)
-        return
-    if part in MAPS:
-        colors.style(node, "amount", 0.0, 1.0)
+    output = outputs.of(part)
+    if output.kind == "map":
+        colors.styleMap(node, output, 1.0)
         return
     node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
-    if part in TRANSFORMS:
+    if output.kind == "transform":
         display.SetVisibility(False)
         return
     display.AutoWindowLevelOff()
-    like = (movingNode if part == "warped_moving" else fixedNode).GetDisplayNode()
+    like = (movingNode if output.grid == "fixed" else fixedNode).GetDisplayNode()
     if like is not None:
         display.SetAndObserveColorNodeID(like.GetColorNodeID())
         display.SetWindowLevel(like.GetWindow(), like.GetLevel())

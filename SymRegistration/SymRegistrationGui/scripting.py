@@ -22,7 +22,19 @@ class Scripting:
 
     engine = None
 
-    def register(self, fixedNode, movingNode, method="syn", wait=True, onDone=None, inputs=None, table=None, **options):
+    def register(
+        self,
+        fixedNode,
+        movingNode,
+        method="syn",
+        wait=True,
+        onDone=None,
+        inputs=None,
+        table=None,
+        fixedContrasts=(),
+        movingContrasts=(),
+        **options,
+    ):
         """Register two volume nodes.
 
         Args:
@@ -31,12 +43,15 @@ class Scripting:
             inputs: further fields of :class:`~SymRegistrationGui.exporting.Request`, e.g. ``{"fixedMask": node}``, or
                 ``{"initialTransform": node}`` for a linear transform to start from.
             table: of a registration of these scans: its nodes are updated, and this becomes its next step.
+            fixedContrasts, movingContrasts: further volumes of the two sides, pair by pair (T2 with T2), each where the
+                scan of its side lies; ``contrast_weights="1,0.5"`` says how much each pair counts, the scans first.
             **options: of :class:`SymRegistrationLib.job.Options`, e.g. ``preset="fast"``.
 
         Returns:
             With ``wait``, a dictionary of nodes: forward, inverse, warped_moving, jacobian, table; else a Task.
         """
-        request = Request(fixedNode, movingNode, Options(method=method, **options), **(inputs or {}))
+        given = {"fixedContrasts": tuple(fixedContrasts), "movingContrasts": tuple(movingContrasts), **(inputs or {})}
+        request = Request(fixedNode, movingNode, Options(method=method, **options), **given)
         if table is not None and not request.outputs:
             request.outputs = _nodesOf(Run(table))
         return self._started(lambda task: self.engine.register(request, task), wait, onDone)
@@ -96,7 +111,7 @@ class Scripting:
             region: segmentation, label map or ROI node on the fixed scan.
             sphere: instead of it ``(right, anterior, superior, radius)`` in mm, as Slicer shows places.
             **given: as for :meth:`update`; also ``rim`` (mm) and ``segment`` (name of one segment of ``region``), and
-                options like ``stiffness=2``, ``metric="mind"``, ``spacing=1.0``.
+                options like ``stiffness=2``, ``similarity="mind"``, ``spacing=1.0``.
         """
         if sphere is not None:
             given |= {"centre": tuple(sphere[:3]), "radius": sphere[3]}

@@ -7,6 +7,8 @@ is told as not tested. It begins with an empty scene and leaves one.
 
 import contextlib
 import logging
+import os
+import tempfile
 import time
 
 import numpy as np
@@ -264,6 +266,36 @@ class SelfTest:
         assert {"forward", "inverse", "warped_moving", "jacobian", "table"} <= set(made), sorted(made)
 
     def step11(self):
+        """Further contrasts and presets of one's own are chosen, kept and given back."""
+        ui, state = self.ui, self.state
+        state.fixedVolume, state.movingVolume = self.pair[:2]
+        others = []
+        for node in self.pair[:2]:
+            name = f"{node.GetName()}, other contrast"
+            others.append(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name))
+            nodes.shareVoxels(node, others[-1])
+        self.click("addContrastButton")
+        assert not ui.registerButton.enabled, "a pair without scans can be registered"
+        for column, node in enumerate(others):
+            ui.contrastsTable.cellWidget(1, column).setCurrentNode(node)
+        ui.contrastsTable.cellWidget(1, 2).value = 0.5
+        assert list(state.fixedContrasts) == others[:1] and list(state.movingContrasts) == others[1:]
+        assert list(state.contrastWeights) == [1.0, 0.5] and ui.registerButton.enabled, ui.registerButton.toolTip
+        self.click("removeContrastButton")
+        assert ui.contrastsTable.rowCount == 0 and not list(state.fixedContrasts)
+        for node in others:
+            nodes.discard(node)
+        with temporarySettings():
+            state.metric = "mind"
+            name = self.panel.presets.keep("SymRegistration self-test")
+            state.metric = "auto"
+            ui.anatomyComboBox.currentIndex = ui.anatomyComboBox.findData("unknown")
+            ui.anatomyComboBox.currentIndex = ui.anatomyComboBox.findData(name)
+            assert state.anatomy == name and state.metric == "mind"
+            self.click("deletePresetButton")
+            assert ui.anatomyComboBox.findData(name) < 0 and state.anatomy == "unknown" and state.metric == "auto"
+
+    def step12(self):
         """Closing the scene leaves an empty panel that works."""
         slicer.mrmlScene.Clear()
         slicer.app.processEvents()
@@ -279,6 +311,20 @@ def landmarkErrors(fixedPoints, movingPoints, inverse):
     transform = inverse.GetTransformFromParent()
     carried = nodes.rasFromLps([transform.TransformPoint(place) for place in nodes.rasFromLps(moving)])
     return tuple(float(np.linalg.norm(places - fixed, axis=1).mean()) for places in (moving, carried))
+
+
+@contextlib.contextmanager
+def temporarySettings():
+    """Presets of one's own lie in a folder that goes; those of the user are neither seen nor touched."""
+    before = os.environ.get("SYMREG_CONFIG")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["SYMREG_CONFIG"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["SYMREG_CONFIG"]
+            if before is not None:
+                os.environ["SYMREG_CONFIG"] = before
 
 
 @contextlib.contextmanager

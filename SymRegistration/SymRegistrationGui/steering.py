@@ -54,11 +54,13 @@ def check(run, change=None):
     """
     if run is None or run.table.GetScene() is None:
         raise InputError(_("There is no registration to go on from."), _("Register first."))
-    for side in ("fixed", "moving"):
-        if run.node(side) is None:
+    words = {"fixed": _("fixed scan"), "moving": _("moving scan")}
+    contrasts = history.further(run, (history.steps(run)[0],))
+    for part, node in {"fixed": run.node("fixed"), "moving": run.node("moving"), **contrasts}.items():
+        if node is None:
             raise InputError(
-                _("The {side} scan of '{name}' was deleted.").format(
-                    side=_("fixed") if side == "fixed" else _("moving"), name=run.table.GetName()
+                _("The {part} of '{name}' was deleted.").format(
+                    part=words.get(part) or _("scan of a further contrast"), name=run.table.GetName()
                 ),
                 _("Its result stays as it is; load the scan and register again to go on."),
             )
@@ -110,19 +112,22 @@ def goOn(run, change, folder, ask):
     return (yield from ask("continue", {**fields, "live": change.live}))
 
 
-def move(run, command, folder, ask):
-    """Generator: ``undo`` or ``redo``; returns the worker's metrics of the step that is shown then."""
+def move(run, command, folder, ask, wanted=None):
+    """Generator: ``undo`` or ``redo``; returns the worker's metrics of the step that is shown then.
+
+    Args:
+        wanted: parts to make; None = those that the run has.
+    """
     current, known = history.steps(run)
     target = current + (1 if command == "redo" else -1)
     yield from _lay(run, folder, [target] if 1 <= target <= len(known) else ())
-    wanted = [part for part in runs.PARTS if run.node(part) is not None]
+    wanted = wanted or [part for part in runs.PARTS if run.node(part) is not None]
     return (yield from ask(command, {"folder": folder.file("result"), "outputs": wanted}))
 
 
 def _lay(run, folder, states):
     """Generator: the scans as they are now, and the steps, in ``folder``."""
-    for side in ("fixed", "moving"):
-        yield from exchange.writeVolume(folder.file(f"{side}.nrrd"), *nodes.worldVolume(run.node(side)))
+    yield from history.layScans(run, folder, states)
     yield from history.lay(run, folder, states)
 
 
@@ -154,9 +159,9 @@ def _exportRegion(change, fixedNode, folder):
     return path
 
 
-def inWords(text, fixedNode=None, movingNode=None):
-    """A worker's message that names the nodes, not the files that stood for them."""
-    for side, node in (("fixed", fixedNode), ("moving", movingNode)):
+def inWords(text, named):
+    """A worker's message that names the nodes, not the files that stood for them; ``named``: name of file -> node."""
+    for name, node in named.items():
         if node is not None:
-            text = re.sub(rf"'[^']*\b{side}\.nrrd'", lambda found, name=node.GetName(): f"'{name}'", text)
+            text = re.sub(rf"'[^']*\b{name}\.nrrd'", lambda found, word=node.GetName(): f"'{word}'", text)
     return text

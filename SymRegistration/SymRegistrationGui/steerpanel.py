@@ -5,37 +5,28 @@ from slicer.i18n import tr as _
 
 from . import methods, nodes, parameters, results
 from .events import guarded
+from .section import Section, fill, fitRows, follow
 
 #: Every structure that both scans have; what label maps offer, whose labels have no names here.
 ALL = "all"
 
 
-class SteerPanel:
-    """Args:
-    ui: child widgets by name.
-    logic: :class:`~.logic.RegistrationLogic`.
-    panel: the :class:`~.widget.Panel`.
-    """
+class SteerPanel(Section):
+    """Landmarks, structures, regions; see :class:`~.section.Section`."""
 
-    def __init__(self, ui, logic, panel):
-        self.ui, self.logic, self.panel = ui, logic, panel
+    def __init__(self, ui, panel):
+        super().__init__(ui, panel)
         self._listed = self._shownOf = None
         self.place = None
-        for value, text in (
-            ("node", _("Painted segment, label map or box")),
-            ("place", _("Sphere at a place of the table")),
-        ):
-            ui.repairWhereComboBox.addItem(text, value)
-        for value, text in (("same", _("As before")), *methods.metrics()[1:]):
-            ui.repairMetricComboBox.addItem(text, value)
+        places = ("node", _("Painted segment, label map or box")), ("place", _("Sphere at a place of the table"))
+        fill(ui.repairWhereComboBox, places)
+        fill(ui.repairMetricComboBox, (("same", _("As before")), *methods.metrics()[1:]))
         for combo, name in (
             (ui.repairWhereComboBox, "repairWhere"),
             (ui.repairMetricComboBox, "repairMetric"),
             (ui.repairSegmentComboBox, "repairSegment"),
         ):
-            combo.currentIndexChanged.connect(
-                lambda *_unused, c=combo, n=name: panel.choose(n, c.itemData(c.currentIndex))
-            )
+            follow(combo, panel.choose, name)
         ui.structuresList.itemChanged.connect(guarded(self._ticked))
         ui.updateButton.clicked.connect(guarded(self.onUpdate))
         ui.repairButton.clicked.connect(guarded(self.onRepair))
@@ -100,6 +91,8 @@ class SteerPanel:
             structures.addItem(item)
         structures.blockSignals(False)
         structures.visible = bool(names)
+        height = structures.sizeHintForRow(0) * min(len(names), 8) + 2 * structures.frameWidth
+        structures.minimumHeight = structures.maximumHeight = height
         self.ui.structuresLabel.visible = bool(names)
 
     @staticmethod
@@ -146,6 +139,8 @@ class SteerPanel:
             texts = (name, f"{left:.2f}", f"{allowed:.2f}", _("met") if met else _("NOT met"))
             for column, text in enumerate(texts):
                 table.setItem(row, column, qt.QTableWidgetItem(text))
+        table.horizontalHeader().setSectionResizeMode(qt.QHeaderView.Stretch)
+        fitRows(table, 8)
         table.visible = bool(rows)
         self.ui.residualLabel.visible = bool(rows)
 

@@ -5,6 +5,7 @@ from slicer.i18n import tr as _
 
 from . import history, importing, results
 from .events import guarded
+from .section import Section, fitRows
 
 #: Numbers of a step that are shown: key, digits.
 NUMBERS = (
@@ -27,18 +28,14 @@ def stepName(step):
     return f"{name} ({method})" if step.get("step") == "register" and method else name
 
 
-class StepsPanel:
-    """Args:
-    ui: child widgets by name.
-    logic: :class:`~.logic.RegistrationLogic`.
-    panel: the :class:`~.widget.Panel`.
-    """
+class StepsPanel(Section):
+    """The table of steps and its buttons; see :class:`~.section.Section`."""
 
-    def __init__(self, ui, logic, panel):
-        self.ui, self.logic, self.panel = ui, logic, panel
+    def __init__(self, ui, panel):
+        super().__init__(ui, panel)
         self._shown = None
-        ui.undoButton.clicked.connect(guarded(lambda *_unused: self._move(logic.undo, _("Undone."))))
-        ui.redoButton.clicked.connect(guarded(lambda *_unused: self._move(logic.redo, _("Done again."))))
+        ui.undoButton.clicked.connect(guarded(lambda *_unused: self._move(self.logic.undo, _("Undone."))))
+        ui.redoButton.clicked.connect(guarded(lambda *_unused: self._move(self.logic.redo, _("Done again."))))
         ui.saveStepsButton.clicked.connect(guarded(self.onSave))
         self._fill(0, [])
 
@@ -49,7 +46,7 @@ class StepsPanel:
         ui.undoButton.enabled = free and current > 1
         ui.redoButton.enabled = free and current < len(known)
         ui.saveStepsButton.enabled = free and bool(known)
-        ui.previousButton.enabled = free and importing.hasPrevious(run)
+        ui.previousButton.enabled = free and (current > 1 or importing.hasPrevious(run))
         ui.undoButton.toolTip = (
             _("Show step {number} again; nothing is optimized.").format(number=current - 1)
             if current > 1
@@ -66,9 +63,9 @@ class StepsPanel:
             _("Step"),
             _("Similarity"),
             _("Dice"),
-            _("Landmarks, mm"),
+            _("Landmarks,\nmm"),
             _("Folded"),
-            _("Smallest volume factor"),
+            _("Smallest\nfactor"),
             _("s"),
         ]
         table.rowCount, table.columnCount = len(known), len(heads)
@@ -84,7 +81,11 @@ class StepsPanel:
                 font.setBold(now)
                 cell.setFont(font)
                 table.setItem(row, column, cell)
-        table.resizeColumnsToContents()
+        header = table.horizontalHeader()
+        header.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
+        header.setSectionResizeMode(0, qt.QHeaderView.Stretch)
+        table.horizontalHeaderItem(5).setToolTip(_("Smallest volume factor; 0 or less is folded."))
+        fitRows(table, 8)
 
     def _move(self, start, said):
         run = self.panel.results.run

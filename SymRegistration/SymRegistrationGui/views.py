@@ -126,7 +126,7 @@ class Views:
         for name, node in parts.items():
             if node is None:
                 raise RegistrationError(
-                    _("{part} was not made in this registration.").format(part=_names()[name]),
+                    _("{part}: not made in this registration.").format(part=_name(name)),
                     _("Switch it on under Outputs and register again."),
                 )
         return parts
@@ -167,14 +167,9 @@ class Views:
     def _showMap(self, run, parts):
         node = parts[self.mode]
         background = run.node("fixed")
-        if self.mode == "jacobian":
-            colors.style(node, "jacobian", 0.0, colors.LARGEST)
-            self.onLegend(colors.legendText("jacobian"))
-        else:
-            highest = shownMaximum(run.metrics, self.mode, node)
-            colors.style(node, "amount", 0.0, highest)
-            told = run.metrics.get("uncertainty") if self.mode == "uncertainty" else None
-            self.onLegend(colors.legendText("amount", highest) + (results.worthText(told) if told else ""))
+        told = run.metrics.get("uncertainty") if self.mode == "uncertainty" else None
+        legend = colors.styleMap(node, outputs.of(self.mode), shownMaximum(run.metrics, self.mode, node))
+        self.onLegend(legend + (results.worthText(told) if told else ""))
         self.layers.show(background, node, self.value)
         colors.showLegend(node, True)
         self._legendOf = node
@@ -218,25 +213,21 @@ class Views:
         self._legendOf = None
 
 
-def _names():
-    return {
-        "fixed": _("The fixed volume"),
-        "warped_moving": _("The warped moving volume"),
-        "previous": _("The result before the last step"),
-        "jacobian": _("The volume change map"),
-        "uncertainty": _("The uncertainty map"),
-        "inverse_consistency": _("The consistency error map"),
-    }
+def _name(part):
+    """What people call a part of a run."""
+    others = {"fixed": _("Fixed volume"), "previous": _("Result before the last step")}
+    return others.get(part) or _(outputs.of(part).title)
+
+
+#: Where the metrics tell below which mm 95 % of a map lie inside the scan.
+_P95 = {"inverse_consistency": ("quality", "ice_p95_mm"), "uncertainty": ("uncertainty", "p95_mm")}
 
 
 def shownMaximum(metrics, mode, node):
-    """Upper end of the color scale of an error map in mm: a round number above what 95 % of the scan's content have."""
-    high = (
-        (metrics.get("quality") or {}).get("ice_p95_mm")
-        if mode == "inverse_consistency"
-        else (metrics.get("uncertainty") or {}).get("p95_mm")
-    )
-    if high is None:  # the metrics are gone: what 95 % of all voxels have
+    """Upper end of a sequential color scale: a round number above what 95 % of the scan's content have."""
+    part, key = _P95.get(mode, ("", ""))
+    high = (metrics.get(part) or {}).get(key)
+    if high is None:  # the metrics do not tell: what 95 % of all voxels have
         high = float(np.percentile(nodes.volumeArray(node)[::4, ::4, ::4], 95))
     for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0):
         if 1.2 * high <= step:

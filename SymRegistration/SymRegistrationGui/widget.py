@@ -9,13 +9,16 @@ from slicer.i18n import tr as _
 from SymRegistrationLib.job import InputError, RegistrationError
 from SymRegistrationLib.registration.catalogue import needs_weights
 
-from . import exporting, install, methods, parameters, results, sampledata, settings
+from . import exporting, install, methods, parameters, parts, results, sampledata, settings
 from .alignpanel import AlignPanel
+from .contrastpanel import ContrastPanel
 from .events import guarded, later
 from .link import Link
 from .live import LiveView
 from .logic import Task
+from .presetpanel import PresetPanel
 from .resultspanel import ResultsPanel
+from .section import fill, follow
 from .steerpanel import SteerPanel
 from .stepspanel import StepsPanel
 
@@ -49,10 +52,14 @@ class Panel:
         self._started = 0.0
         logic.client.onLog = self.log
         logic.client.onDevices = self._showDevices
-        self.results = ResultsPanel(ui, logic, self)
+        self._selectors = parts.addRows(ui)
+        parts.addButtons(ui)
+        self.results = ResultsPanel(ui, self)
+        self.presets = PresetPanel(ui, self)
+        self.contrasts = ContrastPanel(ui, self)
         self.align = AlignPanel(ui, self)
-        self.steer = SteerPanel(ui, logic, self)
-        self.steps = StepsPanel(ui, logic, self)
+        self.steer = SteerPanel(ui, self)
+        self.steps = StepsPanel(ui, self)
         self.live = LiveView(slicer.mrmlScene, ui.liveLabel, ui.liveCurveLabel)
         self._again = None
         self._methods = {method["name"]: method for method in methods.methods()}
@@ -68,26 +75,18 @@ class Panel:
         for method in self._methods.values():
             missing = "" if methods.usable(method) else _(" (needs weights)")
             ui.methodComboBox.addItem(method["title"] + missing, method["name"])
-        for name, title, reason in methods.anatomies():
-            ui.anatomyComboBox.addItem(title, name)
-            ui.anatomyComboBox.setItemData(ui.anatomyComboBox.count - 1, reason, qt.Qt.ToolTipRole)
         for combo, pairs in (
             (ui.presetComboBox, methods.presets()),
             (ui.metricComboBox, methods.metrics()),
             (ui.initialComboBox, methods.initials()),
             (ui.deviceComboBox, methods.devices([])),
         ):
-            for value, text in pairs:
-                combo.addItem(text, value)
+            fill(combo, pairs)
 
     def _connect(self):
         ui = self.ui
         for name, parameter in COMBOS.items():
-            combo = getattr(ui, name)
-            combo.currentIndexChanged.connect(
-                lambda *_unused, c=combo, p=parameter: self.choose(p, c.itemData(c.currentIndex))
-            )
-        ui.anatomyComboBox.currentIndexChanged.connect(guarded(self.onAnatomy))
+            follow(getattr(ui, name), self.choose, parameter)
         # The path edit tells of a path that it finds valid, and of losing validity, but not of further typing, nor of
         # an empty text; the line inside it tells of everything.
         for signal in (
@@ -113,6 +112,12 @@ class Panel:
             button.clicked.connect(guarded(slot))
 
     # ------------------------------------------------------------------------------------------ state
+
+    def setScene(self, scene):
+        """The selectors that are not in the .ui file follow another scene, or None."""
+        for selector in self._selectors:
+            selector.setMRMLScene(scene)
+        self.contrasts.setScene(scene)
 
     def setParameters(self, wrapped):
         """Show another parameter node, or None while a scene closes and when the panel is closed."""
@@ -144,6 +149,8 @@ class Panel:
         try:
             if self.parameters is not None:
                 self._showState()
+            self.presets.update()
+            self.contrasts.update()
             self._showButtons()
         finally:
             self._updating = False
@@ -170,19 +177,14 @@ class Panel:
             widget.enabled = not network or state.refine > 0
         for widget in (ui.initialTransformLabel, ui.initialTransformSelector):
             widget.visible = state.initial == "transform"
-        index = ui.anatomyComboBox.findData(state.anatomy)
-        if index >= 0:
-            ui.anatomyComboBox.currentIndex = index
-            ui.anatomyComboBox.toolTip = ui.anatomyComboBox.itemData(index, qt.Qt.ToolTipRole)
         ui.guideCheckBox.enabled = state.fixedLandmarks is not None and state.movingLandmarks is not None
-        for switch, selector in (
-            ("makeWarpedMoving", ui.outputWarpedMovingSelector),
-            ("makeWarpedFixed", ui.outputWarpedFixedSelector),
-            ("makeJacobian", ui.outputJacobianSelector),
-            ("makeConsistency", ui.outputConsistencySelector),
-        ):
-            selector.enabled = getattr(state, switch)
-        ui.outputUncertaintySelector.enabled = state.uncertaintyRuns > 0
+        for output, switch in parts.OUTPUTS.values():
+            getattr(ui, f"{output}Selector").enabled = not switch or int(getattr(state, switch)) > 0
+
+    @property
+    def updating(self):
+        """True while the widgets are brought in line with the state: what they say then is no choice of the user."""
+        return self._updating
 
     @property
     def busy(self):
@@ -206,6 +208,7 @@ class Panel:
         for section in (
             ui.inputsCollapsibleButton,
             ui.methodCollapsibleButton,
+            ui.contrastsCollapsibleButton,
             ui.advancedCollapsibleButton,
             ui.alignCollapsibleButton,
             ui.steeringCollapsibleButton,
@@ -340,11 +343,6 @@ class Panel:
         self.ui.enoughButton.enabled = False
         self.logic.enough()
 
-    def onAnatomy(self, *_unused):
-        if self.parameters is not None and not self._updating:
-            combo = self.ui.anatomyComboBox
-            parameters.applyAnatomy(self.parameters, combo.itemData(combo.currentIndex))
-
     def onSwap(self, *_unused):
         parameters.swap(self.parameters)
 
@@ -370,8 +368,7 @@ class Panel:
         combo, wanted = self.ui.deviceComboBox, self.parameters.device if self.parameters is not None else "auto"
         self._updating = True
         combo.clear()
-        for value, text in methods.devices(known):
-            combo.addItem(text, value)
+        fill(combo, methods.devices(known))
         combo.currentIndex = max(0, combo.findData(wanted))
         self._updating = False
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -19,10 +21,12 @@ def interpolate(array: np.ndarray, index: np.ndarray) -> np.ndarray:
     last = np.asarray(array.shape[:count]) - 1
     index = np.clip(index, 0, last)
     low = np.minimum(np.floor(index).astype(int), np.maximum(last - 1, 0))
-    part = index - low
+    part = np.moveaxis(index - low, -1, 0)
+    strides = np.cumprod([1, *array.shape[count - 1 : 0 : -1]])[::-1]
+    first, steps = low @ strides, np.where(last > 0, strides, 0)
+    voxels = array.reshape(-1, *array.shape[count:])
     out = np.zeros((*index.shape[:-1], *array.shape[count:]))
     for corner in np.ndindex(*[2] * count):
-        at = np.minimum(low + corner, last)
-        share = np.prod(np.where(corner, part, 1 - part), axis=-1)
-        out += share.reshape(*share.shape, *[1] * (array.ndim - count)) * array[tuple(np.moveaxis(at, -1, 0))]
+        share = math.prod(p if far else 1 - p for p, far in zip(part, corner))
+        out += share.reshape(*share.shape, *[1] * (array.ndim - count)) * voxels[first + steps @ corner]
     return out

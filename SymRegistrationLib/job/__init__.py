@@ -16,6 +16,7 @@ from typing import Any
 
 from .checking import InputError as InputError
 from .checking import RegistrationError as RegistrationError
+from .checking import check_both_sides as check_both_sides
 from .checking import check_seed as check_seed
 from .checking import existing_file as existing_file
 from .checking import numbers as numbers
@@ -229,11 +230,7 @@ class Job:
                 usable_path(getattr(self, name), name.replace("_", " "))
         for name, path in self.inputs.items():
             usable_path(path, name.replace("_", " "))
-        for kind in ("labels", "points"):
-            one, other = getattr(self, f"fixed_{kind}"), getattr(self, f"moving_{kind}")
-            if bool(one) != bool(other):
-                missing = "moving" if one else "fixed"
-                raise InputError(f"{kind} are given for one scan only.", f"Add --{missing}-{kind}, or leave both out.")
+        check_both_sides(self)
         if self.guide_with_points and not self.fixed_points:
             raise InputError("guide_with_points needs landmarks.", "Add --fixed-points and --moving-points.")
         if self.composite and self.transform_format != "h5":

@@ -55,6 +55,16 @@ def check_seed(seed: int) -> None:
         raise InputError(f"seed is {seed}.", "Give a whole number from 0 to 2^63 - 1.")
 
 
+def check_both_sides(request: Any) -> None:
+    """Refuse labels or landmarks of one scan alone, in the fields ``fixed_labels``, ``moving_labels`` and so on of
+    ``request``. Raises InputError."""
+    for kind in ("labels", "points"):
+        fixed, moving = (getattr(request, f"{side}_{kind}") for side in ("fixed", "moving"))
+        if bool(fixed) != bool(moving):
+            missing = "moving" if fixed else "fixed"
+            raise InputError(f"{kind} are given for one scan only.", f"Add --{missing}-{kind}, or leave both out.")
+
+
 def parsed_json(text: str, what: str) -> Any:
     """The data of a JSON text. Raises InputError naming ``what``, also for nesting that no honest file has."""
     try:

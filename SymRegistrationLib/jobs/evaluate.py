@@ -18,7 +18,7 @@ from ..geometry.points import PointSet, paired, read_points
 from ..geometry.transform_files import physical, read_transform
 from ..geometry.transforms import Transform
 from ..geometry.volumes import Volume, read_labels, read_mask, read_volume
-from ..job import InputError, Progress, existing_file, silent
+from ..job import InputError, Progress, check_both_sides, existing_file, silent
 from ..quality.metrics import (
     ice_summary,
     inverse_consistency_map,
@@ -55,12 +55,7 @@ class Evaluation:
     moving_points: str | None = None
 
     def __post_init__(self) -> None:
-        for kind in ("labels", "points"):
-            one, other = getattr(self, f"fixed_{kind}"), getattr(self, f"moving_{kind}")
-            if bool(one) != bool(other):
-                raise InputError(
-                    f"{kind} are given for one scan only.", f"Add --{'moving' if one else 'fixed'}-{kind}."
-                )
+        check_both_sides(self)
         if self.inverse and not self.transform:
             raise InputError("an inverse is given without its transform.", "Add --transform.")
         if not (self.transform or self.fixed_labels or self.fixed_points):

@@ -409,7 +409,7 @@ class ADRegNet(MeanFramePasses, SymmetricNetwork):
                 total, aux["gate"][index] = stage.fuse(own, coarse, found)
             aux["levels"][index] = total
         if total is None:
-            total = self.stages[0].predict({"hidden": hidden, "offset": None})
+            total = self.stages[0].predict({"hidden": hidden, "offset": None, "force": found["force"]})
         return total, aux
 
     def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:

@@ -23,6 +23,7 @@ class Output:
         unit: of a map's numbers; "" for none.
         colours: of a map: ``diverging`` about 1 or ``sequential`` from 0.
         spare_bits: of a map: so many of the 23 bits of its numbers are left out of the file.
+        usual: the Slicer panel makes it unless it is switched off; it shows ``title`` and ``meaning``.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Output:
     unit: str = ""
     colours: str = ""
     spare_bits: int = 10
+    usual: bool = True
 
 
 OUTPUTS = (
@@ -47,7 +49,13 @@ OUTPUTS = (
         "warped_moving", "image", "fixed", "warped_moving", "Warped moving scan", "The moving scan on the fixed grid."
     ),
     Output(
-        "warped_fixed", "image", "moving", "warped_fixed", "Warped fixed scan", "The fixed scan on the moving grid."
+        "warped_fixed",
+        "image",
+        "moving",
+        "warped_fixed",
+        "Warped fixed scan",
+        "The fixed scan on the moving grid.",
+        usual=False,
     ),
     Output(
         "jacobian",

@@ -137,14 +137,33 @@ def save(name: str, title: str, options: Mapping[str, Any], reason: str = "", pa
     Raises:
         InputError: the preset, or the file as it is, cannot be used. RegistrationError: the disk refuses.
     """
-    from ..files import write_whole
-
     path = path or user_file()
     one = _checked(name, {"title": title, "reason": reason, "options": dict(options)}, str(path))
     kept = read(path) if path.is_file() else {}
+    return _write({**kept, name: one}, path)
+
+
+def remove(name: str, path: Path | None = None) -> Path:
+    """Take a preset out of the user's file (or ``path``); the others stay.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: there is none of this name in it. RegistrationError: the disk refuses.
+    """
+    path = path or user_file()
+    kept = read(path) if path.is_file() else {}
+    if name not in kept:
+        raise InputError(f"'{path}' holds no preset '{name}'.", "Only presets of your own can be taken out.")
+    return _write({other: one for other, one in kept.items() if other != name}, path)
+
+
+def _write(kept: Mapping[str, Anatomy], path: Path) -> Path:
+    from ..files import write_whole
+
     entries = {
-        each.name: {"title": each.title, "reason": each.reason, "options": dict(each.options)}
-        for each in {**kept, name: one}.values()
+        each.name: {"title": each.title, "reason": each.reason, "options": dict(each.options)} for each in kept.values()
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -138,15 +138,7 @@ def sample_points(volume: Volume, points: np.ndarray, outside: float) -> np.ndar
     shape = np.array(volume.grid.shape)
     where = volume.grid.indices(points)
     inside = ((where >= -0.5) & (where <= shape - 0.5)).all(axis=-1)
-    where = np.clip(where, 0, shape - 1)
-    low = np.minimum(where.astype(int), np.maximum(shape - 2, 0))
-    part = (where - low).astype(np.float32)
-    out = np.zeros(inside.shape, np.float32)
-    for corner in itertools.product((0, 1), repeat=3):
-        at = np.minimum(low + corner, shape - 1)
-        share = np.prod(np.where(corner, part, 1 - part), axis=-1)
-        out += share * volume.array[at[..., 0], at[..., 1], at[..., 2]]
-    return np.where(inside, out, np.float32(outside))
+    return np.where(inside, interpolate(volume.array, where), outside).astype(np.float32)
 
 
 # ---------------------------------------------------------------------------------------------- lines

@@ -1,8 +1,9 @@
-"""What the options of every kind of training must fulfil. Standard library only, so that help costs nothing."""
+"""What every kind of training takes, and how options are checked. Standard library only, so that help costs nothing."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from ..job import MOST_THREADS, InputError, check_seed
@@ -35,14 +36,41 @@ def check_choice(options: Any, name: str, allowed: tuple[str, ...]) -> None:
         raise InputError(f"{_told(name)} is '{getattr(options, name)}'.", f"Choose one of: {', '.join(allowed)}.")
 
 
-def check_process(options: Any) -> None:
-    """What every training takes: ``precision``, ``seed``, ``threads`` and ``ema``. Raises InputError."""
-    check_choice(options, "precision", PRECISIONS)
-    check_seed(options.seed)
-    if not 0 <= options.ema < 1:
-        raise InputError(f"ema is {options.ema}.", "Give a decay from 0 (none) to below 1.")
-    if (options.threads or 1) > MOST_THREADS:
-        raise InputError(f"threads is {options.threads}.", f"Give at most {MOST_THREADS}.")
+@dataclass(frozen=True, kw_only=True)
+class ProcessOptions:
+    """What every kind of training takes.
+
+    Attributes:
+        start: weights to start from.
+        ema: decay of the moving average of the weights, which is validated and kept; 0 = none.
+        stop_after: end this process after so many minutes with a checkpoint; the same command goes on.
+        checkpoint_minutes: between checkpoints.
+        precision: ``auto``, ``float32`` or ``bfloat16``.
+        threads, seed: of the process.
+        licence: of the weights, for the model card.
+        command: that was typed, for the model card.
+    """
+
+    start: str | None = None
+    ema: float = 0.999
+    stop_after: float | None = None
+    checkpoint_minutes: float = 5.0
+    precision: str = "auto"
+    threads: int | None = None
+    seed: int = 0
+    licence: str = "not stated"
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "threads")
+        check_least(self, 0.01, "stop_after")
+        check_least(self, 0, "checkpoint_minutes")
+        check_choice(self, "precision", PRECISIONS)
+        check_seed(self.seed)
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema is {self.ema}.", "Give a decay from 0 (none) to below 1.")
+        if (self.threads or 1) > MOST_THREADS:
+            raise InputError(f"threads is {self.threads}.", f"Give at most {MOST_THREADS}.")
 
 
 def _told(name: str) -> str:

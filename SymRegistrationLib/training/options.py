@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..job import InputError
-from .checks import check_choice, check_least, check_process, check_shares
+from .checks import ProcessOptions, check_choice, check_least, check_shares
 
 BAD_SCANS = ("skip", "refuse")
 RATES = ("auto", "published", "cosine")
@@ -35,8 +35,8 @@ class Weighting:
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
-    """One training run.
+class TrainingOptions(ProcessOptions):
+    """One training run. A checkpoint is also written at each validation; precision ``auto`` is bfloat16 on CUDA.
 
     Attributes:
         method, size, method_options: of the network; see ``symreg methods``.
@@ -58,23 +58,17 @@ class TrainingOptions:
             set and there is no GPU: the same for each).
         freeze: levels up to this one stay as they are while finer ones are trained.
         minutes: the whole plan is made to fit in this time.
-        stop_after: end this process after so many minutes with a checkpoint; the same command goes on.
         learning_rate, rate: peak, and its shape: ``auto``, ``published`` or ``cosine``.
         supervised: share of the synthetic steps that are trained on labels and true maps; the others on
             the published loss.
         weights: see :class:`Weighting`.
         rotation, shift, scale: largest poses of pairs, degrees, mm, share.
         curriculum: share of each stage over which poses grow from a fifth to their full range.
-        ema: decay of the moving average of the weights; 0 = none.
         validate_every, patience: steps between validations (``None`` = 20 in the plan), and how many without progress
             end a stage; 0 = never.
         validation_pairs: number of them.
-        checkpoint_minutes: between checkpoints; one is also written at each validation.
-        precision: ``auto`` (bfloat16 on CUDA), ``float32`` or ``bfloat16``.
         gradient_checkpointing: less memory for a third more time.
         tensorboard: also write TensorBoard events.
-        start: a weights file to start from.
-        licence: of the weights, for the model card.
     """
 
     method: str
@@ -96,7 +90,6 @@ class TrainingOptions:
     iterations: int | None = None
     stages: tuple[float, ...] | None = None
     minutes: float | None = None
-    stop_after: float | None = None
     freeze: int = 0
     learning_rate: float | None = None
     rate: str = "auto"
@@ -106,31 +99,23 @@ class TrainingOptions:
     shift: float = 50.0
     scale: float = 0.2
     curriculum: float = 0.5
-    ema: float = 0.999
     validate_every: int | None = None
     patience: int = 6
     validation_pairs: int = 8
-    checkpoint_minutes: float = 5.0
-    precision: str = "auto"
     gradient_checkpointing: bool = False
     tensorboard: bool = False
     device: str = "auto"
     memory_gb: float | None = None
-    threads: int | None = None
-    seed: int = 0
-    start: str | None = None
-    licence: str = "not stated"
-    command: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_shares(self, "shapes real two_people one_contrast t1 supervised curriculum")
-        check_least(self, 1, "batch iterations validate_every validation_pairs threads")
-        check_least(self, 0, "rotation shift scale freeze patience checkpoint_minutes")
-        check_least(self, 0.01, "minutes stop_after spacing memory_gb")
+        check_least(self, 1, "batch iterations validate_every validation_pairs")
+        check_least(self, 0, "rotation shift scale freeze patience")
+        check_least(self, 0.01, "minutes spacing memory_gb")
         check_least(self, 1e-9, "learning_rate")
         check_choice(self, "bad_scans", BAD_SCANS)
         check_choice(self, "rate", RATES)
-        check_process(self)
         if self.shape is not None and (len(self.shape) != 3 or min(self.shape) < 8):
             raise InputError(f"shape is {self.shape}.", "Give three numbers of voxels, at least 8 each, as 96,112,96.")
         if self.stages is not None and (min(self.stages) < 0 or not 0 < sum(self.stages) < math.inf):

@@ -194,15 +194,7 @@ def prepare(options: TrainingOptions, progress: Progress = silent, timer: Callab
 
 def synthesis_of(plan: TrainingPlan, options: TrainingOptions) -> Synthesis:
     """How far the pairs of a plan vary."""
-    return Synthesis(
-        shape=plan.shape,
-        spacing=plan.spacing,
-        rotation=options.rotation,
-        shift=options.shift,
-        scale=options.scale,
-        one_contrast=options.one_contrast,
-        t1=options.t1,
-    )
+    return Synthesis.posed(plan.shape, plan.spacing, options, one_contrast=options.one_contrast, t1=options.t1)
 
 
 # ---------------------------------------------------------------------------------------------- data

@@ -211,14 +211,7 @@ def make_pool_pair(
         front: pose and matching, in evaluation mode.
     """
     draw = Draw(seed)
-    ranges = Synthesis(
-        shape=options.shape,
-        spacing=options.spacing,
-        rotation=options.rotation,
-        shift=options.shift,
-        scale=options.scale,
-        warp=options.warp,
-    )
+    ranges = Synthesis.posed(options.shape, options.spacing, options, warp=options.warp)
     strip, fluid = draw.chance(options.strip), draw.chance(0.5)
     values = tuple(sorted({*fixed_map.values, *moving_map.values}))
     contrasts = _contrasts(values, options, draw)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..job import InputError
-from .checks import check_least, check_process, check_shares
+from .checks import ProcessOptions, check_least, check_shares
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class PoolOptions:
 
 
 @dataclass(frozen=True)
-class PoolTraining:
-    """One run.
+class PoolTraining(ProcessOptions):
+    """One run. Precision ``auto`` is measured.
 
     Attributes:
         method, size, method_options: of the network, which needs ``passes``.
@@ -70,12 +70,9 @@ class PoolTraining:
             inverse, held constant.
         most_passes: passes of a pair in training, drawn from 1 to this.
         inverse_share: share of the passes after which a learned inverse learns, too.
-        clip: longest gradient of each part. ema: decay of the moving average that is validated and kept.
+        clip: longest gradient of each part.
         magnitude: weight of the mean squared sum of the half fields, mm^2.
         judged: table or folder of labelled scan pairs that only judge. judge_every: steps; they never train.
-        stop_after: minutes, then stop with a checkpoint. checkpoint_minutes: between checkpoints.
-        precision: ``auto`` (measured), ``float32`` or ``bfloat16``. threads, seed: of the process.
-        licence: of the weights.
     """
 
     method: str
@@ -83,7 +80,6 @@ class PoolTraining:
     output: str
     size: str = "recurrent"
     method_options: dict[str, Any] = field(default_factory=dict)
-    start: str | None = None
     keep: tuple[str, ...] = ("pose.", "match.")
     steps_coarse: int = 0
     steps_teacher: int = 8000
@@ -95,31 +91,21 @@ class PoolTraining:
     most_passes: int = 4
     inverse_share: float = 0.25
     clip: float = 1.0
-    ema: float = 0.998
+    ema: float = field(default=0.998, kw_only=True)
     magnitude: float = 0.1
     judged: str | None = None
     judge_every: int = 500
-    stop_after: float | None = None
-    checkpoint_minutes: float = 5.0
-    precision: str = "auto"
-    threads: int | None = None
-    seed: int = 0
-    licence: str = "not stated"
-    command: str = ""
 
     def __post_init__(self) -> None:
-        check_least(
-            self, 0, "steps_coarse steps_teacher steps_free last_rate inverse_rate magnitude checkpoint_minutes"
-        )
-        check_least(self, 1, "most_passes judge_every threads")
+        super().__post_init__()
+        check_least(self, 0, "steps_coarse steps_teacher steps_free last_rate inverse_rate magnitude")
+        check_least(self, 1, "most_passes judge_every")
         check_least(self, 1e-9, "learning_rate clip")
-        check_least(self, 0.01, "stop_after")
         check_shares(self, "inverse_share")
         if self.steps < 1:
             raise InputError("the run has no step.", "Raise the steps of a phase.")
         if self.block is not None and (len(self.block) != 3 or any(n < 32 or n % 16 for n in self.block)):
             raise InputError(f"block is {self.block}.", "Give three multiples of 16, at least 32, or leave it out.")
-        check_process(self)
 
     @property
     def steps(self) -> int:

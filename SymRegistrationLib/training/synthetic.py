@@ -17,6 +17,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +70,11 @@ class Synthesis:
     blur: float = 1.2
     thick: float = 3.0
     cut: float = 0.15
+
+    @classmethod
+    def posed(cls, shape: tuple[int, int, int], spacing: float, poses: Any, **more: Any) -> Synthesis:
+        """With the ``rotation``, ``shift`` and ``scale`` of the options ``poses``."""
+        return cls(shape, spacing, poses.rotation, poses.shift, poses.scale, **more)
 
     def at(self, progress: float) -> Synthesis:
         """The curriculum: poses and warps of ``progress`` (0..1) times the full range, everything else as it is."""

@@ -32,11 +32,15 @@ function(ctkMacroCompilePythonScript)
   endif()
 endfunction()
 
-function(slicerMacroBuildScriptedModule)
-  cmake_parse_arguments(MY "WITH_GENERIC_TESTS;WITH_SUBDIR;VERBOSE" "NAME" "SCRIPTS;RESOURCES" ${ARGN})
+macro(refuse_unknown)
   if(MY_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "Unknown keywords: ${MY_UNPARSED_ARGUMENTS}")
   endif()
+endmacro()
+
+function(slicerMacroBuildScriptedModule)
+  cmake_parse_arguments(MY "WITH_GENERIC_TESTS;WITH_SUBDIR;VERBOSE" "NAME" "SCRIPTS;RESOURCES" ${ARGN})
+  refuse_unknown()
   ctkMacroCompilePythonScript(TARGET_NAME ${MY_NAME} SCRIPTS "${MY_SCRIPTS}" RESOURCES "${MY_RESOURCES}"
     DESTINATION_DIR ${CMAKE_BINARY_DIR}/${Slicer_QTSCRIPTEDMODULES_LIB_DIR}
     INSTALL_DIR ${Slicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR} NO_INSTALL_SUBDIR)
@@ -44,9 +48,7 @@ endfunction()
 
 function(slicer_add_python_unittest)
   cmake_parse_arguments(MY "" "SCRIPT;TESTNAME_PREFIX" "SLICER_ARGS" ${ARGN})
-  if(MY_UNPARSED_ARGUMENTS)
-    message(FATAL_ERROR "Unknown keywords: ${MY_UNPARSED_ARGUMENTS}")
-  endif()
+  refuse_unknown()
   get_filename_component(name "${MY_SCRIPT}" NAME_WE)
   if(NOT EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/${MY_SCRIPT}")
     message(FATAL_ERROR "slicer_add_python_unittest: no ${MY_SCRIPT}")

@@ -204,12 +204,15 @@ class Application:
         machine counts little.
         """
         waited, last = 0.0, time.monotonic()
+        tick = QtCore.QTimer()  # an event at least every few milliseconds: between them the processor is left to others
+        tick.start(5)
         while not condition():
             now = time.monotonic()
             waited, last = waited + min(now - last, 0.5), now
             if waited > seconds:
                 raise AssertionError(f"{what} did not happen within {seconds} s; messages: {self.shown}")
-            self.qt.processEvents(QtCore.QEventLoop.AllEvents | QtCore.QEventLoop.WaitForMoreEvents, 5)
+            self.qt.processEvents(QtCore.QEventLoop.AllEvents | QtCore.QEventLoop.WaitForMoreEvents)
+        tick.stop()
 
     def inEventLoop(self, function):
         """Call ``function`` from a running event loop, as everything in Slicer is, and let the loop go

@@ -2,10 +2,10 @@
 of the original.
 
 Numbers, texts and booleans are parameters of the real vtkMRMLScriptedModuleNode; a node is a node reference and an
-empty parameter of its name; a Union has one such place per member, ``name.0``, ``name.1`` and so on. Values are kept in
-memory and read anew when the node changes. Widgets are found by their ``SlicerParameterName``; ``disconnectGui`` leaves
-the observer of ``connectGui`` on the node, as Slicer does up to 5.10. A type, a value or a widget that does not fit
-fails, as there.
+empty parameter of its name; a Union has one such place per member, ``name.0``, ``name.1`` and so on; a list has
+one per element, and ``name.len``. Values are kept in memory and read anew when the node changes. Widgets are found by
+their ``SlicerParameterName``; ``disconnectGui`` leaves the observer of ``connectGui`` on the node, as Slicer does up to
+5.10. A type, a value or a widget that does not fit fails, as there.
 """
 
 from __future__ import annotations
@@ -147,7 +147,41 @@ class _Union:
             store.remove(node, f"{name}.{k}")
 
 
+class _List:
+    """``name.len`` and one place per element, ``name.0``, ``name.1`` and so on."""
+
+    default: list = []
+
+    def __init__(self, kind):
+        self.element, self.length = _store(kind), _Plain(int)
+
+    def check(self, values):
+        for value in values:
+            self.element.check(value)
+
+    def isIn(self, node, name):
+        return self.length.isIn(node, f"{name}.len")
+
+    def write(self, node, name, values):
+        self.check(values)
+        self.remove(node, name)
+        for k, value in enumerate(values):
+            self.element.write(node, f"{name}.{k}", value)
+        self.length.write(node, f"{name}.len", len(values))
+
+    def read(self, node, name):
+        return [self.element.read(node, f"{name}.{k}") for k in range(self.length.read(node, f"{name}.len"))]
+
+    def remove(self, node, name):
+        if self.isIn(node, name):
+            for k in range(self.length.read(node, f"{name}.len")):
+                self.element.remove(node, f"{name}.{k}")
+            self.length.remove(node, f"{name}.len")
+
+
 def _store(kind):
+    if typing.get_origin(kind) is list:
+        return _List(*typing.get_args(kind))
     if typing.get_origin(kind) is typing.Union:
         return _Union(typing.get_args(kind))
     if kind is type(None):

@@ -45,6 +45,13 @@ class qMRMLWidget(QWidget):
         return self._scene
 
 
+def _forget(observed):
+    """Remove observers, (scene, tag) each, and empty the list."""
+    while observed:
+        scene, tag = observed.pop()
+        scene.RemoveObserver(tag)
+
+
 class _SceneList(QWidget):
     """Follows the scene and keeps the nodes of its types in a combo box."""
 
@@ -62,7 +69,9 @@ class _SceneList(QWidget):
 
     def __init__(self, parent=None):
         super().__init__(parent)
-        self._scene, self._tags, self._updating = None, [], False
+        self._scene, self._updating = None, False
+        self._observed = observed = []  # (scene, tag): the real widget's observers end with it, so do these
+        self.destroyed.connect(lambda *_unused: _forget(observed))
         self._attributes = []
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -72,18 +81,13 @@ class _SceneList(QWidget):
         layout.addWidget(self._box)
 
     def setMRMLScene(self, scene):
-        if self._scene is not None:
-            for tag in self._tags:
-                self._scene.RemoveObserver(tag)
-        self._scene, self._tags = scene, []
+        _forget(self._observed)
+        self._scene = scene
         if scene is not None:
-            self._tags = [
-                scene.AddObserver(event, self._nodeEvent) for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent)
-            ]
-            self._tags += [
-                scene.AddObserver(event, lambda caller, name: self._fill())
-                for event in (scene.EndCloseEvent, scene.EndImportEvent)
-            ]
+            for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent):
+                self._observed.append((scene, scene.AddObserver(event, self._nodeEvent)))
+            for event in (scene.EndCloseEvent, scene.EndImportEvent):
+                self._observed.append((scene, scene.AddObserver(event, lambda caller, name: self._fill())))
         self._fill()
 
     @calldata_type(VTK_OBJECT)

@@ -360,6 +360,10 @@ def test_selectors_offer_what_fits_and_nothing_else(module):
     import re
     from xml.etree import ElementTree
 
+    from SymRegistrationGui import parts
+
+    from SymRegistrationLib.quality import outputs
+
     root = ElementTree.parse(slicer_harness.MODULE / "Resources/UI/SymRegistration.ui").getroot()
     checked = 0
     for element in root.iter("widget"):
@@ -367,13 +371,18 @@ def test_selectors_offer_what_fits_and_nothing_else(module):
             listed = [entry.text for entry in element.findall("property[@name='nodeTypes']/stringlist/string")]
             assert listed == list(getattr(module.ui, element.get("name")).nodeTypes), element.get("name")
             checked += 1
+    generated = {f"{output}Selector": part for part, (output, _switch) in parts.OUTPUTS.items()}
+    for name, part in generated.items():
+        kind = "vtkMRMLTransformNode" if outputs.of(part).kind == "transform" else "vtkMRMLScalarVolumeNode"
+        assert list(getattr(module.ui, name).nodeTypes) == [kind] and getattr(module.ui, name).mrmlScene(), name
+        checked += 1
     assert checked == 19
     connected = set(
         re.findall(
             r"<receiver>(\w+)</receiver>", (slicer_harness.MODULE / "Resources/UI/SymRegistration.ui").read_text()
         )
     )
-    assert connected == {
+    assert connected | set(generated) == {
         name
         for name, widget in vars(module.ui).items()
         if hasattr(widget, "setMRMLScene") and name != "SymRegistration"

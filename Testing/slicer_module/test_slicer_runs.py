@@ -246,7 +246,7 @@ def test_a_deleted_part_is_told(done):
     module.panel.update()
     assert not module.ui.flickerButton.enabled
     module.panel.results.onMode("flickerButton", True)
-    assert "The warped moving volume was not made" in module.app.shown[-1][1]
+    assert "Warped moving scan: not made" in module.app.shown[-1][1]
 
 
 def test_uncertainty_is_made_on_demand_and_shown_in_mm(module):

@@ -256,6 +256,7 @@ CHANGED = {
     "driveSegments": "one\ntwo",
     "labelWeight": 0.6,
     "stiffness": 2.5,
+    "contrastWeights": [1.0, 0.5, 2.0],
     "alignKind": "similarity",
     "anatomy": "ct-mr",
     "repairWhere": "place",
@@ -277,6 +278,8 @@ def test_every_parameter_is_saved_and_loaded_with_the_scene(module, tmp_path, en
     for name in type(state).allParameters:
         if name in CHANGED:
             setattr(state, name, CHANGED[name])
+        elif name in ("fixedContrasts", "movingContrasts"):
+            setattr(state, name, [scenes.volume(scene, ones, np.eye(4), f"{name} {k}") for k in range(2)])
         elif name in ("fixedLandmarks", "movingLandmarks"):
             setattr(state, name, scenes.fiducials(scene, [(1, 2, 3), (4, 5, 6), (7, 9, 8)], name))
         elif name in ("fixedMask", "movingLabels"):
@@ -302,10 +305,15 @@ def test_every_parameter_is_saved_and_loaded_with_the_scene(module, tmp_path, en
 
     def content():
         values = {name: getattr(module.state, name) for name in type(module.state).allParameters}
-        return {name: value.GetName() if hasattr(value, "GetName") else value for name, value in values.items()}
+        return {name: named(value) for name, value in values.items()}
+
+    def named(value):
+        if hasattr(value, "__len__") and not isinstance(value, str):
+            return [named(one) for one in value]
+        return value.GetName() if hasattr(value, "GetName") else value
 
     before = content()
-    assert not [name for name, value in before.items() if value is None], (
+    assert not [name for name, value in before.items() if value in (None, [])], (
         "every parameter has a value that is not the default"
     )
     path = str(tmp_path / f"scene.{ending}")

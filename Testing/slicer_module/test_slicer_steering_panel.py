@@ -30,6 +30,14 @@ def ready(module, oblique=False):
     return fixed, moving
 
 
+def registered(module):
+    """A pair and its registration: (fixed, moving, run, where :data:`PLACES` go)."""
+    fixed, moving = ready(module)
+    run = press(module, "registerButton")
+    module.settle()
+    return fixed, moving, run, carried(run.node("forward"))
+
+
 def temporary(scene):
     """Nodes that are not saved with the scene and that this module made."""
     words = ("SymRegistration l", "in its pose")
@@ -96,11 +104,10 @@ def test_linear_methods_can_be_chosen(module, kind):
 
 
 def test_landmarks_pull_update_undo_and_redo(module):
+    from SymRegistrationGui import importing
+
     ui = module.ui
-    ready(module)
-    run = press(module, "registerButton")
-    module.settle()
-    first = carried(run.node("forward"))
+    _fixed, _moving, run, first = registered(module)
     assert not ui.undoButton.enabled and not ui.driveLandmarksCheckBox.enabled
     press(module, "updateButton")
     assert "Nothing pulls" in module.app.shown.pop()[1]
@@ -124,7 +131,8 @@ def test_landmarks_pull_update_undo_and_redo(module):
     before = module.scene.GetNodeByID(composite.GetBackgroundVolumeID())
     now = module.scene.GetNodeByID(composite.GetForegroundVolumeID())
     assert now is run.node("warped_moving") and not before.GetSaveWithScene()
-    assert np.abs(slicer.util.arrayFromVolume(before) - slicer.util.arrayFromVolume(now)).max() > 10
+    earlier = slicer.util.arrayFromVolume(before).copy()
+    assert np.abs(earlier - slicer.util.arrayFromVolume(now)).max() > 10
     ui.previousButton.checked = False
     module.settle()
     press(module, "undoButton")
@@ -134,6 +142,13 @@ def test_landmarks_pull_update_undo_and_redo(module):
     press(module, "redoButton")
     assert np.abs(carried(run.node("forward")) - pulled).max() < 0.02
     module.settle()
+    importing._previous.clear()  # as after a scene was loaded
+    press(module, "previousButton")
+    assert ui.previousButton.checked and module.app.shown == [] and ui.stepsTable.item(1, 0).text().startswith("\u25b6")
+    again = module.scene.GetNodeByID(composite.GetBackgroundVolumeID())
+    assert np.abs(slicer.util.arrayFromVolume(again) - earlier).max() < 10, "made again from the state of its step"
+    assert np.abs(carried(run.node("forward")) - pulled).max() < 0.02, "the run itself stays"
+    ui.previousButton.checked = False
 
 
 def test_structures_are_listed_ticked_and_pull(module):
@@ -170,10 +185,7 @@ def test_structures_are_listed_ticked_and_pull(module):
 
 def test_repair_by_segment_box_and_place(module):
     ui = module.ui
-    fixed, _moving = ready(module)
-    run = press(module, "registerButton")
-    module.settle()
-    before = carried(run.node("forward"))
+    fixed, _moving, run, before = registered(module)
     press(module, "repairButton")
     assert "No region is chosen" in module.app.shown.pop()[1]
     box = module.scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "box")
@@ -311,6 +323,13 @@ def test_what_is_not_registered_is_red_and_says_so(done):
     module.panel.update()
     assert "NOT REGISTERED" in ui.verdictLabel.text and "FAIL" in ui.verdictLabel.text
     assert "#ffb3a7" in ui.verdictLabel.styleSheet and "#bfe5bf" not in ui.verdictLabel.styleSheet
+    checks = [{"level": "look", "text": "The volume grows threefold."}, {"level": "good", "text": "No folding."}]
+    for level, color, reasons in (("look", "#ffe08a", checks), ("good", "#bfe5bf", checks[1:])):
+        metrics["verdict"] |= {"level": level, "conclusion": "PASS", "registered": True, "checks": reasons}
+        run.setMetrics(metrics)
+        module.panel.update()
+        assert color in ui.verdictLabel.styleSheet and "No folding" not in ui.verdictLabel.text
+        assert ("grows threefold" in ui.verdictLabel.text) == (level == "look"), "reasons stand beneath"
 
 
 def test_presets_by_anatomy_come_from_the_library(module):
@@ -346,10 +365,7 @@ def test_a_preset_is_suggested_with_its_reason(module):
 
 def test_bad_input_in_the_panel(module):
     ui = module.ui
-    _fixed, moving = ready(module)
-    run = press(module, "registerButton")
-    module.settle()
-    first = carried(run.node("forward"))
+    _fixed, moving, run, first = registered(module)
     p = scenes.fiducials(module.scene, [(5, -8, 12), (6, -8, 12)], "p")
     q = scenes.fiducials(module.scene, [(9, -11, 14), (40, -11, 14)], "q")
     ui.fixedLandmarksSelector.setCurrentNode(p)
