@@ -139,7 +139,8 @@ class Solver:
         """Give up the method's result: no deformation, at the alignment (``aligned``) or as the headers lie
         (``as scanned``). :attr:`space` and :attr:`pose` follow."""
         if state == "as scanned":
-            self.pose = Alignment(np.eye(4), np.eye(4), "none")
+            before = self.pose
+            self.pose = Alignment(np.eye(4), np.eye(4), "none", candidates=before.candidates, reasons=before.reasons)
             self.space = self._space(self.pose, float(self.space.grid.spacing[0]))
         nothing = self.space.fixed.new_zeros((1, 3, *self.space.grid.shape))
         return FieldPair(nothing, nothing.clone(), "symmetric", 0.0)
