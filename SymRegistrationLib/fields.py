@@ -76,7 +76,7 @@ def _axis(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.linspace(-1, 1, n, device=device, dtype=dtype) if n > 1 else torch.zeros(1, device=device, dtype=dtype)
 
 
-def identity(shape: Sequence[int], device="cpu", dtype=torch.float32) -> Tensor:
+def identity(shape: Sequence[int], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
     """(1, 3, D, H, W): every voxel's own index, in array-axis order."""
     axes = [torch.arange(n, device=device, dtype=dtype) for n in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]

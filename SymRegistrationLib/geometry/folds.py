@@ -4,6 +4,7 @@ of one voxel."""
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def corner_determinants(u: Tensor) -> Tensor:
         u: (N, 3, D, H, W) voxels, every axis at least 2 long.
     """
     edges = [torch.diff(u, dim=axis + 2) for axis in range(3)]
-    least = None
+    least = u.new_full((), math.inf)
     for corner in itertools.product((0, 1), repeat=3):
         columns = []
         for axis, edge in enumerate(edges):
@@ -30,7 +31,7 @@ def corner_determinants(u: Tensor) -> Tensor:
             columns.append([edge[:, row] + float(row == axis) for row in range(3)])
         (a, d, g), (b, e, h), (c, f, i) = columns
         here = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-        least = here if least is None else torch.minimum(least, here)
+        least = torch.minimum(least, here)
     return least[:, None]
 
 
