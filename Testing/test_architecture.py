@@ -6,6 +6,8 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
+from conftest import LONGEST
+
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "SymRegistrationLib"
 
@@ -171,6 +173,10 @@ def test_a_registration_loads_no_compiler_and_no_algebra():
         "heavy = {'sympy', 'torch._dynamo', 'torch._inductor'} & set(sys.modules)\nassert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_files_that_are_to_start_first_exist():
+    assert set(LONGEST) <= {path.name for path in (ROOT / "Testing").rglob("test_*.py")}
 
 
 def test_rooms_and_functions_stay_small():

@@ -285,10 +285,11 @@ def point_coordinates(transform: Transform | np.ndarray, grid: Grid, source: Gri
     like = torch.empty(1, 1, *source.shape)
     if isinstance(transform, np.ndarray):
         return affine_grid(grid.shape, source.inverse @ transform @ grid.matrix, like)
-    compact = isinstance(transform, CompactTransform)
-    vectors, affine = (transform.between(grid), transform.matrix) if compact else (transform.on(grid), np.eye(4))
+    if isinstance(transform, CompactTransform):
+        vectors, affine, turn = transform.between(grid), transform.matrix, transform.after[:3, :3]
+    else:
+        vectors, affine, turn = transform.on(grid), np.eye(4), np.eye(3)
     out = affine_grid(grid.shape, source.inverse @ affine @ grid.matrix, like)
-    turn = transform.after[:3, :3] if compact else np.eye(3)
     linear = (source.inverse[:3, :3] @ turn * (2 / np.maximum(np.asarray(source.shape) - 1, 1))[:, None])[::-1].copy()
     moved = torch.from_numpy(linear).float() @ vectors.reshape(3, -1)
     for axis in range(3):

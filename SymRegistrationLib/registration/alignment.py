@@ -72,6 +72,11 @@ class Alignment:
         return self.mid_to_moving @ np.linalg.inv(self.mid_to_fixed)
 
     @property
+    def one_patient(self) -> bool:
+        """True when no stretch was found between the scans, so they are taken for one patient's."""
+        return self.kind != "affine"
+
+    @property
     def unsure(self) -> bool:
         """True when another pose explains the scans nearly as well."""
         return self.confidence < UNSURE[self.measure]

@@ -132,8 +132,9 @@ class Solver:
     def _settings(self, stiffness: float, **more: Any) -> RunSettings:
         """Settings of the optimiser for this pair; ``stiffness`` on top of what the user asks for."""
         stiffness *= self.options.stiffness
-        rigid = self.pose.kind != "affine"
-        return RunSettings(self.preset, self.similarity, stiffness=stiffness, one_patient=rigid, **more)
+        return RunSettings(
+            self.preset, self.similarity, stiffness=stiffness, one_patient=self.pose.one_patient, **more
+        )
 
     def fall_back(self, state: str) -> FieldPair:
         """Give up the method's result: no deformation, at the alignment (``aligned``) or as the headers lie
