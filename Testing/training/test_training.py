@@ -38,7 +38,9 @@ def options(folder: Path, method: str = "hsyn", **changes) -> TrainingOptions:
 
 def run(arguments: list[str], **environment) -> subprocess.Popen:
     """``symreg`` in a process of its own; without matplotlib, which a training can do without."""
-    code = "import sys; sys.modules['matplotlib'] = None; from SymRegistrationLib.commands.cli import main; exit(main())"
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; from SymRegistrationLib.commands.cli import main; exit(main())"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
