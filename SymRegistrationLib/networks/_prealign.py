@@ -217,7 +217,8 @@ class _Frame:
 
 def _cut(image: Tensor, low: Sequence[int], high: Sequence[int]) -> Tensor:
     """The box from ``low`` to behind ``high`` of (N, C, D, H, W)."""
-    return image[(..., *(slice(a, b) for a, b in zip(low, high)))]
+    box: Any = (..., *(slice(a, b) for a, b in zip(low, high)))
+    return image[box]
 
 
 @torch.no_grad()
