@@ -277,7 +277,8 @@ def _converge(u: Tensor, w: Tensor, where: Tensor, tolerance: float, iterations:
         (3, n) the values with the smallest residual seen, the largest of these residuals in voxels, and
         the steps taken.
     """
-    place = torch.stack(torch.unravel_index(where, u.shape[2:])).to(u)
+    height, width = u.shape[3:]  # torch.unravel_index loads sympy: half a second in every new process
+    place = torch.stack([where // (height * width), where // width % height, where % width]).to(u)
     best, step, used = w, torch.full_like(w[0], 0.7), 0
     residual = w + sample_at(u, (place + w).T[None])[0].T
     least = residual.square().sum(0)

@@ -18,7 +18,7 @@ from .geometry.volumes import Volume, foreground
 from .job import INITIALS, InputError, Options, Progress, silent
 from .quality import checks
 from .quality import metrics as quality
-from .quality.schema import Evidence, Landmarks, Measured, Similarity
+from .quality.schema import Candidate, Evidence, Landmarks, Measured, Similarity
 from .quality.volume_change import folding_regions
 from .registration import alignment, continuing, contrasts, devices, evidence, guide, methods, working_grid
 from .registration.carrying import Carried, carry, carry_again
@@ -189,7 +189,7 @@ def _register(
         "seed": options.seed,
         "peak_memory_gb": round(devices.peak_memory_gb(), 3),
         "seconds": clock.told(),
-        "evidence": _told(weighed),
+        "evidence": _evidence_numbers(weighed),
     }
     metrics["verdict"] = checks.conclusion(metrics)
     return Result(
@@ -345,6 +345,8 @@ def _measured(
             "likeness": _number(pose.likeness),
             "mirrored_gain": _number(pose.mirrored_gain),
             "matrix": pose.matrix.tolist(),
+            "candidates": [cast(Candidate, one.told()) for one in pose.candidates],
+            "reasons": list(pose.reasons),
         },
         "quality": sound,
         "similarity": _similarities(solver, pair, facts),
@@ -427,7 +429,7 @@ def _landmarks(
     }
 
 
-def _told(weighed: evidence.Evidence) -> Evidence:
+def _evidence_numbers(weighed: evidence.Evidence) -> Evidence:
     """The evidence for metrics.json."""
     values = {name: round(v, 4) if isinstance(v, float) else v for name, v in asdict(weighed).items()}
     values["delivered"] = values.pop("best")

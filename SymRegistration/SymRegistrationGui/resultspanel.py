@@ -58,16 +58,7 @@ class ResultsPanel(Section):
         ui.evaluateButton.clicked.connect(guarded(self.onEvaluate))
         ui.exportButton.clicked.connect(guarded(self.onExport))
         ui.removeButton.clicked.connect(guarded(self.onRemove))
-        ui.resultsTabs.currentChanged.connect(guarded(self._fitTab))
-        self._fitTab()
         self._fillRows([])
-
-    def _fitTab(self, *_unused):
-        """The tabs are as high as the one that is shown, not as the highest."""
-        tabs = self.ui.resultsTabs
-        for index in range(tabs.count):
-            shown = qt.QSizePolicy.Preferred if index == tabs.currentIndex else qt.QSizePolicy.Ignored
-            tabs.widget(index).sizePolicy = qt.QSizePolicy(qt.QSizePolicy.Preferred, shown)
 
     @property
     def run(self):

@@ -7,6 +7,7 @@ has to be edited for the command line, the trainer, the tests and the documentat
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -263,6 +264,18 @@ def check_choice(switch: str, value: Any, allowed: Sequence[Any]) -> None:
     """Refuse a method switch that has no such value. Raises InputError."""
     if value not in allowed:
         raise InputError(f"{switch} is {value!r}.", f"Choose one of: {', '.join(map(str, allowed))}.")
+
+
+def check_choices(switches: Any, **allowed: Sequence[Any]) -> None:
+    """:func:`check_choice` for the named attributes. Raises InputError."""
+    for switch, values in allowed.items():
+        check_choice(switch, getattr(switches, switch), values)
+
+
+def differences(text: str | None) -> tuple[str, ...]:
+    """The points (``* ...``) of a method file's docstring, what differs from its paper, each on one line."""
+    found = re.findall(r"^\* (.+(?:\n  .+)*)", text or "", re.MULTILINE)
+    return tuple(re.sub(r"\s+", " ", point).replace("``", "") for point in found)
 
 
 _REGISTRY: dict[str, type[SymmetricNetwork]] = {}

@@ -43,6 +43,8 @@ _LEAST_DETERMINANT, _ROUNDS = 0.25, 6
 _ADAPT_RATE = 0.03
 #: Voxels of the images per cell of the fields.
 CELL = 2
+#: Switches of every size that repeats its finest level.
+REPEATED = {"passes": 4, "force": True}
 #: Window of the local correlation whose gradient is the force, and Gaussian sigma that smooths it, voxels.
 _WINDOW, _SMOOTH = 5, 1.2
 #: Factors that bring the force to about length one inside a brain, and the length at which its vectors are cut. Both
@@ -99,7 +101,7 @@ class HalfFields:
         """
         if self.velocity is not None:
             v = 2 * up_blocks(self.velocity, CELL)
-            return exponentiate(v), exponentiate(-v)
+            return exponentiate(v, _SQUARINGS), exponentiate(-v, _SQUARINGS)
         a, b = up_blocks(self.to_moving, CELL), up_blocks(self.to_fixed, CELL)
         return compose(a, invert(b, iterations=30).field), compose(b, invert(a, iterations=30).field)
 
@@ -175,21 +177,20 @@ class MeanFramePasses(nn.Module):
         kind: str | Tensor = one_contrast(moving, fixed) if self.switches.force else "lncc"
         start, notes = no_motion(moving, self.stationary), list[Note]()
         kept = self.coarse_halves(moving, fixed)
+        thin = moving, fixed
         if not self.training:
-            unlike = self._unlike(moving, fixed, start)
-            kept, unlike = self._harmless(moving, fixed, start, unlike, kept, "coarser levels", notes)
+            thin = F.avg_pool3d(moving.float(), CELL), F.avg_pool3d(fixed.float(), CELL)
+            unlike = self._unlike(*thin, start)
+            kept, unlike = self._harmless(*thin, start, unlike, kept, "coarser levels", notes)
         state = kept
         for _ in range(self.switches.passes):
             state = self.refined(moving, fixed, state.detached() if self.training else state, kind=kind)
         if not self.training:
-            state, unlike = self._harmless(
-                moving, fixed, kept, unlike, state, f"{self.switches.passes} passes of the finest level", notes
-            )
+            what = f"{self.switches.passes} passes of the finest level"
+            state, unlike = self._harmless(*thin, kept, unlike, state, what, notes)
             if self.adapt:
                 fitted = self.adapted(moving, fixed, state, self.adapt, kind)
-                state, _ = self._harmless(
-                    moving, fixed, state, unlike, fitted, f"{self.adapt} steps of adaptation", notes
-                )
+                state, _ = self._harmless(*thin, state, unlike, fitted, f"{self.adapt} steps of adaptation", notes)
         if not self.training:
             with no_autocast(moving):
                 state = self._unfolded(state, notes)
@@ -239,9 +240,10 @@ class MeanFramePasses(nn.Module):
 
     @staticmethod
     def _unlike(moving: Tensor, fixed: Tensor, state: HalfFields) -> Tensor:
-        """Mean squared difference of the self-similarity of both scans half-way, ()."""
+        """Mean squared difference of the self-similarity of both scans, averaged over cells, half-way, ()."""
         with torch.no_grad(), no_autocast(moving):
-            return mind_ssd(*(x.float() for x in state.warped(moving, fixed)))
+            halves = (moving, state.to_moving), (fixed, state.to_fixed)
+            return mind_ssd(*(warp(image, u, padding="zeros") for image, u in halves))
 
     def _harmless(
         self,

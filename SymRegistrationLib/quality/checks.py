@@ -38,9 +38,9 @@ ALIKE = 0.9
 #: together as they lie, below the second look. Measured (RESULTS.md): right poses 7.7 to 15, poses 20 degrees or 10 to
 #: 12 mm off at most 3.9, lungs of two people 2.7 before they are bent, other organs at most 1.0.
 STRUCTURE_FAIL, STRUCTURE_LOOK = 2.0, 5.0
-#: Share by which the mutual information may grow when the moving scan is mirrored: above the first the scan is mirrored,
-#: above the second the images do not tell. Measured (RESULTS.md): mirrored scans of one person 0.06 to 0.18, of two people
-#: -0.004 to 0.03; right scans of one person -0.58 to -0.04, of two people -0.03 to 0.004.
+#: Share by which the mutual information may grow when the moving scan is mirrored: above the first the scan is
+#: mirrored, above the second the images do not tell. Measured (RESULTS.md): mirrored scans of one person 0.06 to 0.18,
+#: of two people -0.004 to 0.03; right scans of one person -0.58 to -0.04, of two people -0.03 to 0.004.
 MIRRORED, MIRRORED_LOOK = 0.04, -0.005
 #: Share of the smaller content that must lie on content of the other scan.
 COVERED_FAIL, COVERED_LOOK = 0.5, 0.7

@@ -25,7 +25,26 @@ class Meaning:
     digits: int = 3
 
 
-class Alignment(TypedDict):
+class Candidate(TypedDict):
+    """One pose that the alignment looked at: ``score`` by the alignment's measure, all on one coarse level; how far it
+    is from the one that was taken; ``matrix`` (4, 4) LPS mm, fixed -> moving."""
+
+    name: str
+    score: float
+    degrees: float
+    mm: float
+    matrix: list[list[float]]
+
+
+class Decided(TypedDict, total=False):
+    """Which poses were looked at (the one that was taken comes last) and each decision on the way in a sentence;
+    missing in files of versions that did not tell."""
+
+    candidates: list[Candidate]
+    reasons: list[str]
+
+
+class Alignment(Decided):
     """What brought the scans roughly together; ``matrix`` is (4, 4) LPS mm, fixed -> moving."""
 
     kind: str

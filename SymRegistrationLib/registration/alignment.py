@@ -20,6 +20,8 @@ from ..geometry.file_checks import quiet
 from ..geometry.grid import transform_points
 from ..job import InputError, existing_file
 from . import pose_search
+from .mirror import mirrored_gain
+from .pose_reasons import Candidate, candidates, reasons
 from .working_grid import Scan
 
 #: Below this the best pose is hardly better than the next one found elsewhere, by measure. Correlation: the 0.2 of the
@@ -49,6 +51,8 @@ class Alignment:
         likeness: mean signed local correlation of the aligned scans, -1..1; nan when nothing was compared.
         mirrored_gain: by what share the mutual information grows when the moving scan is mirrored left to right and
             refined; nan when nothing was searched.
+        candidates: poses that were looked at, the one that was taken last; () when nothing was compared.
+        reasons: each decision on the way in a sentence.
     """
 
     mid_to_fixed: np.ndarray
@@ -59,11 +63,18 @@ class Alignment:
     measure: str = "ncc"
     likeness: float = float("nan")
     mirrored_gain: float = float("nan")
+    candidates: tuple[Candidate, ...] = ()
+    reasons: tuple[str, ...] = ()
 
     @property
     def matrix(self) -> np.ndarray:
         """(4, 4) LPS mm, fixed point -> moving point."""
         return self.mid_to_moving @ np.linalg.inv(self.mid_to_fixed)
+
+    @property
+    def one_patient(self) -> bool:
+        """True when no stretch was found between the scans, so they are taken for one patient's."""
+        return self.kind != "affine"
 
     @property
     def unsure(self) -> bool:
@@ -120,17 +131,17 @@ def align(
         one = search.polish(one, kind, "ncc")
         likeness = search.likeness(one.x)
         if measure == "ncc" or likeness >= SURELY_ONE_CONTRAST:
-            return _alignment(search, one, kind, likeness)
+            return _alignment(search, one, kind, (kind, measure), likeness)
     two = search.two_contrasts([] if one is None else [one.x])
     if one is not None and likeness >= ONE_CONTRAST and search.information(one.x) >= search.information(two.x):
-        return _alignment(search, one, kind, likeness)
+        return _alignment(search, one, kind, (kind, measure), likeness)
     likeness = search.likeness(two.x)
     if measure == "auto" and likeness >= ONE_CONTRAST:  # one contrast after all; brightness had led astray
         again = search.polish(two, kind, "ncc")
-        return _alignment(search, again, kind, search.likeness(again.x))
+        return _alignment(search, again, kind, (kind, measure), search.likeness(again.x))
     if kind == "affine":
         two = search.stretched(two)
-    return _alignment(search, two, _freedom(two), likeness)
+    return _alignment(search, two, _freedom(two), (kind, measure), likeness)
 
 
 def shows_one_contrast(fixed: Scan, moving: Scan, pose: Alignment) -> bool:
@@ -147,10 +158,10 @@ def _from_guides(search: pose_search.Search, start: np.ndarray, kind: str, measu
     likeness = search.likeness(x)
     given = pose_search.Found(x, float("nan"), 1.0, "ncc")
     if measure == "ncc" or (measure == "auto" and likeness >= ONE_CONTRAST):
-        return _alignment(search, search.polish(given, kind, "ncc"), kind, likeness)
+        return _alignment(search, search.polish(given, kind, "ncc"), kind, (kind, measure), likeness)
     found = search.polish(given, "rigid", "mi")
     found = search.stretched(found) if kind == "affine" else found
-    return _alignment(search, found, _freedom(found), search.likeness(found.x))
+    return _alignment(search, found, _freedom(found), (kind, measure), search.likeness(found.x))
 
 
 def _freedom(found: pose_search.Found) -> str:
@@ -158,9 +169,20 @@ def _freedom(found: pose_search.Found) -> str:
     return "affine" if found.stretched and found.stretched.insisted else "rigid"
 
 
-def _alignment(search: pose_search.Search, found: pose_search.Found, kind: str, likeness: float) -> Alignment:
-    mirrored = search.mirrored_gain(found.x)
-    return Alignment(*search.matrix(found.x), kind, found.score, found.confidence, found.measure, likeness, mirrored)
+def _alignment(
+    search: pose_search.Search, found: pose_search.Found, kind: str, asked: tuple[str, str], likeness: float
+) -> Alignment:
+    return Alignment(
+        *search.matrix(found.x),
+        kind,
+        found.score,
+        found.confidence,
+        found.measure,
+        likeness,
+        mirrored_gain(search, found.x),
+        candidates(search, found),
+        reasons(search, found, asked, likeness, ONE_CONTRAST),
+    )
 
 
 def from_landmarks(fixed: np.ndarray, moving: np.ndarray, affine: bool) -> np.ndarray:

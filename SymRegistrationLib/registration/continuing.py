@@ -244,7 +244,8 @@ class Continuation:
         that."""
         box, start = _box(inside, CONTEXT)
         space, crop = self.space, _Crop(box, start)
-        schedule = replace(syn.Schedule.of(self.preset), shrink=tuple(shrink), iterations=tuple(steps))
+        schedule = syn.schedule_for(self.preset, self.similarity, self.pose.one_patient)
+        schedule = replace(schedule, shrink=tuple(shrink), iterations=tuple(steps))
         landmarks, labels, observer = steered
         window = inside[box]
         fixed, moving, weight = space.channels()

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ..fields import box_mean
-from ..geometry.grid import transform_points
 from .pose_scores import Level, edge_directions
 from .working_grid import Scan, nearest_rotation
 
@@ -37,8 +36,6 @@ CLEARLY = 0.05
 #: most 0.036; other persons' brains and heads were stretched by at least 0.07 and gained at least 0.06. A stretch
 #: beyond the second is no anatomy of one kind.
 LEAST_STRETCH, MOST_STRETCH, LEAST_GAIN = 0.03, 0.4, 0.04
-#: Two headers that agree within so many degrees on where left is are asked once.
-SAME_SIDE = 15.0
 #: Local likeness: brightness above which a scan shows something, and width of the window in samples.
 SHOWN, WINDOW = 0.1, 7
 
@@ -122,9 +119,9 @@ class Search:
 
     def polish(self, found: Found, kind: str, measure: str) -> Found:
         """One pose refined on the fine levels."""
-        x, scores = self._refine(found.x[None], kind, measure, self.level(FINE), 40 if kind == "affine" else 25, 0.012)
+        x, scores = self.refine(found.x[None], kind, measure, self.level(FINE), 40 if kind == "affine" else 25, 0.012)
         if kind == "affine" or measure == "mi":
-            x, scores = self._refine(x, kind, measure, self.level(FINEST), 12 if kind == "affine" else 15, 0.003)
+            x, scores = self.refine(x, kind, measure, self.level(FINEST), 12 if kind == "affine" else 15, 0.003)
         return replace(found, x=x[0], score=float(scores[0]), measure=measure)
 
     def two_contrasts(self, more: Sequence[Tensor] = ()) -> Found:
@@ -136,8 +133,8 @@ class Search:
     def stretched(self, rigid: Found) -> Found:
         """The affine pose from a rigid one by normalised mutual information, if the images insist on it; else the
         rigid one."""
-        x, scores = self._refine(rigid.x[None], "affine", "mi", self.level(FINE), 30, 0.012)
-        x, scores = self._refine(x, "affine", "mi", self.level(FINEST), 12, 0.003)
+        x, scores = self.refine(rigid.x[None], "affine", "mi", self.level(FINE), 30, 0.012)
+        x, scores = self.refine(x, "affine", "mi", self.level(FINEST), 12, 0.003)
         stretch = largest_stretch(torch.matrix_exp(x[0])[:3, :3])
         gain = float(scores[0]) / max(rigid.score, 1e-6) - 1
         told = Stretched(stretch, gain, LEAST_STRETCH < stretch < MOST_STRETCH and gain >= LEAST_GAIN)
@@ -149,10 +146,10 @@ class Search:
         """Refine candidates (K, 4, 4) together with the headers' own pose. After a third of the steps only the best go
         on, no two of them in one basin. The headers win unless another is clearly better."""
         level, x = self.level(MIDDLE), torch.cat([self.generator(np.eye(4))[None], x])
-        x, scores = self._refine(x, group, measure, level, 10, 0.04)
+        x, scores = self.refine(x, group, measure, level, 10, 0.04)
         kept = self._apart(x, scores, FINALISTS, BASIN_DEGREES)
         kept = kept if 0 in kept else [0, *kept]
-        x[kept], scores[kept] = self._refine(x[kept], group, measure, level, 20, 0.03)
+        x[kept], scores[kept] = self.refine(x[kept], group, measure, level, 20, 0.03)
         winner = int(scores.argmax())
         if ahead(float(scores[winner]), float(scores[0]), measure) < CLEARLY:
             winner = 0
@@ -167,7 +164,7 @@ class Search:
     def likeness_near(self, matrix: np.ndarray) -> float:
         """The best likeness at a pose that may be rough: (4, 4) LPS mm, fixed -> moving; it is refined both ways."""
         x = self.generator(matrix)[None]
-        refined = [self._refine(x, "rigid", measure, self.level(MIDDLE), 20, 0.03)[0] for measure in ("ncc", "mi")]
+        refined = [self.refine(x, "rigid", measure, self.level(MIDDLE), 20, 0.03)[0] for measure in ("ncc", "mi")]
         return max(self.likeness(one[0]) for one in (x, *refined))
 
     @torch.no_grad()
@@ -201,27 +198,6 @@ class Search:
         """Normalised mutual information of one generator (4, 4) on the level FINE."""
         with torch.no_grad():
             return float(self.level(FINE).score(*self.poses(x[None]), "mi")[0])
-
-    def mirrored_gain(self, x: Tensor) -> float:
-        """By what share the normalised mutual information of a pose grows when the moving scan is mirrored left to
-        right where it lies and its pose is refined anew; above 0 the mirror image fits better.
-
-        Which way left to right runs both headers say; where they disagree both are tried, since one may be wrong.
-        """
-        fixed, moving = self.scans
-        image, flip = mirrored(moving)
-        other = Search(fixed, image, self.seed)
-        _, own = self._refine(x[None], "affine", "mi", self.level(FINE), 6, 0.003)
-        to_fixed, to_moving = self.matrix(x)
-        pose = to_moving @ np.linalg.inv(to_fixed)
-        normals = [np.eye(3)[0], nearest_rotation(pose[:3, :3]).T[:, 0]]
-        if abs(normals[0] @ normals[1]) > np.cos(np.radians(SAME_SIDE)):
-            normals = normals[:1]
-        starts = [other.generator(flip @ pose @ reflection(normal, fixed.centroid)) for normal in normals]
-        found, scores = other._refine(torch.stack(starts), "affine", "mi", other.level(MIDDLE), 30, 0.03)
-        best = found[int(scores.argmax())]
-        _, scores = other._refine(best[None], "affine", "mi", other.level(FINE), 10, 0.005)
-        return float(scores[0]) / max(float(own[0]), 1e-6) - 1
 
     def generator(self, matrix: np.ndarray) -> Tensor:
         """The X whose exponential is ``matrix`` (LPS mm, fixed -> moving; its stretch is left out) seen between the
@@ -321,7 +297,7 @@ class Search:
             out[k, :3, 3] = torch.linalg.solve(_left_jacobian(rotations[k][:3, :3]), -half @ at[k])
         return out
 
-    def _refine(
+    def refine(
         self, x: Tensor, kind: str, measure: str, level: Level, iterations: int, rate: float
     ) -> tuple[Tensor, Tensor]:
         """Adam on the generators of all candidates at once; ``rate`` in radians, shifts scaled by the radius."""
@@ -343,6 +319,11 @@ class Search:
                 adam.step(slope, rate * (1 - 0.8 * step / iterations))
                 _project(x, kind)
         return best * best.new_tensor([1, 1, 1, self.radius]), best_scores
+
+    def one_basin(self, one: Tensor, other: Tensor) -> bool:
+        """Whether two generators (4, 4) lie in one basin."""
+        angle, distance = _distances(torch.matrix_exp(one.double())[None], torch.matrix_exp(other.double()))
+        return bool(angle[0] < BASIN_DEGREES and distance[0] < BASIN_SHARE * self.radius)
 
     def _confidence(self, candidates: Tensor, scores: Tensor, winner: int, measure: str) -> float:
         """How far the winner is ahead of the best in another basin, 0..1."""
@@ -376,25 +357,6 @@ class Adam:
         self.square.mul_(two).addcmul_(slope, slope, value=1 - two)
         size = (self.square.sqrt() / (1 - two**self.steps) ** 0.5).add_(1e-8)
         self.x.addcdiv_(self.mean, size, value=-rate / (1 - one**self.steps))
-
-
-def mirrored(scan: Scan) -> tuple[Scan, np.ndarray]:
-    """The scan flipped along its axis that runs most nearly left to right, same grid, and the (4, 4) mm map from its
-    points to where they are then."""
-    axis = int(np.abs(scan.grid.axes[0]).argmax())
-    last = scan.grid.shape[axis] - 1
-    flip = np.eye(4)
-    flip[axis, axis], flip[axis, 3] = -1, last
-    flip = scan.grid.matrix @ flip @ scan.grid.inverse
-    mask = None if scan.mask is None else scan.mask.flip(axis + 2)
-    return replace(scan, image=scan.image.flip(axis + 2), mask=mask, inside=transform_points(flip, scan.inside)), flip
-
-
-def reflection(normal: np.ndarray, through: np.ndarray) -> np.ndarray:
-    """(4, 4) of the mirror plane with a unit ``normal`` through a point."""
-    turn = np.eye(4)
-    turn[:3, :3] -= 2 * np.outer(normal, normal)
-    return shift(through) @ turn @ shift(-through)
 
 
 def rigid_part(x: Tensor) -> Tensor:

@@ -132,14 +132,14 @@ class Solver:
     def _settings(self, stiffness: float, **more: Any) -> RunSettings:
         """Settings of the optimiser for this pair; ``stiffness`` on top of what the user asks for."""
         stiffness *= self.options.stiffness
-        rigid = self.pose.kind != "affine"
-        return RunSettings(self.preset, self.similarity, stiffness=stiffness, one_patient=rigid, **more)
+        return RunSettings(self.preset, self.similarity, stiffness=stiffness, one_patient=self.pose.one_patient, **more)
 
     def fall_back(self, state: str) -> FieldPair:
         """Give up the method's result: no deformation, at the alignment (``aligned``) or as the headers lie
         (``as scanned``). :attr:`space` and :attr:`pose` follow."""
         if state == "as scanned":
-            self.pose = Alignment(np.eye(4), np.eye(4), "none")
+            before = self.pose
+            self.pose = Alignment(np.eye(4), np.eye(4), "none", candidates=before.candidates, reasons=before.reasons)
             self.space = self._space(self.pose, float(self.space.grid.spacing[0]))
         nothing = self.space.fixed.new_zeros((1, 3, *self.space.grid.shape))
         return FieldPair(nothing, nothing.clone(), "symmetric", 0.0)

@@ -21,6 +21,7 @@ from ..quality.checks import checks, verdict
 from ..quality.outputs import OUTPUTS
 from . import drawing
 from .drawing import DIVERGING, FOLDED, SEQUENTIAL
+from .poses import poses_section
 from .rows import command_of, number_rows
 from .style import SCRIPT, STYLE
 from .trust import trust_section
@@ -51,6 +52,7 @@ def write_report(path: Path, result: Any, metrics: Mapping[str, Any]) -> None:
         trust_section(page, result, metrics),
         _compare(page, result),
         _overview(page),
+        poses_section(page, result, metrics),
         _deformation(page, limits),
         _histogram(result),
         _numbers(metrics),

@@ -3,15 +3,15 @@
     python Testing/benchmarks/whole_verdicts.py --data DEVELOPMENT_DATA --store FILE.jsonl
         [--broken 200] [--good 100] [--seed 0]
 
-Scans are averaged to 3 mm and registered on a grid of 4 mm with the preset fast, headers turned at random by up to 90 degrees and 50 mm;
-each case is one line of ``--store`` and is not run again. A case is drawn from its number and the seed alone. Verdicts
-are drawn anew from the stored numbers, so that changed thresholds need no new runs.
+Scans are averaged to 3 mm and registered on a grid of 4 mm with the preset fast, headers turned at random by up to 90
+degrees and 50 mm; each case is one line of ``--store`` and is not run again. A case is drawn from its number and the
+seed alone. Verdicts are drawn anew from the stored numbers, so that changed thresholds need no new runs.
 
 Good, in turn: two contrasts or visits of one person; brains and heads of two people, one contrast and with the
 brightness of one remapped; livers as breathed. Broken, in turn: another organ; a scan mirrored left to right, of one
-person and of two; half of the moving scan empty; the upper part of one scan with the lower part of the other, nothing in
-common; two slices; a block with an eighth of the volume. A brain with a whole head, and blocks that were found within 5
-mm, are good data badly suited: they are counted beside both.
+person and of two; half of the moving scan empty; the upper part of one scan with the lower part of the other, nothing
+in common; two slices; a block with an eighth of the volume. A brain with a whole head, and blocks that were found
+within 5 mm, are good data badly suited: they are counted beside both.
 
 For pairs whose truth is known ``error`` is the mean distance in mm over the brightest quarter of the fixed voxels.
 """

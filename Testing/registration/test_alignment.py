@@ -131,6 +131,14 @@ def test_two_contrasts_are_seen_and_one_patient_stays_rigid(head, degrees, shift
     assert (found.measure, found.kind) == ("mi", "rigid")
     assert error(found.matrix, true, head) < 1.0
     assert found.likeness < alignment.ONE_CONTRAST
+    headers, *others, taken = found.candidates
+    np.testing.assert_allclose(headers.matrix, np.eye(4), atol=1e-6)
+    np.testing.assert_allclose(taken.matrix, found.matrix, atol=1e-9)
+    assert abs(headers.degrees - degrees) < 1 and max(taken.degrees, taken.mm) < 1e-4
+    assert taken.score > 1.05 * max(one.score for one in (headers, *others) if one.degrees > 20 or one.mm > 20)
+    contrasts, pose, freedom = found.reasons
+    assert contrasts.startswith("Two contrasts") and freedom.startswith("Rigid, as one patient is")
+    assert pose.startswith("The search's pose" if degrees else "The headers' own pose was refined and kept")
 
 
 def test_two_contrasts_of_different_size_are_stretched(head):
@@ -167,5 +175,6 @@ def test_a_mirrored_scan_is_told_from_a_right_one(head):
     one = Volume(uneven, head.grid, "uneven")
     other = other_contrast(one)
     flipped = Volume(np.ascontiguousarray(other.array[:, :, ::-1]), head.grid, "mirrored")
+    away = movement(head.grid.centre, turn((1, -0.5, 1), 70), (20, 10, 0))  # its header calls something else left
     assert solve(one, other, "rigid", measure="mi").mirrored_gain < 0
-    assert solve(one, flipped, "rigid", measure="mi").mirrored_gain > 0.04
+    assert solve(one, moved(flipped, away), "rigid", measure="mi").mirrored_gain > 0.04

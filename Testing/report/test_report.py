@@ -258,6 +258,29 @@ def test_landmarks_labels_and_notes_are_shown_and_names_are_escaped(tmp_path):
     assert "label 17" in page and ">0.800<" in page
 
 
+def test_poses_that_the_alignment_looked_at_are_shown_with_scores_and_reasons(tmp_path):
+    aside, result = np.eye(4), _result()
+    aside[0, 3] = 12.0
+    poses = (("headers", 0.0629, 8.4, 12.0, aside), ("taken", 0.1834, 0.0, 0.0, np.eye(4)))
+    candidates = [
+        {"name": name, "score": score, "degrees": turn, "mm": mm, "matrix": matrix.tolist()}
+        for name, score, turn, mm, matrix in poses
+    ]
+    told = {**METRICS["alignment"], "candidates": candidates, "reasons": ["Rigid, as <one> patient is."]}
+    page = _page(tmp_path, result, alignment=told)
+    pictures = _pictures(page, tmp_path)
+    assert "score 0.063<br>8\u00b0 and 12 mm away" in page and "score 0.183</span>" in page
+    assert "Rigid, as &lt;one&gt; patient is." in page
+    # At the pose that was taken the scans are one and the same; at the headers' the ball lies 12 mm aside.
+    fixed, headers, taken = (pictures[f"{name}-axial"].astype(float) for name in ("fixed", "posea", "poseb"))
+    half = fixed[::2, ::2]
+    assert np.abs(taken - half).mean() < 1.5
+    middle = [(image.sum(0) * np.arange(image.shape[1])).sum() / image.sum() for image in (taken, headers)]
+    pixel = 2 * drawing.planes(result.fixed)[0].pixel_mm
+    assert 9 < abs(middle[0] - middle[1]) * pixel < 12.5  # the scan is tilted
+    assert 'class="layer outline-axial' in page and "What the alignment looked at" not in _page(tmp_path)
+
+
 @pytest.mark.parametrize(
     "job",
     [

@@ -92,6 +92,19 @@ class Schedule:
         return replace(self, smooth_total=self.smooth_total * factor)
 
 
+def schedule_for(preset: Preset, similarity: str, one_patient: bool, levels: int = 0) -> Schedule:
+    """How a run, an update or a repair walks.
+
+    Args:
+        preset: how much time it may take.
+        similarity: what it maximises.
+        one_patient: the alignment found no stretch (``Alignment.one_patient``).
+        levels: see :meth:`Schedule.of`.
+    """
+    whole = Schedule.of(preset, levels)
+    return whole.for_one_patient() if one_patient and similarity == "mind" else whole
+
+
 #: The longest vectors of a smoothed force are about this many times its root mean square (brain, liver, lung alike).
 TYPICAL_TO_LONGEST = 9.0
 #: Steps between two looks at the similarity.
@@ -412,9 +425,8 @@ class SyN(Optimiser):
     def run(self, space: WorkingPair, settings: RunSettings) -> FieldPair:
         """See :meth:`Optimiser.run`."""
         check_similarity(self.card, settings.similarity)
-        schedule = Schedule.of(settings.preset, settings.levels).stiffer(settings.stiffness)
-        if settings.one_patient and settings.similarity == "mind":
-            schedule = schedule.for_one_patient()
+        schedule = schedule_for(settings.preset, settings.similarity, settings.one_patient, settings.levels)
+        schedule = schedule.stiffer(settings.stiffness)
         fixed, moving, weight = space.channels()
         how = schedule, settings.similarity, weight, settings.start, settings.progress, settings.steering, space.shares
         return optimise(fixed, moving, *how)
