@@ -13,7 +13,7 @@ A transform maps points of its output space to points of its input space (ITK's 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -272,7 +272,7 @@ def _reached(transform: Transform | np.ndarray, grid: Grid, source: Grid, every:
     return box[0], box[1], box[2]
 
 
-def slabs(grid: Grid):
+def slabs(grid: Grid) -> Iterator[tuple[int, int, Grid]]:
     """(start, stop, sub-grid) along D, each about :data:`SLAB` voxels."""
     step = max(1, SLAB // max(1, grid.shape[1] * grid.shape[2]))
     for start in range(0, grid.shape[0], step):

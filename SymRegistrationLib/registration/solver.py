@@ -88,7 +88,7 @@ class Solver:
             from .. import networks
             from . import inference  # learned methods are loaded only when asked for
 
-            spacing = options.spacing or max(self.finest, inference.working_spacing(options.method, options))
+            spacing = options.spacing or inference.working_spacing(options.method, options)
             self.coarse = self._space(pose, spacing, networks.card(options.method).size_multiple, whole)
         if not refined and not whole:
             self.space = self.coarse
@@ -132,9 +132,7 @@ class Solver:
     def _settings(self, stiffness: float, **more: Any) -> RunSettings:
         """Settings of the optimiser for this pair; ``stiffness`` on top of what the user asks for."""
         stiffness *= self.options.stiffness
-        return RunSettings(
-            self.preset, self.similarity, stiffness=stiffness, one_patient=self.pose.one_patient, **more
-        )
+        return RunSettings(self.preset, self.similarity, stiffness=stiffness, one_patient=self.pose.one_patient, **more)
 
     def fall_back(self, state: str) -> FieldPair:
         """Give up the method's result: no deformation, at the alignment (``aligned``) or as the headers lie
