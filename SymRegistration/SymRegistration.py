@@ -93,6 +93,8 @@ class SymRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.panel.parameters is None:
             self._observeScene()
             self.panel.setParameters(self.logic.getParameterNode())
+        self.panel.presets.read()
+        self.panel.update()
         self.panel.results.views.resume()
 
     def _observeScene(self):

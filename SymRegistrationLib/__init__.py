@@ -23,7 +23,7 @@ _DOORS = {
 __all__ = [*_DOORS, "__version__"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name not in _DOORS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_DOORS[name]}", __name__), name)

@@ -5,6 +5,8 @@ Every similarity is a loss: smaller is better. All are computed in float32 or be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -118,7 +120,7 @@ def mind(image: Tensor, radius: int = 1, dilation: int = 2) -> Tensor:
         padded = F.pad(image, (dilation,) * 6, mode="replicate")
         shape = image.shape[2:]
 
-        def moved(shift):
+        def moved(shift: Sequence[int]) -> Tensor:
             part = padded
             for axis, (s, n) in enumerate(zip(shift, shape)):
                 part = part.narrow(axis + 2, dilation + s, n)

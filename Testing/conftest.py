@@ -62,6 +62,29 @@ def oblique() -> Grid:
     return Grid((18, 24, 30), matrix)
 
 
+#: Files that take longest, by processor time: they start first, so that the test processes end together.
+LONGEST = (
+    "test_pipeline.py",
+    "test_training.py",
+    "test_slicer_steering_panel.py",
+    "test_slicer_runs.py",
+    "test_slicer_use.py",
+    "test_cli.py",
+    "test_worker.py",
+    "test_batch.py",
+    "test_slicer_scenes.py",
+    "test_bad_input.py",
+)
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist would begin with the files of most tests
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 # ------------------------------------------------------------------------------------------- tests of the Slicer module
 
 

@@ -6,6 +6,8 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
+from conftest import LONGEST
+
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "SymRegistrationLib"
 
@@ -162,13 +164,30 @@ def test_importing_the_library_and_asking_for_help_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
+def test_a_registration_loads_no_compiler_and_no_algebra():
+    """torch.unravel_index, torch.optim and others load sympy or torch's compiler: up to a second in every process."""
+    code = (
+        "import sys; sys.path.insert(0, 'Testing'); from pairs import scan\n"
+        "from SymRegistrationLib import Options, pipeline; from SymRegistrationLib.geometry.volumes import Volume\n"
+        "pipeline.register(*(Volume(*scan((20, 22, 18), s, 5.0)) for s in (0.0, 6.0)), Options(preset='fast'))\n"
+        "heavy = {'sympy', 'torch._dynamo', 'torch._inductor'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_files_that_are_to_start_first_exist():
+    assert set(LONGEST) <= {path.name for path in (ROOT / "Testing").rglob("test_*.py")}
+
+
 def test_rooms_and_functions_stay_small():
+    ours = [*files(), *(ROOT / "SymRegistration").rglob("*.py")]
     wrong = []
-    for path in [*files(), *(ROOT / "SymRegistration").rglob("*.py")]:
+    for path in [*ours, *(ROOT / "Testing").rglob("*.py")]:
         text = path.read_text(encoding="utf-8")
         if len(text.splitlines()) > 450 and "Long because" not in (ast.get_docstring(ast.parse(text)) or ""):
             wrong.append(f"{path.name}: {len(text.splitlines())} lines")
-        for node in ast.walk(ast.parse(text)):
+    for path in ours:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno + 1 > 66:
                 wrong.append(f"{path.name}: {node.name} has {node.end_lineno - node.lineno + 1} lines")
     assert not wrong, "\n".join(wrong)

@@ -339,7 +339,7 @@ def test_scans_that_do_not_belong_together_are_not_called_registered(head):
     noise = torch.randn((1, 1, *shape), generator=torch.Generator().manual_seed(SEED))
     noise = fields.gaussian(noise, 2.0)[0, 0].numpy()
     body = (300 + 100 * noise / noise.std()).clip(60) * (radius < 1)
-    done = pipeline.register(head, Volume(body.astype(np.float32), head.grid, "noise"), FAST)
+    done = pipeline.register(head, Volume(body.astype(np.float32), head.grid, "noise"), replace(FAST, spacing=6.0))
     verdict = done.metrics["verdict"]
     assert verdict["level"] == "FAIL" and not verdict["registered"]
     assert "NOT REGISTERED" in " ".join(verdict["reasons"])

@@ -1,6 +1,7 @@
 """Laws that hold for any grid, field and transform; hypothesis looks for a counterexample.
 
-Derandomised: every run tries the same examples; a failure prints the example.
+Derandomised: every run tries the same examples; a failure prints the example. Long because all laws draw from the
+same grids and fields.
 """
 
 from __future__ import annotations

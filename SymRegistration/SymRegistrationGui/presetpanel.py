@@ -16,14 +16,14 @@ class PresetPanel(Section):
     def __init__(self, ui, panel):
         super().__init__(ui, panel)
         self._suggested = None
-        self._list()
+        self.read()
         ui.anatomyComboBox.currentIndexChanged.connect(guarded(self.onChosen))
         ui.suggestButton.clicked.connect(guarded(self.onSuggest))
         ui.savePresetButton.clicked.connect(guarded(self.onSave))
         ui.deletePresetButton.clicked.connect(guarded(self.onDelete))
 
-    def _list(self):
-        """Fill the list anew."""
+    def read(self):
+        """Fill the list anew: presets of one's own may have come from elsewhere."""
         box, self._own = self.ui.anatomyComboBox, methods.ownAnatomies()
         box.blockSignals(True)
         box.clear()
@@ -85,7 +85,7 @@ class PresetPanel(Section):
         """Save what is chosen now as a preset of the user's own and choose it; returns its name. Raises as
         :func:`.methods.saveAnatomy`."""
         name = methods.saveAnatomy(title, parameters.ownPreset(self.panel.parameters))
-        self._list()
+        self.read()
         self.panel.parameters.anatomy = name
         self.panel.update()
         return name
@@ -97,7 +97,7 @@ class PresetPanel(Section):
         except (InputError, RegistrationError) as error:
             self.panel.fail(error)
             return
-        self._list()
+        self.read()
         parameters.applyAnatomy(state, methods.anatomies()[0][0])
         self.panel.update()
         self.panel.status(_("Deleted '{title}'.").format(title=title))

@@ -82,7 +82,7 @@ def _qualityRows(quality):
     if "ice_mean_mm" in quality:
         found.append(
             (
-                _("Consistency error, mean / 95 %, mm"),
+                _("Consistency, mean / 95 %, mm"),
                 "",
                 "",
                 " / ".join(number(quality.get(f"ice_{k}_mm"), 3) for k in ("mean", "p95")),

@@ -58,16 +58,7 @@ class ResultsPanel(Section):
         ui.evaluateButton.clicked.connect(guarded(self.onEvaluate))
         ui.exportButton.clicked.connect(guarded(self.onExport))
         ui.removeButton.clicked.connect(guarded(self.onRemove))
-        ui.resultsTabs.currentChanged.connect(guarded(self._fitTab))
-        self._fitTab()
         self._fillRows([])
-
-    def _fitTab(self, *_unused):
-        """The tabs are as high as the one that is shown, not as the highest."""
-        tabs = self.ui.resultsTabs
-        for index in range(tabs.count):
-            shown = qt.QSizePolicy.Preferred if index == tabs.currentIndex else qt.QSizePolicy.Ignored
-            tabs.widget(index).sizePolicy = qt.QSizePolicy(qt.QSizePolicy.Preferred, shown)
 
     @property
     def run(self):
@@ -110,7 +101,8 @@ class ResultsPanel(Section):
         self._fillRows([*rows, *(row for row, _ras in places)])
         text, color = results.verdictText(metrics)
         self.ui.verdictLabel.text = text
-        self.ui.verdictLabel.toolTip = "\n".join(metrics.get("notes", []))
+        decided = (metrics.get("alignment") or {}).get("reasons", [])
+        self.ui.verdictLabel.toolTip = "\n".join([*metrics.get("notes", []), *decided])
         self.ui.verdictLabel.visible = bool(text)
         self.ui.verdictLabel.styleSheet = (
             f"background-color: {color}; color: black; border-radius: 4px;" if color else ""

@@ -139,7 +139,9 @@ class SteerPanel(Section):
             texts = (name, f"{left:.2f}", f"{allowed:.2f}", _("met") if met else _("NOT met"))
             for column, text in enumerate(texts):
                 table.setItem(row, column, qt.QTableWidgetItem(text))
-        table.horizontalHeader().setSectionResizeMode(qt.QHeaderView.Stretch)
+        header = table.horizontalHeader()
+        header.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
+        header.setSectionResizeMode(0, qt.QHeaderView.Stretch)
         fitRows(table, 8)
         table.visible = bool(rows)
         self.ui.residualLabel.visible = bool(rows)

@@ -7,15 +7,16 @@ from . import history, importing, results
 from .events import guarded
 from .section import Section, fitRows
 
-#: Numbers of a step that are shown: key, digits.
-NUMBERS = (
-    ("similarity", 3),
-    ("mean_dice", 3),
-    ("mean_landmark_error_mm", 2),
-    ("folded_voxels", 0),
-    ("jacobian_min", 2),
-    ("seconds", 1),
-)
+
+def columns():
+    """(key in a step's numbers, digits, heading, what it is) of the numbers that are shown."""
+    return (
+        ("similarity", 3, _("Similarity"), _("Similarity of both scans, 0 to 1")),
+        ("mean_dice", 3, _("Dice"), _("Mean overlap of the structures")),
+        ("mean_landmark_error_mm", 2, _("mm"), _("Mean distance of the landmarks, mm")),
+        ("folded_voxels", 0, _("Folds"), _("Folded voxels")),
+        ("jacobian_min", 2, _("Least"), _("Smallest volume factor; 0 or less is folded")),
+    )
 
 
 def stepName(step):
@@ -59,32 +60,28 @@ class StepsPanel(Section):
 
     def _fill(self, current, known):
         table = self.ui.stepsTable
-        heads = [
-            _("Step"),
-            _("Similarity"),
-            _("Dice"),
-            _("Landmarks,\nmm"),
-            _("Folded"),
-            _("Smallest\nfactor"),
-            _("s"),
-        ]
-        table.rowCount, table.columnCount = len(known), len(heads)
-        table.setHorizontalHeaderLabels(heads)
+        numbers = [step.get("numbers") or {} for step in known]
+        shown = [column for column in columns() if any(told.get(column[0]) is not None for told in numbers)]
+        table.rowCount, table.columnCount = len(known), 1 + len(shown)
+        table.setHorizontalHeaderLabels([_("Step"), *(heading for _key, _digits, heading, _what in shown)])
+        for column, (_key, _digits, _heading, what) in enumerate(shown, 1):
+            table.horizontalHeaderItem(column).setToolTip(what)
         table.verticalHeader().visible = False
-        for row, step in enumerate(known):
-            told, now = step.get("numbers") or {}, step["number"] == current
+        for row, (step, told) in enumerate(zip(known, numbers)):
+            now = step["number"] == current
             texts = [("\u25b6 " if now else "") + f"{step['number']} {stepName(step)}"]
-            texts += [results.number(told.get(key), digits) for key, digits in NUMBERS]
+            texts += [results.number(told.get(key), digits) for key, digits, _heading, _what in shown]
             for column, text in enumerate(texts):
                 cell = qt.QTableWidgetItem(text)
                 font = cell.font()
                 font.setBold(now)
                 cell.setFont(font)
                 table.setItem(row, column, cell)
+            table.item(row, 0).setToolTip(_("{seconds} s").format(seconds=results.number(told.get("seconds"), 1)))
+        table.wordWrap = False
         header = table.horizontalHeader()
         header.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
         header.setSectionResizeMode(0, qt.QHeaderView.Stretch)
-        table.horizontalHeaderItem(5).setToolTip(_("Smallest volume factor; 0 or less is folded."))
         fitRows(table, 8)
 
     def _move(self, start, said):

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from ..job import InputError, Progress, RegistrationError, silent
 from .pair import PairRequest
@@ -99,6 +99,9 @@ class WorkerProcess:
             env={**os.environ, **(environment or {}), "PYTHONPATH": os.pathsep.join(paths)},
             **groups,
         )
+        self._stdin, self._stdout, self._stderr = (
+            cast(IO[bytes], pipe) for pipe in (self._process.stdin, self._process.stdout, self._process.stderr)
+        )
         self._lines: queue.Queue[dict | None] = queue.Queue()
         self._last: collections.deque[str] = collections.deque(maxlen=40)
         self._log = log
@@ -130,8 +133,8 @@ class WorkerProcess:
         self._count += 1
         identity = str(self._count)
         try:
-            self._process.stdin.write(json.dumps({"id": identity, "command": command, **fields}).encode() + b"\n")
-            self._process.stdin.flush()
+            self._stdin.write(json.dumps({"id": identity, "command": command, **fields}).encode() + b"\n")
+            self._stdin.flush()
         except OSError:
             raise WorkerLost(self._why()) from None
         while True:
@@ -160,7 +163,7 @@ class WorkerProcess:
     def close(self) -> None:
         """Let it end: its stdin closes."""
         with contextlib.suppress(OSError):
-            self._process.stdin.close()
+            self._stdin.close()
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
@@ -176,7 +179,7 @@ class WorkerProcess:
         return event
 
     def _read(self) -> None:
-        for line in self._process.stdout:
+        for line in self._stdout:
             try:
                 event = json.loads(line)
             except ValueError:
@@ -185,7 +188,7 @@ class WorkerProcess:
         self._lines.put(None)
 
     def _listen(self) -> None:
-        for line in self._process.stderr:
+        for line in self._stderr:
             text = line.decode("utf-8", "replace").rstrip()
             self._last.append(text)
             self._log(text)
@@ -310,9 +313,9 @@ class Pool:
         except WorkerLost as lost:
             if self._stopped:
                 return
-            process = self._processes.pop(number, None)
-            if process is not None:
-                process.kill()
+            gone = self._processes.pop(number, None)
+            if gone is not None:
+                gone.kill()
             if attempt < ATTEMPTS:
                 end("again", str(lost))
                 with self._change:

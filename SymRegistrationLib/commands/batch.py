@@ -98,7 +98,7 @@ def completed(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
-def plan_of(args: argparse.Namespace, **more: Any):
+def plan_of(args: argparse.Namespace, **more: Any) -> Any:
     """The :class:`~SymRegistrationLib.cohort.run.CohortPlan` that the arguments ask for. Raises InputError."""
     from ..cohort.run import CohortPlan
 
@@ -202,7 +202,7 @@ def finish_rows(rows: list[Row], args: argparse.Namespace) -> list[Row]:
     finished = []
     for row in rows:
         job = row.job
-        gone = {
+        gone: dict[str, Any] = {
             f"{side}_{kind}": None
             for kind in ("labels", "points")
             for side in ("fixed", "moving")

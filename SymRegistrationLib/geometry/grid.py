@@ -10,9 +10,11 @@ obliqueness is in that matrix, so nothing downstream has to know about it.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,23 +44,25 @@ class Grid:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
 
     @classmethod
-    def from_itk(cls, size, spacing, origin, direction) -> Grid:
+    def from_itk(cls, size: Sequence[int], spacing: ArrayLike, origin: ArrayLike, direction: ArrayLike) -> Grid:
         """From ITK's (x, y, z)-ordered size, spacing (mm), origin (LPS mm) and row-major direction (9 numbers)."""
         columns = np.asarray(direction, float).reshape(3, 3) * np.asarray(spacing, float)
         matrix = np.eye(4)
         matrix[:3, :3] = columns[:, ::-1]
         matrix[:3, 3] = origin
-        return cls(tuple(size)[::-1], matrix)
+        width, height, depth = size
+        return cls((depth, height, width), matrix)
 
     @classmethod
-    def centred(cls, shape, spacing: float, centre, axes=None) -> Grid:
+    def centred(cls, shape: Sequence[int], spacing: float, centre: ArrayLike, axes: np.ndarray | None = None) -> Grid:
         """An isotropic grid of ``spacing`` mm whose middle is the LPS point ``centre``; ``axes`` (3, 3): a unit column
         per array axis."""
         axes = np.eye(3)[:, ::-1] if axes is None else np.asarray(axes, float)
         matrix = np.eye(4)
         matrix[:3, :3] = axes * spacing
         matrix[:3, 3] = np.asarray(centre, float) - matrix[:3, :3] @ ((np.asarray(shape) - 1) / 2)
-        return cls(tuple(shape), matrix)
+        depth, height, width = shape
+        return cls((depth, height, width), matrix)
 
     @property
     def spacing(self) -> np.ndarray:
@@ -91,11 +95,11 @@ class Grid:
         """mm^3 that the voxels fill."""
         return float(abs(np.linalg.det(self.matrix[:3, :3])) * np.prod(self.shape))
 
-    def points(self, indices) -> np.ndarray:
+    def points(self, indices: ArrayLike) -> np.ndarray:
         """(..., 3) indices -> (..., 3) LPS mm."""
         return transform_points(self.matrix, indices)
 
-    def indices(self, points) -> np.ndarray:
+    def indices(self, points: ArrayLike) -> np.ndarray:
         """(..., 3) LPS mm -> (..., 3) fractional indices."""
         return transform_points(self.inverse, points)
 
@@ -103,7 +107,7 @@ class Grid:
         """(8, 3) LPS mm: the centres of the corner voxels."""
         return self.points(list(itertools.product(*((0, n - 1) for n in self.shape))))
 
-    def cropped(self, start, stop) -> Grid:
+    def cropped(self, start: ArrayLike, stop: ArrayLike) -> Grid:
         """The grid of ``array[start:stop]``; negative starts and stops beyond the shape grow it
         (half-open, index units)."""
         start, stop = np.floor(start).astype(int), np.ceil(stop).astype(int)
@@ -116,7 +120,7 @@ class Grid:
         extra = np.ceil(millimetres / self.spacing)
         return self.cropped(-extra, np.asarray(self.shape) + extra)
 
-    def resampled(self, spacing) -> Grid:
+    def resampled(self, spacing: ArrayLike) -> Grid:
         """The same field of view (outer voxel faces) with about ``spacing`` mm per axis; at least one voxel an axis."""
         spacing = np.broadcast_to(np.asarray(spacing, float), (3,))
         shape = np.maximum(1, np.round(np.asarray(self.shape) * self.spacing / spacing)).astype(int)
@@ -132,7 +136,7 @@ class Grid:
         return self.shape == other.shape and bool(np.abs(self.corners() - other.corners()).max() <= tolerance)
 
 
-def transform_points(matrix: np.ndarray, points) -> np.ndarray:
+def transform_points(matrix: np.ndarray, points: ArrayLike) -> np.ndarray:
     """An affine (4, 4) on (..., 3) points or indices."""
     return np.asarray(points, float) @ matrix[:3, :3].T + matrix[:3, 3]
 

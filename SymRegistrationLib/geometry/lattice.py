@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ def affine_displacement(matrix: np.ndarray, grid: Grid) -> Tensor:
     return torch.stack(parts)
 
 
-def affine_grid(shape, matrix: np.ndarray, image: Tensor) -> Tensor:
+def affine_grid(shape: Sequence[int], matrix: np.ndarray, image: Tensor) -> Tensor:
     """(1, D, H, W, 3) grid_sample coordinates: index of a lattice of ``shape`` -> (4, 4) -> index of ``image``."""
     size = np.asarray(image.shape[2:], float)
     scale = np.where(size > 1, 2 / np.maximum(size - 1, 1), 0.0)

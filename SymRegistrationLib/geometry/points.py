@@ -202,7 +202,7 @@ def _to_json(points: PointSet) -> str:
     return json.dumps({"@schema": schema, "markups": [markup]}, indent=1)
 
 
-def _signs(system, what: str) -> np.ndarray:
+def _signs(system: object, what: str) -> np.ndarray:
     """Factors that turn a file's coordinates into LPS; ``system`` as Slicer writes it, old files with numbers."""
     name = {"0": "RAS", "1": "LPS", "2": "IJK"}.get(str(system).strip(), str(system).strip().upper())
     if name not in ("LPS", "RAS"):

@@ -12,7 +12,8 @@ A transform maps points of its output space to points of its input space (ITK's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,11 +115,15 @@ class CompactTransform:
         inner = DenseTransform(self.grid, self.displacement)
         return transform_points(self.after, inner.map_points(transform_points(self.before, np.atleast_2d(points))))
 
+    def between(self, grid: Grid) -> Tensor:
+        """(3, D, H, W) float32 mm: what the lattice alone displaces, between the affines, at every voxel of a grid of
+        the output space."""
+        field = torch.from_numpy(np.moveaxis(self.displacement, -1, 0))[None]
+        return sample(field, affine_grid(grid.shape, self.grid.inverse @ self.before @ grid.matrix, field))[0]
+
     def on(self, grid: Grid) -> Tensor:
         """(3, D, H, W) float32: the displacement (x, y, z in mm) at every voxel of a grid of the output space."""
-        field = torch.from_numpy(np.moveaxis(self.displacement, -1, 0))[None]
-        vectors = sample(field, affine_grid(grid.shape, self.grid.inverse @ self.before @ grid.matrix, field))[0]
-        moved = torch.from_numpy(self.after[:3, :3].astype(np.float32)) @ vectors.reshape(3, -1)
+        moved = torch.from_numpy(self.after[:3, :3].astype(np.float32)) @ self.between(grid).reshape(3, -1)
         return affine_displacement(self.matrix, grid).add_(moved.view(3, *grid.shape))
 
     def displaced(self, points: Tensor) -> Tensor:
@@ -267,7 +272,7 @@ def _reached(transform: Transform | np.ndarray, grid: Grid, source: Grid, every:
     return box[0], box[1], box[2]
 
 
-def slabs(grid: Grid):
+def slabs(grid: Grid) -> Iterator[tuple[int, int, Grid]]:
     """(start, stop, sub-grid) along D, each about :data:`SLAB` voxels."""
     step = max(1, SLAB // max(1, grid.shape[1] * grid.shape[2]))
     for start in range(0, grid.shape[0], step):
@@ -280,26 +285,58 @@ def point_coordinates(transform: Transform | np.ndarray, grid: Grid, source: Gri
     like = torch.empty(1, 1, *source.shape)
     if isinstance(transform, np.ndarray):
         return affine_grid(grid.shape, source.inverse @ transform @ grid.matrix, like)
-    base = affine_grid(grid.shape, source.inverse @ grid.matrix, like)
-    size = np.maximum(np.asarray(source.shape) - 1, 1)
-    linear = (source.inverse[:3, :3] * (2 / size)[:, None])[::-1].copy()
-    moved = torch.from_numpy(linear).float() @ transform.on(grid).reshape(3, -1)
-    return base + moved.view(3, *grid.shape).permute(1, 2, 3, 0)
+    if isinstance(transform, CompactTransform):
+        vectors, affine, turn = transform.between(grid), transform.matrix, transform.after[:3, :3]
+    else:
+        vectors, affine, turn = transform.on(grid), np.eye(4), np.eye(3)
+    out = affine_grid(grid.shape, source.inverse @ affine @ grid.matrix, like)
+    linear = (source.inverse[:3, :3] @ turn * (2 / np.maximum(np.asarray(source.shape) - 1, 1))[:, None])[::-1].copy()
+    moved = torch.from_numpy(linear).float() @ vectors.reshape(3, -1)
+    for axis in range(3):
+        out[0, ..., axis].add_(moved[axis].view(grid.shape))
+    return out
+
+
+def seen(grid: Grid, transform: Transform, box: Sequence[slice] | None = None) -> tuple[slice, slice, slice]:
+    """The box of a grid of the output space outside of which a transform is affine, also between neighbouring voxels.
+
+    Args:
+        box: three slices of the lattice of a compact transform; only what lies within is looked for.
+
+    Returns:
+        Three slices, all empty when there is no such voxel; the whole grid for a dense transform.
+    """
+    low, high = np.zeros(3, int), np.array(grid.shape)
+    if isinstance(transform, CompactTransform):
+        within = [slice(0, n) for n in transform.grid.shape] if box is None else box
+        corners = list(itertools.product(*((side.start - 1, side.stop) for side in within)))
+        points = transform_points(np.linalg.inv(transform.before), transform.grid.points(corners))
+        index = grid.indices(points)
+        low = np.clip(np.floor(index.min(0)).astype(int) - 1, 0, grid.shape)
+        high = np.clip(np.ceil(index.max(0)).astype(int) + 2, 0, grid.shape)
+        low, high = (low, high) if (low < high).all() else (low, low)
+    d, h, w = (slice(int(a), int(b)) for a, b in zip(low, high))
+    return d, h, w
 
 
 def jacobian_on(transform: Transform, grid: Grid) -> np.ndarray:
     """(D, H, W) float32: determinant of the physical map at the voxels of ``grid``, central differences there."""
-    out = np.empty(grid.shape, np.float32)
+    around = float(np.linalg.det(transform.matrix[:3, :3])) if isinstance(transform, CompactTransform) else 0.0
+    out = np.full(grid.shape, around, np.float32)
+    # One voxel more than what is bent: the differences at its border then meet the affine, on which all agree.
+    box = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in seen(grid, transform))
+    target = out[box]
+    part = grid.cropped([side.start for side in box], np.array([side.start for side in box]) + target.shape)
     steps = grid.matrix[:3, :3]  # mm per index: det(I + dU/dx) = det(M + dU/di) / det(M) with M = steps
-    for start, stop, _ in slabs(grid):
-        low, high = max(0, start - 1), min(grid.shape[0], stop + 1)
-        u = transform.on(grid.cropped((low, 0, 0), (high, *grid.shape[1:]))).contiguous()[None]
+    for start, stop, _ in slabs(part):
+        low, high = max(0, start - 1), min(part.shape[0], stop + 1)
+        u = transform.on(part.cropped((low, 0, 0), (high, *part.shape[1:]))).contiguous()[None]
         rows = [
             [gradient(u[:, r : r + 1], axis)[0, 0].add_(float(steps[r, axis])) for axis in range(3)] for r in range(3)
         ]
         (a, b, c), (d, e, f), (g, h, i) = rows
         det = (a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)) / float(np.linalg.det(steps))
-        out[start:stop] = det[start - low : start - low + stop - start].numpy()
+        target[start:stop] = det[start - low : start - low + stop - start].numpy()
     return out
 
 
@@ -323,9 +360,25 @@ def mark_folds(jacobian: np.ndarray, transform: Transform, grid: Grid, box: Sequ
 
 def inverse_consistency_on(forward: Transform, inverse: Transform, grid: Grid) -> np.ndarray:
     """(D, H, W) float32 mm: how far each voxel point of ``grid`` lies from itself after forward, then inverse."""
-    out = np.empty(grid.shape, np.float32)
-    for start, stop, part in slabs(grid):
+    out = np.zeros(grid.shape, np.float32)
+    box = seen(grid, forward) if _both_of_one(forward, inverse) else tuple(slice(0, n) for n in grid.shape)
+    target = out[box]
+    if not target.size:
+        return out
+    for start, stop, part in slabs(grid.cropped([side.start for side in box], [side.stop for side in box])):
         there = forward.on(part)
         points = there + affine_displacement(np.zeros((4, 4)), part).neg_()
-        out[start:stop] = (there + inverse.displaced(points)).square_().sum(0).sqrt_().numpy()
+        target[start:stop] = (there + inverse.displaced(points)).square_().sum(0).sqrt_().numpy()
     return out
+
+
+def _both_of_one(forward: Transform, inverse: Transform) -> bool:
+    """Whether two transforms are the two directions of one registration: where neither is bent, they cancel."""
+    if not (isinstance(forward, CompactTransform) and isinstance(inverse, CompactTransform)):
+        return False
+    meet = np.allclose(inverse.before @ forward.after, np.eye(4), atol=1e-6)
+    return (
+        meet
+        and np.allclose(inverse.matrix @ forward.matrix, np.eye(4), atol=1e-6)
+        and forward.grid.same_as(inverse.grid)
+    )

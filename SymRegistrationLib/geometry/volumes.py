@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -301,7 +302,7 @@ def _header(path: Path, what: str, hint: str = FORMATS_HINT) -> sitk.ImageFileRe
 
 
 @contextlib.contextmanager
-def itk_errors_as_input_errors(path: Path, what: str, hint: str = FORMATS_HINT):
+def itk_errors_as_input_errors(path: Path, what: str, hint: str = FORMATS_HINT) -> Iterator[None]:
     """Errors of ITK in words, and nothing else of what it says."""
     try:
         with quiet():
@@ -331,7 +332,7 @@ def itk_reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _no_itk_warnings():
+def _no_itk_warnings() -> Iterator[None]:
     """ITK prints warnings of its own to stderr; what matters of them is told by our errors."""
     before = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -412,7 +413,7 @@ def slices_fault(tags: Sequence[Sequence[str]]) -> str:
     return ""
 
 
-def _load_mgz(path: Path, what: str):
+def _load_mgz(path: Path, what: str) -> Any:
     """nibabel's image, voxels not yet read."""
     try:
         import nibabel

@@ -141,7 +141,7 @@ def check_writable(path: Path) -> None:
 
 
 def _image(request: Application, transform: sitk.Transform, progress: Progress) -> dict:
-    grid = read_volume(request.reference, "reference image").grid
+    grid = read_volume(request.reference or "", "reference image").grid
     volume = (read_labels if request.kind == "labels" else read_volume)(request.input, request.kind)
     progress("resample", 0.3, f"resampling {Path(request.input).name}")
     if request.kind == "labels":

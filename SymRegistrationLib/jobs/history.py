@@ -71,7 +71,9 @@ def read(folder: str | Path) -> History:
     raw = json_object(folder / FILE)
     if raw is None:
         raise InputError(f"'{folder}' holds no history of a registration.", _NO_STATE)
-    steps, current, inputs = raw.get("steps"), raw.get("current"), raw.get("inputs")
+    steps: Any = raw.get("steps")
+    current: Any = raw.get("current")
+    inputs: Any = raw.get("inputs")
     sound = (
         raw.get("schema") == SCHEMA
         and isinstance(steps, list)

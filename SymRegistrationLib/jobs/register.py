@@ -141,10 +141,10 @@ def _steered(
     return replace(extras, start=start, restore=bool(shown), region=region, watch=watch, keep_state=keep), before
 
 
-def read_extras(job: Job, fixed, moving) -> Extras:
+def read_extras(job: Job, fixed: Grid, moving: Grid) -> Extras:
     """Masks, labels and landmarks of a job. ``fixed`` and ``moving`` are the scans' grids. Raises InputError."""
     points: tuple[PointSet | None, PointSet | None] = (None, None)
-    if job.fixed_points:
+    if job.fixed_points and job.moving_points:
         points = paired(
             read_points(job.fixed_points, "fixed landmarks"), read_points(job.moving_points, "moving landmarks")
         )

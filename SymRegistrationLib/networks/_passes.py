@@ -30,7 +30,6 @@ from ..fields import (
     square_sum,
     warp,
 )
-from ..job import InputError
 from ..losses import diffusion, lncc, lncc_force, mind, mind_ssd
 from ._attention import up_blocks
 from ._base import NetworkOutput, Note, measured_pair
@@ -99,7 +98,7 @@ class HalfFields:
         """
         if self.velocity is not None:
             v = 2 * up_blocks(self.velocity, CELL)
-            return exponentiate(v), exponentiate(-v)
+            return exponentiate(v, _SQUARINGS), exponentiate(-v, _SQUARINGS)
         a, b = up_blocks(self.to_moving, CELL), up_blocks(self.to_fixed, CELL)
         return compose(a, invert(b, iterations=30).field), compose(b, invert(a, iterations=30).field)
 
@@ -175,21 +174,20 @@ class MeanFramePasses(nn.Module):
         kind: str | Tensor = one_contrast(moving, fixed) if self.switches.force else "lncc"
         start, notes = no_motion(moving, self.stationary), list[Note]()
         kept = self.coarse_halves(moving, fixed)
+        thin = moving, fixed
         if not self.training:
-            unlike = self._unlike(moving, fixed, start)
-            kept, unlike = self._harmless(moving, fixed, start, unlike, kept, "coarser levels", notes)
+            thin = F.avg_pool3d(moving.float(), CELL), F.avg_pool3d(fixed.float(), CELL)
+            unlike = self._unlike(*thin, start)
+            kept, unlike = self._harmless(*thin, start, unlike, kept, "coarser levels", notes)
         state = kept
         for _ in range(self.switches.passes):
             state = self.refined(moving, fixed, state.detached() if self.training else state, kind=kind)
         if not self.training:
-            state, unlike = self._harmless(
-                moving, fixed, kept, unlike, state, f"{self.switches.passes} passes of the finest level", notes
-            )
+            what = f"{self.switches.passes} passes of the finest level"
+            state, unlike = self._harmless(*thin, kept, unlike, state, what, notes)
             if self.adapt:
                 fitted = self.adapted(moving, fixed, state, self.adapt, kind)
-                state, _ = self._harmless(
-                    moving, fixed, state, unlike, fitted, f"{self.adapt} steps of adaptation", notes
-                )
+                state, _ = self._harmless(*thin, state, unlike, fitted, f"{self.adapt} steps of adaptation", notes)
         if not self.training:
             with no_autocast(moving):
                 state = self._unfolded(state, notes)
@@ -239,9 +237,10 @@ class MeanFramePasses(nn.Module):
 
     @staticmethod
     def _unlike(moving: Tensor, fixed: Tensor, state: HalfFields) -> Tensor:
-        """Mean squared difference of the self-similarity of both scans half-way, ()."""
+        """Mean squared difference of the self-similarity of both scans, averaged over cells, half-way, ()."""
         with torch.no_grad(), no_autocast(moving):
-            return mind_ssd(*(x.float() for x in state.warped(moving, fixed)))
+            halves = (moving, state.to_moving), (fixed, state.to_fixed)
+            return mind_ssd(*(warp(image, u, padding="zeros") for image, u in halves))
 
     def _harmless(
         self,
@@ -295,14 +294,6 @@ def passed_output(network: MeanFramePasses, moving: Tensor, fixed: Tensor) -> Ne
     state, notes = network.passed(moving, fixed)
     pair = measured_pair(*state.full(), "fixed_point")
     return NetworkOutput(pair, aux={"half_fields": state, "notes": notes})
-
-
-def check_passes(passes: int, force: bool) -> None:
-    """Refuse counts that cannot be. Raises InputError."""
-    if not isinstance(passes, int) or isinstance(passes, bool) or not 0 <= passes <= 20:
-        raise InputError(f"passes is {passes!r}.", "Give a whole number from 0 (as in the paper) to 20.")
-    if force and not passes:
-        raise InputError("force=true needs passes.", "Add passes=4, or leave force out.")
 
 
 #: Cells that a force of one moves by, where a network begins as a plain step; trained on synthetic pairs (RESULTS.md).

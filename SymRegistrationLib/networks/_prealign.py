@@ -7,12 +7,12 @@ found; its own network adds the rest. Everything stays symmetric: exchanging the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..fields import (
@@ -86,13 +86,23 @@ class PreAligned(SymmetricNetwork):
         return Pose(*(torch.cat(parts) for parts in zip(*(pose.parts for pose in found))))
 
     def _met(self, moving: Tensor, fixed: Tensor) -> tuple[_Frame, Tensor, Tensor]:
-        """The mean frame, and both scans in it."""
+        """The mean frame, and both scans in it; at use, in front of repeated passes, only the box that shows something.
+
+        The box is the one thing that the host must learn in the middle of a forward, since it is the shape of what
+        follows.
+        """
         frame = self._frame(moving, fixed)
-        return (
-            frame,
-            warp(moving, frame.out(None, 1), padding="zeros"),
-            warp(fixed, frame.out(None, -1), padding="zeros"),
-        )
+        met = [warp(x, frame.out(None, side), padding="zeros") for x, side in ((moving, 1), (fixed, -1))]
+        if self._boxed:
+            low, high = content_box(torch.maximum(*met), self.card.size_multiple)
+            least, multiple = self.card.minimum_size, self.card.size_multiple
+            if all(b - a >= least and (b - a) % multiple == 0 for a, b in zip(low, high)):
+                frame, met = frame.part(low, high), [_cut(x, low, high) for x in met]
+        return frame, *met
+
+    @property
+    def _boxed(self) -> bool:
+        return self._looks_again and not self.training
 
     def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
         """The method alone may run in half precision; frames, their joining and easing may not: they are places."""
@@ -106,40 +116,22 @@ class PreAligned(SymmetricNetwork):
             found = self.within(met_moving, met_fixed, frame)
         there = frame.through(found.pair.fixed_to_moving.float(), 1)
         back = frame.through(found.pair.moving_to_fixed.float(), -1)
-        if not self.training:
-            there, back = eased(there), eased(back)
         there, back = symmetrise_inverses(there, back)
         if not self.training:
             there, back = eased(there), eased(back)
         pair: FieldPair = measured_pair(there, back, found.pair.inverse_method)
         return NetworkOutput(pair, aux={**found.aux, "pose": frame.pose, "match": frame.halves})
 
-    def within(self, met_moving: Tensor, met_fixed: Tensor, frame: _Frame | None = None) -> NetworkOutput:
-        """The method's result in the mean frame; at use it only sees the box that shows something, the
-        fields continue outside.
-
-        ``aux`` is that of the box. The box is the one thing that the host must learn in the middle of a forward, since
-        it is the shape of what follows.
-        """
-        if self.training or not self._looks_again:
+    def within(self, met_moving: Tensor, met_fixed: Tensor, frame: _Frame) -> NetworkOutput:
+        """The method's result in the mean frame, from scans that have met there."""
+        if not self._boxed:
             return self.inner(met_moving, met_fixed)
-        shape, least, multiple = met_moving.shape[2:], self.card.minimum_size, self.card.size_multiple
-        low, high = content_box(torch.maximum(met_moving, met_fixed), multiple)
-        if any(b - a < least or (b - a) % multiple for a, b in zip(low, high)):
-            low, high = [0, 0, 0], list(shape)
-        box = (..., *(slice(a, b) for a, b in zip(low, high)))
 
         def around(state: HalfFields) -> tuple[Tensor, Tensor]:
-            fields = (F.pad(up_blocks(u, 2), widths, mode="replicate") for u in (state.to_moving, state.to_fixed))
-            return tuple(frame.out(u, side)[box] for u, side in zip(fields, (1, -1)))
+            return frame.out(up_blocks(state.to_moving, CELL), 1), frame.out(up_blocks(state.to_fixed, CELL), -1)
 
-        widths = [w for a, b, n in reversed(list(zip(low, high, shape))) for w in (a, n - b)]
-        with inside(self.inner, around if frame is not None else None):
-            found = self.inner(met_moving[box], met_fixed[box])
-        fields = (F.pad(u, widths, mode="replicate") for u in (found.pair.fixed_to_moving, found.pair.moving_to_fixed))
-        return replace(
-            found, pair=replace(found.pair, **dict(zip(("fixed_to_moving", "moving_to_fixed"), fields))), velocity=None
-        )
+        with inside(self.inner, around):
+            return self.inner(met_moving, met_fixed)
 
     def objective(self, moving: Tensor, fixed: Tensor, level: int | None = None) -> dict[str, Tensor]:
         if level is not None and level <= len(_STAGES):
@@ -191,25 +183,42 @@ class _Frame:
     """The mean frame of a pair: how to leave it towards a scan, and how to come from one.
 
     Args:
-        pose, halves: what was found, pose outside.
-        here: (N, 3, D, H, W) voxel positions of the grid.
+        pose, halves: what was found, pose outside; ``halves`` on the frame's own lattice.
+        here: (N, 3, D, H, W) voxel positions of the scans' grid.
+        low: where the frame's lattice begins on that grid, voxels; it continues its border outside.
     """
 
-    def __init__(self, pose: Pose, halves: Halves, here: Tensor):
+    def __init__(self, pose: Pose, halves: Halves, here: Tensor, low: Sequence[int] = (0, 0, 0)):
         self.pose, self.halves, self.here = pose, halves, here
         self._half = {1: up_blocks(halves.to_moving, CELL), -1: up_blocks(halves.to_fixed, CELL)}
+        self._low = torch.tensor(low, dtype=here.dtype, device=here.device).view(1, 3, 1, 1, 1)
+        self._own = _cut(here, low, [a + n for a, n in zip(low, self._half[1].shape[2:])])
+
+    def part(self, low: Sequence[int], high: Sequence[int]) -> _Frame:
+        """The same frame on the box from ``low`` to behind ``high``, even voxels of its lattice."""
+        cells = [n // CELL for n in low], [n // CELL for n in high]
+        halves = self.halves
+        steps = tuple((_cut(there, *cells), _cut(back, *cells)) for there, back in halves.steps)
+        cut = Halves(_cut(halves.to_moving, *cells), _cut(halves.to_fixed, *cells), steps)
+        return _Frame(self.pose, cut, self.here, low)
 
     def out(self, u: Tensor | None, side: int) -> Tensor:
-        """Displacement from the frame, along ``u`` first, to the moving (+1) or fixed (-1) scan."""
+        """Displacement from the frame's lattice, along ``u`` first, to the moving (+1) or fixed (-1) scan's grid."""
         total = self._half[side] if u is None else compose(self._half[side], u.float())
-        return total + side * self.pose.offset(self.here + total)
+        return total + side * self.pose.offset(self._own + total) + self._low
 
     def through(self, u: Tensor, side: int) -> Tensor:
-        """Fixed to moving (+1) or back (-1): into the frame, along ``u``, out on the other side."""
-        enter = self.pose.to_mean(self.here, -side) - self.here
+        """Fixed to moving (+1) or back (-1) on the scans' grid: into the frame, along ``u``, out on the other side."""
+        enter = self.pose.to_mean(self.here, -side) - self.here - self._low
         enter = compose(up_blocks(self.halves.inverse(-side), CELL), enter)
-        total = compose(compose(self._half[side], u), enter)
+        total = compose(compose(self._half[side], u), enter) + self._low
         return total + side * self.pose.offset(self.here + total)
+
+
+def _cut(image: Tensor, low: Sequence[int], high: Sequence[int]) -> Tensor:
+    """The box from ``low`` to behind ``high`` of (N, C, D, H, W)."""
+    box: Any = (..., *(slice(a, b) for a, b in zip(low, high)))
+    return image[box]
 
 
 @torch.no_grad()

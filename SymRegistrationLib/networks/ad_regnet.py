@@ -34,8 +34,6 @@ What differs from the paper, or fills a gap of it:
 * With ``passes`` the whole network is repeated with the same weights in the mean frame of both scans (``_passes``):
   half of the mean of both directions' fields goes to each side. With ``force`` the finest level sees the gradient of
   the local correlation as well.
-
-Long because one method is one file.
 """
 
 from __future__ import annotations
@@ -50,52 +48,31 @@ from torch import Tensor, nn
 
 from ..fields import compose, sample_at, warp
 from ..losses import diffusion, ncc, negative_jacobian, ssim
-from ._attention import finished_pair, up_blocks, window_attention
-from ._base import Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, check_choice, register, zero_init
-from ._blocks import Conv3d, space_to_depth
-from ._passes import CELL, HalfFields, MeanFramePasses, begin_as_step, check_passes, passed_output
+from ._ad_regnet_attention import UNIT, CrossAttention, RegionalAttention
+from ._attention import finished_pair, up_blocks
+from ._base import Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, differences, register
+from ._blocks import Conv3d, space_to_depth, zero_init
+from ._passes import CELL, HalfFields, MeanFramePasses, begin_as_step, passed_output
+from ._switches import REPEATED, Repeated, check_choice, check_choices
 
+_SMALL = {"channels": (16, 32, 64, 128), "finest": 2, "attn_levels": ("none", "window", "full", "full")}
 _CARD = Card(
     name="ad-regnet",
     label="AD-RegNet",
     description="A network with attention between the two scans and gated fields of several resolutions.",
     title="AD-RegNet: shared U-Net, bidirectional cross-attention, regional attention, gated multi-resolution fields",
     publication="AD-RegNet, arXiv 2602.07088, 2026",
+    deviations=differences(__doc__),
     inverse_method="fixed_point",
-    deviations=(
-        "Cross-attention is full at 1/16 and 1/8, windowed at 1/4 and absent above; the paper's memory need is "
-        "infeasible.",
-        "Attention carries positions and returns the expected offset to the match beside the values.",
-        "Levels compose increments on features warped by the coarser field; fusion=blend is the paper's convex blend.",
-        "Regional attention weighs regions in place, with softmax weights scaled to mean 1.",
-        "Both directions run on the shared features and are made inverse by averaging with fixed-point inverses.",
-        "Training uses both directions and a small inverse-consistency term; the landmark term is off.",
-        "Size small: four levels from 1/2 to 1/16 on 2x2x2 blocks of the full-resolution images.",
-        "With passes=K the network is repeated K times with shared weights in the mean frame of both scans; with "
-        "force=true its finest level sees the normalised gradient of the local correlation as well.",
-    ),
     bytes_per_voxel={"published": 1650.0, "small": 180.0, "recurrent": 550.0},
-    sizes={
-        "published": {},
-        "small": {"channels": (16, 32, 64, 128), "finest": 2, "attn_levels": ("none", "window", "full", "full")},
-        "recurrent": {
-            "channels": (16, 32, 48, 80),
-            "finest": 2,
-            "attn_levels": ("none", "window", "full", "full"),
-            "passes": 4,
-            "force": True,
-        },
-    },
+    sizes={"published": {}, "small": _SMALL, "recurrent": {**_SMALL, "channels": (16, 32, 48, 80), **REPEATED}},
 )
 
-#: Lattice cells that count as one in the inputs of heads and gates: offsets and displacements there are of order one.
-_UNIT = 8.0
-_WINDOW = 4
 _HIDDEN = 32
 
 
 @dataclass(frozen=True)
-class _Switches:
+class _Switches(Repeated):
     """Arguments of :class:`ADRegNet`.
 
     Attributes:
@@ -113,8 +90,7 @@ class _Switches:
         symmetric: train both directions.
         consistency: weight of the mean squared composition, voxel^2 of the finest lattice.
         landmark: weight of the landmark term, when the objective is given points; the paper's is 1.
-        passes: how often the network looks at use, in the mean frame; 0 = once, as in the paper. Needs ``finest`` 2.
-        force: the finest level sees the gradient of the local correlation, too; needs ``passes``.
+        passes: of the whole network; need ``finest`` 2. force: seen by the finest level.
     """
 
     channels: Sequence[int] = (32, 64, 128, 256, 512)
@@ -131,17 +107,18 @@ class _Switches:
     symmetric: bool = True
     consistency: float = 0.01
     landmark: float = 0.0
-    passes: int = 0
-    force: bool = False
 
     def __post_init__(self) -> None:
-        check_passes(self.passes, self.force)
+        super().__post_init__()
         if self.passes:
             check_choice("finest with passes", self.finest, (CELL,))
-        check_choice("finest", self.finest, (1, 2))
-        check_choice("fusion", self.fusion, ("compose", "blend"))
-        check_choice("head_in", self.head_in, ("all", "A"))
-        check_choice("inverse", self.inverse, ("balanced", "fixed_point", "swapped"))
+        check_choices(
+            self,
+            finest=(1, 2),
+            fusion=("compose", "blend"),
+            head_in=("all", "A"),
+            inverse=("balanced", "fixed_point", "swapped"),
+        )
         check_choice("number of attn_levels", len(self.attn_levels), (len(self.channels),))
         check_choice("deepest lattice", self.finest * 2 ** (len(self.channels) - 1), (2, 4, 8, 16))
         for kind in self.attn_levels:
@@ -175,104 +152,6 @@ class UNet(nn.Module):
         for level in reversed(range(len(self.decode))):
             maps[level] = self.decode[level](torch.cat([self.grow[level](maps[level + 1]), maps[level]], 1))
         return maps
-
-
-# ---------------------------------------------------------------------------------------------- attention
-
-
-def positions(shape: Sequence[int], channels: int, device: torch.device) -> Tensor:
-    """(1, D, H, W, C): sines and cosines of the three coordinates, wavelengths from 4 to 256 cells;
-    spare channels 0."""
-    count = channels // 6
-    rates = 2 * torch.pi / (4 * 64 ** (torch.arange(count, device=device) / max(count - 1, 1)))
-    out = torch.zeros((1, *shape, channels), device=device)
-    for axis, n in enumerate(shape):
-        angle = torch.arange(n, device=device)[:, None] * rates
-        wave = torch.cat([angle.sin(), angle.cos()], 1).view([n if k == axis else 1 for k in range(3)] + [-1])
-        out[0, ..., 2 * count * axis : 2 * count * (axis + 1)] = wave
-    return out
-
-
-class CrossAttention(nn.Module):
-    """BCAM: six projections, two attentions, one learned mixture."""
-
-    def __init__(self, channels: int, kind: str):
-        super().__init__()
-        self.kind, self.heads = kind, max(channels // 32, 1)
-        self.norm = nn.LayerNorm(channels)
-        # Index 0: role of the moving image, 1: of the fixed one.
-        self.query, self.key, self.value = (
-            nn.ModuleList(nn.Linear(channels, channels, bias=False) for _ in range(2)) for _ in range(3)
-        )
-        with torch.no_grad():
-            for query in self.query:  # gain 1: a perfect match stands out from the noise
-                nn.init.orthogonal_(query.weight)
-            self.key[1].weight.copy_(self.query[0].weight)
-            self.key[0].weight.copy_(self.query[1].weight)
-        self.mix = nn.Parameter(torch.zeros(()))
-
-    def forward(self, moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, D, H, W) twice -> A of the same size, and every head's offset to the match (N, 3 heads, D,
-        H, W), cells."""
-        shape = moving.shape[2:]
-        place = positions(shape, moving.shape[1], moving.device)
-        axes = [torch.arange(n, device=moving.device, dtype=torch.float32) / _UNIT for n in shape]
-        cells = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)[None].expand(len(moving), -1, -1, -1, -1)
-        normed = [self.norm(x.permute(0, 2, 3, 4, 1)) for x in (moving, fixed)]
-        q, k = ([p(x + place) for p, x in zip(group, normed)] for group in (self.query, self.key))
-        v = [p(x) for p, x in zip(self.value, normed)]
-        a_m, o_m = self._attend(q[0], k[1], v[1], cells)
-        a_f, o_f = self._attend(q[1], k[0], v[0], cells)
-        alpha = self.mix.sigmoid()
-        # Seen from the fixed grid the offset is the displacement itself, from the moving grid about its negative.
-        a, offset = alpha * a_m + (1 - alpha) * a_f, (1 - alpha) * o_f - alpha * o_m
-        return a.permute(0, 4, 1, 2, 3), _UNIT * offset.permute(0, 4, 1, 2, 3)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Attended values (N, D, H, W, C) and offsets (N, D, H, W, 3 heads)."""
-        shape, each = q.shape[:-1], q.shape[-1] // self.heads
-        q, k, v = (x.unflatten(-1, (self.heads, each)) for x in (q, k, v))
-        spots = cells.to(v.dtype).unsqueeze(-2).expand(*shape, self.heads, 3)
-        if self.kind == "window":
-            v = torch.cat([v, spots], -1)
-            out = window_attention(q.flatten(-2), k.flatten(-2), v.flatten(-2), self.heads, _WINDOW)
-            out = out.unflatten(-1, (self.heads, -1))
-        else:
-            # One common width, a multiple of eight, lets the fused kernels run, which never hold the N x N matrix.
-            spare = -(each + 3) % 8
-            q, k = (F.pad(x, (0, 3 + spare)) for x in (q, k))
-            v = F.pad(torch.cat([v, spots], -1), (0, spare))
-            q, k, v = (x.flatten(1, 3).transpose(1, 2) for x in (q, k, v))
-            out = F.scaled_dot_product_attention(q, k, v, scale=each**-0.5)
-            out = out.transpose(1, 2).reshape(*shape, self.heads, -1)
-        return out[..., :each].flatten(-2), (out[..., each : each + 3] - spots).flatten(-2)
-
-
-class RegionalAttention(nn.Module):
-    """RAA: a weight per region from self-attention over region means, softmax over regions, mean 1."""
-
-    def __init__(self, channels: int, cells: int):
-        super().__init__()
-        self.cells, self.heads = cells, max(channels // 32, 1)
-        self.norm = nn.LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.score = nn.Linear(channels, 1)
-        nn.init.normal_(self.score.weight, 0.0, 1e-2)
-        nn.init.zeros_(self.score.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, D, H, W) -> the map M (N, 1, D, H, W) that multiplies it."""
-        pooled = F.avg_pool3d(x, self.cells, ceil_mode=True, count_include_pad=False)
-        n, c, *regions = pooled.shape
-        tokens = self.norm(pooled.flatten(2).transpose(1, 2))
-        q, k, v = self.qkv(tokens).view(n, -1, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        tokens = tokens + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, -1, c)
-        weights = self.score(tokens).float().softmax(1) * tokens.shape[1]
-        weights = weights.transpose(1, 2).reshape(n, 1, *regions)
-        if self.cells > 1:
-            weights = F.interpolate(weights, scale_factor=float(self.cells), mode="trilinear", align_corners=False)
-        d, h, w = x.shape[2:]
-        return weights[:, :, :d, :h, :w]
 
 
 # ---------------------------------------------------------------------------------------------- levels
@@ -323,14 +202,14 @@ class _Level(nn.Module):
 
     def predict(self, found: dict[str, Any]) -> Tensor:
         """The level's own displacement, cells, float32."""
-        inputs = [found["hidden"]] + ([] if found["offset"] is None else [found["offset"] / _UNIT])
+        inputs = [found["hidden"]] + ([] if found["offset"] is None else [found["offset"] / UNIT])
         if found.get("force") is not None:
             inputs.append(found["force"])
         return self.head(torch.cat(inputs, 1)).float()
 
     def fuse(self, own: Tensor, coarse: Tensor, found: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """(total displacement, gate W) from the level's own and the upsampled coarser one, both in cells."""
-        gate = self.gate(torch.cat([found["mixed"], (coarse / _UNIT).to(found["mixed"].dtype)], 1)).float().sigmoid()
+        gate = self.gate(torch.cat([found["mixed"], (coarse / UNIT).to(found["mixed"].dtype)], 1)).float().sigmoid()
         if self.switches.modulate and found["regions"] is not None:
             gate = (gate * found["regions"]).clamp(0, 1)
         return fuse(own, coarse, gate, self.switches.fusion), gate

@@ -1,7 +1,5 @@
 """CAML: a cascade of windowed cross-attention over multiple layers, with residual-block skips.
 
-Long because one method is one file.
-
 Paper: "cross-attention over multiple layers (CAML), residual-block skip connections (RBSC) and a cascade with attention
 and residual skips (CARSC)", Intelligent Data Analysis, DOI 10.3233/IDA-230692. Its available text lost nearly all
 formulas and numbers; XMorpher (Shi et al., MICCAI 2022), its stated foundation, fills what it can. Written from both;
@@ -47,21 +45,14 @@ from torch import Tensor, nn
 
 from ..fields import compose, exponentiate, warp
 from ..losses import diffusion, lncc
-from ._attention import finished_pair, key_offsets, up_blocks, window_attention
-from ._base import (
-    Card,
-    NetworkOutput,
-    Recipe,
-    Stage,
-    SymmetricNetwork,
-    check_choice,
-    measured_pair,
-    register,
-    zero_init,
-)
-from ._blocks import Conv3d, space_to_depth
-from ._passes import HalfFields, MeanFramePasses, begin_as_step, check_passes, passed_output
+from ._attention import finished_pair, up_blocks
+from ._base import Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, differences, measured_pair, register
+from ._blocks import Conv3d
+from ._caml_blocks import CrossStage, Down, HandOver, Residual, SmoothTail, TransposedTail, Up, first, last
+from ._passes import HalfFields, MeanFramePasses, passed_output
+from ._switches import REPEATED, Repeated, check_choice, check_choices
 
+_SMALL = {"dims": (32, 64, 96, 128), "depths": (1, 2, 2, 2), "tail": "smooth"}
 _CARD = Card(
     name="caml",
     label="CAML",
@@ -70,40 +61,20 @@ _CARD = Card(
     publication="Cross-attention over multiple layers with residual-block skips and cascade for brain MRI "
     "registration, Intelligent Data Analysis, DOI 10.3233/IDA-230692, on XMorpher (Shi et al., MICCAI 2022)",
     inverse_method="fixed_point",
-    deviations=(
-        "The paper's text is damaged; layer pairs, gates, residual blocks and hand-over are this implementation's "
-        "reading.",
-        "XMorpher's faults are repaired, tokens outside the volume are masked, a relative position bias is added.",
-        "Max-pooled finer levels enter through scalars that start at 0; no drop path.",
-        "The hand-over to the second pass is detached, and the moving stream's is warped by the first field.",
-        "Both directions run and are made inverse by averaging with fixed-point inverses; svf=True gives exp(-v).",
-        "Training uses both directions and a small inverse-consistency term.",
-        "Size small predicts at 1/4 and 1/2 instead of through a transposed convolution.",
-        "With passes=K the cascade is K passes with shared weights in the mean frame of both scans, without "
-        "hand-over; with force=true its end sees the normalised gradient of the local correlation as well.",
-    ),
+    deviations=differences(__doc__),
     size_multiple=4,
     minimum_size=40,
     bytes_per_voxel={"published": 550.0, "small": 240.0, "recurrent": 520.0},
     sizes={
         "published": {},
-        "small": {"dims": (32, 64, 96, 128), "depths": (1, 2, 2, 2), "tail": "smooth"},
-        "recurrent": {
-            "dims": (24, 48, 64, 96),
-            "depths": (1, 2, 2, 2),
-            "tail": "smooth",
-            "carsc": 1,
-            "passes": 4,
-            "force": True,
-        },
+        "small": _SMALL,
+        "recurrent": {**_SMALL, "dims": (24, 48, 64, 96), "carsc": 1, **REPEATED},
     },
 )
 
-_WINDOW = 2
-
 
 @dataclass(frozen=True)
-class _Switches:
+class _Switches(Repeated):
     """Arguments of :class:`CAML`.
 
     Attributes:
@@ -120,9 +91,8 @@ class _Switches:
         smooth: weight of the diffusion.
         symmetric: train both directions.
         consistency: weight of the mean squared composition, voxel^2.
-        passes: how often the network looks at use, in the mean frame; 0 = the paper's cascade. Needs ``carsc`` 1 and
-            ``tail`` smooth.
-        force: the tail sees the gradient of the local correlation, too; needs ``passes``.
+        passes: of the whole network in the place of the cascade; need ``carsc`` 1 and ``tail`` smooth. force: seen by
+            the tail.
     """
 
     dims: Sequence[int] = (48, 96, 192, 384)
@@ -138,186 +108,19 @@ class _Switches:
     smooth: float = 1.0
     symmetric: bool = True
     consistency: float = 0.01
-    passes: int = 0
-    force: bool = False
 
     def __post_init__(self) -> None:
-        check_passes(self.passes, self.force)
+        super().__post_init__()
         if self.passes:
-            check_choice("carsc with passes", self.carsc, (1,))
-            check_choice("tail with passes", self.tail, ("smooth",))
-            check_choice("svf with passes", self.svf, (False,))
-        check_choice("caml_span", self.caml_span, range(len(self.dims)))
-        check_choice("carsc", self.carsc, (1, 2, 3))
-        check_choice("tail", self.tail, ("transposed", "smooth"))
-        check_choice("inverse", self.inverse, ("balanced", "fixed_point", "swapped"))
-        check_choice("number of depths", len(self.depths), (len(self.dims),))
-
-
-# ---------------------------------------------------------------------------------------------- blocks
-
-
-def _last(x: Tensor) -> Tensor:
-    """Channels last."""
-    return x.permute(0, 2, 3, 4, 1)
-
-
-def _first(x: Tensor) -> Tensor:
-    """Channels first."""
-    return x.permute(0, 4, 1, 2, 3)
-
-
-class CrossBlock(nn.Module):
-    """Windowed cross-attention from a base to search maps, then an MLP (CAT); maps are (N, D, H, W, C)."""
-
-    def __init__(self, c: int, bias: bool = True):
-        super().__init__()
-        self.heads = max(c // 16, 1)
-        self.norm, self.norm_mlp = nn.LayerNorm(c), nn.LayerNorm(c)
-        self.query, self.key_value, self.out = nn.Linear(c, c), nn.Linear(c, 2 * c), nn.Linear(c, c)
-        self.mlp = nn.Sequential(nn.Linear(c, 4 * c), nn.GELU(), nn.Linear(4 * c, c))
-        reach = 4 * _WINDOW - 1
-        self.table = nn.Parameter(0.02 * torch.randn(self.heads, reach**3)) if bias else None
-        offsets = key_offsets(_WINDOW) + 2 * _WINDOW - 1
-        index = (offsets * torch.tensor([reach**2, reach, 1])).sum(-1)
-        self.register_buffer("index", index, persistent=False)
-
-    def attend(self, base: Tensor, search: Tensor) -> Tensor:
-        """What ``base`` gathers from ``search``, before the residual; both of one size."""
-        k, v = self.key_value(self.norm(search)).chunk(2, -1)
-        bias = None if self.table is None else self.table[:, self.index]
-        return self.out(window_attention(self.query(self.norm(base)), k, v, self.heads, _WINDOW, bias))
-
-    def forward(self, base: Tensor, searches: Sequence[Tensor], gates: Sequence[Tensor]) -> Tensor:
-        """``searches[0]`` counts fully, the others times their gate."""
-        total = base + self.attend(base, searches[0])
-        for gate, search in zip(gates, searches[1:]):
-            total = total + gate * self.attend(base, search)
-        return total + self.mlp(self.norm_mlp(total))
-
-
-class _Stage(nn.Module):
-    """Blocks of one scale for both streams; ``finer`` are the channels of the finer levels attended
-    to, nearest first."""
-
-    def __init__(self, c: int, depth: int, finer: Sequence[int], bias: bool):
-        super().__init__()
-        self.blocks = nn.ModuleList(CrossBlock(c, bias) for _ in range(depth))
-        self.lift = nn.ModuleList(nn.Sequential(nn.LayerNorm(f), nn.Linear(f, c)) for f in finer)
-        self.gates = nn.Parameter(torch.zeros(depth, len(finer))) if finer else None
-
-    def forward(self, m: Tensor, f: Tensor, finer: tuple[list[Tensor], list[Tensor]]) -> tuple[Tensor, Tensor]:
-        extra_m, extra_f = ([lift(self._pooled(x, m)) for lift, x in zip(self.lift, maps)] for maps in finer)
-        for index, block in enumerate(self.blocks):
-            gates = [] if self.gates is None else list(self.gates[index])
-            m, f = block(m, [f, *extra_f], gates), block(f, [m, *extra_m], gates)
-        return m, f
-
-    @staticmethod
-    def _pooled(x: Tensor, like: Tensor) -> Tensor:
-        x = _first(x)
-        while x.shape[2] > like.shape[1] or x.shape[3] > like.shape[2] or x.shape[4] > like.shape[3]:
-            x = F.max_pool3d(x, 2, ceil_mode=True)
-        return _last(x)
-
-
-class _Down(nn.Module):
-    """Half the size, rounded up, and other channels."""
-
-    def __init__(self, a: int, b: int):
-        super().__init__()
-        self.conv, self.norm = Conv3d(a, b, 2, stride=2), nn.LayerNorm(b)
-
-    def forward(self, x: Tensor) -> Tensor:
-        pad = [0, 0]
-        for n in reversed(x.shape[1:4]):
-            pad += [0, n % 2]
-        return self.norm(_last(self.conv(_first(F.pad(x, pad)))))
-
-
-class _Up(nn.Module):
-    """Twice the size, cut to that of ``like``."""
-
-    def __init__(self, a: int, b: int):
-        super().__init__()
-        self.conv, self.norm = nn.ConvTranspose3d(a, b, 2, stride=2), nn.LayerNorm(b)
-
-    def forward(self, x: Tensor, like: Tensor) -> Tensor:
-        d, h, w = like.shape[1:4]
-        return self.norm(_last(self.conv(_first(x)))[:, :d, :h, :w])
-
-
-class _Residual(nn.Module):
-    """conv-InstanceNorm-LeakyReLU-conv-InstanceNorm, plus identity, LeakyReLU; (N, D, H, W, C)."""
-
-    def __init__(self, c: int):
-        super().__init__()
-        self.body = nn.Sequential(
-            Conv3d(c, c, 3, padding=1, bias=False),
-            nn.InstanceNorm3d(c, affine=True),
-            nn.LeakyReLU(0.2),
-            Conv3d(c, c, 3, padding=1, bias=False),
-            nn.InstanceNorm3d(c, affine=True),
+            check_choices(self, carsc=(1,), tail=("smooth",), svf=(False,))
+        check_choices(
+            self,
+            caml_span=range(len(self.dims)),
+            carsc=(1, 2, 3),
+            tail=("transposed", "smooth"),
+            inverse=("balanced", "fixed_point", "swapped"),
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = _first(x)
-        return _last(F.leaky_relu(x + self.body(x), 0.2))
-
-
-class _HandOver(nn.Module):
-    """The cascade's attention: a residual block times one sigmoid weight per token."""
-
-    def __init__(self, c: int):
-        super().__init__()
-        self.body, self.weight = _Residual(c), nn.Linear(c, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.body(x)
-        return x * self.weight(x).sigmoid()
-
-
-class _TransposedTail(nn.Module):
-    """XMorpher's end: full resolution from one transposed convolution. ``scale`` is the lattice of the result."""
-
-    scale = 1
-
-    def __init__(self, c: int):
-        super().__init__()
-        self.norm, self.grow = nn.LayerNorm(2 * c), nn.ConvTranspose3d(2 * c, c // 2, 4, stride=4)
-        self.head = zero_init(Conv3d(c // 2, 3, 3, padding=1))
-
-    def forward(self, m: Tensor, f: Tensor, moving: Tensor, fixed: Tensor, force: Tensor | None = None) -> Tensor:
-        return self.head(self.grow(_first(self.norm(torch.cat([m, f], -1))))).float()
-
-
-class _SmoothTail(nn.Module):
-    """A field at 1/4 plus one at 1/2, where the images' own blocks join in."""
-
-    scale = 2
-
-    def __init__(self, c: int, force: bool = False):
-        super().__init__()
-        self.force = force
-        self.contrast, self.norm = nn.LayerNorm(c), nn.LayerNorm(c)
-        self.mixed = Conv3d(2 * c, c, 3, padding=1)
-        self.coarse = zero_init(Conv3d(c, 3, 3, padding=1))
-        self.skip = Conv3d(19 if force else 16, 16, 3, padding=1)
-        self.joined = Conv3d(c + 16, 16, 3, padding=1)
-        self.head = zero_init(Conv3d(16, 3, 3, padding=1))
-        if force:
-            begin_as_step([self.skip, self.joined, self.head], 16, [c, 0], 0.5)  # half of it goes to each side
-
-    def forward(self, m: Tensor, f: Tensor, moving: Tensor, fixed: Tensor, force: Tensor | None = None) -> Tensor:
-        x = torch.cat([self.contrast(m - f), self.norm(m + f)], -1)
-        x = F.leaky_relu(self.mixed(_first(x)), 0.2)
-        blocks = space_to_depth(torch.cat([moving, fixed], 1))
-        if self.force:
-            blocks = torch.cat([blocks, torch.zeros_like(blocks[:, :3]) if force is None else force], 1)
-        blocks = F.leaky_relu(self.skip(blocks), 0.2)
-        fine = F.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=False)
-        fine = F.leaky_relu(self.joined(torch.cat([fine, blocks], 1)), 0.2)
-        return up_blocks(self.coarse(x).float(), 2) + self.head(fine).float()
+        check_choice("number of depths", len(self.depths), (len(self.dims),))
 
 
 # ---------------------------------------------------------------------------------------------- one pass
@@ -331,15 +134,15 @@ class _Pass(nn.Module):
         dims, depth = list(s.dims), len(s.dims)
         self.embed = Conv3d(1, dims[0], 4, stride=4)
         finer = [dims[max(i - s.caml_span, 0) : i][::-1] for i in range(depth)]
-        self.encode = nn.ModuleList(_Stage(c, n, f, s.bias) for c, n, f in zip(dims, s.depths, finer))
-        self.decode = nn.ModuleList(_Stage(c, n, f, s.bias) for c, n, f in zip(dims, s.depths, finer))
-        self.down = nn.ModuleList(_Down(a, b) for a, b in zip(dims, dims[1:]))
-        self.up = nn.ModuleList(_Up(b, a) for a, b in zip(dims, dims[1:]))
+        self.encode = nn.ModuleList(CrossStage(c, n, f, s.bias) for c, n, f in zip(dims, s.depths, finer))
+        self.decode = nn.ModuleList(CrossStage(c, n, f, s.bias) for c, n, f in zip(dims, s.depths, finer))
+        self.down = nn.ModuleList(Down(a, b) for a, b in zip(dims, dims[1:]))
+        self.up = nn.ModuleList(Up(b, a) for a, b in zip(dims, dims[1:]))
         self.norm = nn.LayerNorm(dims[-1])
-        self.skip = nn.ModuleList(_Residual(c) if s.rbsc else nn.Identity() for c in dims[:-1])
+        self.skip = nn.ModuleList(Residual(c) if s.rbsc else nn.Identity() for c in dims[:-1])
         self.join = nn.ModuleList(nn.Linear(2 * c, c) for c in dims[:-1])
-        self.carry = nn.ModuleList(_HandOver(c) for c in dims[:-1]) if later else None
-        self.tail = _TransposedTail(dims[0]) if s.tail == "transposed" else _SmoothTail(dims[0], s.force)
+        self.carry = nn.ModuleList(HandOver(c) for c in dims[:-1]) if later else None
+        self.tail = TransposedTail(dims[0]) if s.tail == "transposed" else SmoothTail(dims[0], s.force)
         self.span = s.caml_span
 
     def _finer(self, maps: list[tuple[Tensor, Tensor]], level: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -351,7 +154,7 @@ class _Pass(nn.Module):
         self, moving: Tensor, fixed: Tensor, carried: list[tuple[Tensor, Tensor]] | None = None
     ) -> list[tuple[Tensor, Tensor]]:
         """Decoder maps (moving stream, fixed stream) at 1/4, 1/8, ...; ``carried``: those of the pass before."""
-        m, f = _last(self.embed(moving)), _last(self.embed(fixed))
+        m, f = last(self.embed(moving)), last(self.embed(fixed))
         maps: list[tuple[Tensor, Tensor]] = []
         for level, stage in enumerate(self.encode):
             m, f = stage(m, f, self._finer(maps, level))
@@ -443,7 +246,7 @@ class CAML(MeanFramePasses, SymmetricNetwork):
         for level, (m, f) in enumerate(maps[:-1]):
             factor = 4 * 2**level // self.scale
             u = F.avg_pool3d(step.detach(), factor, ceil_mode=True, count_include_pad=False) / factor
-            carried.append((_last(warp(_first(m.detach()).float(), u)).to(m.dtype), f.detach()))
+            carried.append((last(warp(first(m.detach()).float(), u)).to(m.dtype), f.detach()))
         return carried
 
     def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:

@@ -24,9 +24,8 @@ What differs from the paper:
 * With ``passes`` the finest level is repeated with the same weights (``_passes``), and with ``force`` sees the gradient
   of the local correlation beside the images.
 * ``di="residual"``: DI-Net predicts what -u lacks, from u / 8: at full size its own loss drowned that of SN-Net.
+* The inverse is called dinet only where DI-Net's is better than -u and refinement moves it by less than half a voxel.
 * Terms in squared lengths are in mm^2 (``voxel``), whatever lattice they are measured on.
-
-Long because one method is one file.
 """
 
 from __future__ import annotations
@@ -50,26 +49,15 @@ from ._base import (
     Recipe,
     Stage,
     SymmetricNetwork,
-    check_choice,
     crop_to,
-    in_full_precision,
+    differences,
     measured_pair,
     pad_to,
     register,
-    steady_init,
-    zero_init,
 )
-from ._blocks import Conv3d, space_to_depth
-from ._passes import (
-    CELL,
-    HalfFields,
-    MeanFramePasses,
-    begin_as_step,
-    both_orders,
-    check_passes,
-    no_motion,
-    similarity_force,
-)
+from ._blocks import Conv3d, in_full_precision, space_to_depth, steady_init, zero_init
+from ._passes import CELL, HalfFields, MeanFramePasses, begin_as_step, both_orders, no_motion, similarity_force
+from ._switches import REPEATED, Repeated, check_choices
 
 #: Widths of the networks at half the resolution.
 _HALF = {"encoder": (16, 32, 48), "decoder": (48, 32, 32), "tail": (16, 16), "finest": 2}
@@ -82,25 +70,12 @@ _CARD = Card(
     publication="Sha et al., Hierarchical Symmetric Normalization Registration using Deformation-Inverse Network, "
     "MICCAI 2024",
     inverse_method="dinet",
-    deviations=(
-        "The magnitude constraint is the mean square of u_mf + u_fm; the printed form is a signed vector.",
-        "DI-Net is trained on both half fields and its smoothness weighs 0.02, not 1.",
-        "DI-Net's inverse is refined by fixed-point steps unless inverse=dinet.",
-        "U-Nets pad to multiples of 16 instead of 32; fields keep their border value outside the grid.",
-        "Size small works at half resolution with three poolings and instance normalisation, fed by 2x2x2 blocks of "
-        "the images.",
-        "Size recurrent: the half fields of a level are opposite by construction, DI-Net predicts the correction of "
-        "-u.",
-        "With passes=K the finest level is repeated K times with shared weights; with force=true it sees the "
-        "normalised gradient of the local correlation beside the images.",
-        "The inverse is called dinet only where DI-Net's is better than -u and refinement moves it by less than "
-        "half a voxel.",
-    ),
+    deviations=differences(__doc__),
     bytes_per_voxel={"published": 750.0, "small": 250.0, "recurrent": 430.0},
     sizes={
         "published": {},
         "small": {**_HALF, "norm": True},
-        "recurrent": {**_HALF, "antisymmetric": True, "di": "residual", "voxel": 2.0, "passes": 4, "force": True},
+        "recurrent": {**_HALF, "antisymmetric": True, "di": "residual", "voxel": 2.0, **REPEATED},
     },
     half_on_cpu=True,
 )
@@ -113,7 +88,7 @@ _KEPT = 0.5
 
 
 @dataclass(frozen=True)
-class _Switches:
+class _Switches(Repeated):
     """Arguments of :class:`HSyN`.
 
     Attributes:
@@ -129,9 +104,7 @@ class _Switches:
         antisymmetric: the half fields of a level are opposite by construction; needs ``swap`` and ``symmetric``.
         di: ``plain`` (paper), or ``residual``: DI-Net corrects -u.
         voxel: mm of the input's voxels, for the terms in mm^2.
-        passes: how often the finest level looks at use; 0 = once, as in the paper. Needs ``antisymmetric`` and
-            ``finest`` 2.
-        force: the finest level sees the gradient of the local correlation, too; needs ``passes``.
+        passes: need ``antisymmetric`` and ``finest`` 2.
     """
 
     encoder: Sequence[int] = (16, 32, 32, 32)
@@ -148,11 +121,9 @@ class _Switches:
     antisymmetric: bool = False
     di: str = "plain"
     voxel: float = 1.0
-    passes: int = 0
-    force: bool = False
 
     def __post_init__(self) -> None:
-        check_passes(self.passes, self.force)
+        super().__post_init__()
         if self.passes and (not self.antisymmetric or self.finest != 2):
             raise InputError(
                 f"passes={self.passes} needs opposite half fields on the lattice of every second voxel.",
@@ -162,12 +133,15 @@ class _Switches:
             raise InputError(
                 "antisymmetric=true needs both orders of the scans.", "Add sn_mode=swap and symmetric=true."
             )
-        check_choice("di", self.di, ("plain", "residual"))
-        check_choice("finest", self.finest, (1, 2))
-        check_choice("levels", self.levels, (1, 2, 3))
-        check_choice("sn_mode", self.sn_mode, ("swap", "two_head"))
-        check_choice("mag", self.mag, ("smc", "mc", "none"))
-        check_choice("inverse", self.inverse, ("dinet", "fixed_point", "dinet+refine"))
+        check_choices(
+            self,
+            di=("plain", "residual"),
+            finest=(1, 2),
+            levels=(1, 2, 3),
+            sn_mode=("swap", "two_head"),
+            mag=("smc", "mc", "none"),
+            inverse=("dinet", "fixed_point", "dinet+refine"),
+        )
 
 
 class _UNet(nn.Module):

@@ -1,7 +1,5 @@
 """SM-GICNet: a stationary velocity from a four-level Haar pyramid, trained in both directions at once.
 
-Long because one method is one file.
-
 Paper: "Symmetric Multi-level Gradient-Inverse Consistency Network", MIDL 2025. Written from the paper and from facts
 about its code; no code was copied.
 
@@ -42,22 +40,13 @@ from ..fields import compose, exponentiate, scale_channels, warp
 from ..job import InputError
 from ..losses import diffusion, lncc, mse
 from ._attention import up_blocks
-from ._base import (
-    Card,
-    NetworkOutput,
-    Recipe,
-    Stage,
-    SymmetricNetwork,
-    check_choice,
-    in_full_precision,
-    measured_pair,
-    register,
-    steady_init,
-    zero_init,
-)
-from ._blocks import Conv3d, energy_map, haar
-from ._passes import CELL, HalfFields, MeanFramePasses, begin_as_step, both_orders, check_passes, no_motion, of_velocity
+from ._base import Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, differences, measured_pair, register
+from ._blocks import haar, steady_init, zero_init
+from ._passes import CELL, HalfFields, MeanFramePasses, begin_as_step, both_orders, no_motion, of_velocity
+from ._sm_gicnet_levels import Head, Level1, Level4, Level23, Pyramid, Residual, weigh_difference
+from ._switches import REPEATED, Repeated, check_choices
 
+_SMALL = {"widths": (32, 32, 16, 16), "fine": "bands", "antisymmetric": "levels"}
 _CARD = Card(
     name="sm-gicnet",
     label="SM-GICNet",
@@ -66,30 +55,12 @@ _CARD = Card(
     title="SM-GICNet: symmetric multi-level network with gradient inverse consistency, velocity field",
     publication="Symmetric Multi-level Gradient-Inverse Consistency Network, MIDL 2025",
     inverse_method="svf",
-    deviations=(
-        "Haar pyramid and energy maps on the fly, rescaled to [0, 1].",
-        "The levels' velocities add up and are integrated once; level 1 may go twice as far, for large poses.",
-        "Inverse consistency is GradICON's between the two network directions; size small has no such loss: there "
-        "gradient inverse consistency holds by construction (antisymmetric=levels).",
-        "The result is exp(+-(V_AB - V_BA) / 2), which exchanges exactly; antisymmetric=none gives the paper's.",
-        "Separate up-convolutions and kept skips unless gate=code.",
-        "Size small has widths 32, 32, 16, 16 and its fourth level works at half resolution on Haar bands.",
-        "With passes=K the fourth level is repeated K times with shared weights in the mean frame of both scans; with "
-        "force=true it sees the normalised gradient of the local correlation beside the images.",
-    ),
+    deviations=differences(__doc__),
     bytes_per_voxel={"published": 1200.0, "small": 220.0, "recurrent": 470.0},
     sizes={
         "published": {},
-        "small": {"widths": (32, 32, 16, 16), "fine": "bands", "antisymmetric": "levels"},
-        "recurrent": {
-            "widths": (32, 32, 16, 16),
-            "fine": "bands",
-            "antisymmetric": "levels",
-            "ranges": (0.8, 0.4, 0.4, 0.1),
-            "smooth": 0.25,
-            "passes": 4,
-            "force": True,
-        },
+        "small": _SMALL,
+        "recurrent": {**_SMALL, "ranges": (0.8, 0.4, 0.4, 0.1), "smooth": 0.25, **REPEATED},
     },
     half_on_cpu=True,
 )
@@ -101,7 +72,7 @@ _UNIT = 20.0
 
 
 @dataclass(frozen=True)
-class _Switches:
+class _Switches(Repeated):
     """Arguments of :class:`SMGICNet`.
 
     Attributes:
@@ -116,8 +87,7 @@ class _Switches:
             1.5 in GradICON.
         ranges: R of the four levels, parts of the half extent; of a repeated level, parts of 20 cells.
         smooth, anti_fold: multiply the smoothness terms and the code's anti-folding term.
-        passes: how often level 4 looks at use, in the mean frame; 0 = once, in the fixed scan's, as in the paper.
-        force: level 4 sees the gradient of the local correlation, too; needs ``passes``.
+        passes: of level 4; 0 = once, in the fixed scan's frame. Need ``fine`` bands and ``antisymmetric`` levels.
     """
 
     widths: Sequence[int] = (32, 32, 32, 32)
@@ -132,19 +102,20 @@ class _Switches:
     ranges: Sequence[float] = (0.8, 0.4, 0.4, 0.4)
     smooth: float = 1.0
     anti_fold: float = 1.0
-    passes: int = 0
-    force: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("levels", self.levels, (1, 2, 3, 4))
-        check_choice("fine", self.fine, ("full", "bands"))
-        check_choice("antisymmetric", self.antisymmetric, ("none", "result", "levels"))
-        check_choice("compose", self.compose, ("velocity", "displacement"))
-        check_choice("gate", self.gate, ("paper", "code", "none"))
-        check_choice("inv", self.inv, ("gradicon_cross", "icon_cross", "icon_self", "none"))
+        super().__post_init__()
+        check_choices(
+            self,
+            levels=(1, 2, 3, 4),
+            fine=("full", "bands"),
+            antisymmetric=("none", "result", "levels"),
+            compose=("velocity", "displacement"),
+            gate=("paper", "code", "none"),
+            inv=("gradicon_cross", "icon_cross", "icon_self", "none"),
+        )
         if len(self.ranges) != 4 or min(self.ranges) <= 0:
             raise InputError(f"ranges is {self.ranges!r}.", "Give four positive numbers, coarsest level first.")
-        check_passes(self.passes, self.force)
         if self.passes and (self.fine != "bands" or self.antisymmetric != "levels"):
             raise InputError(
                 f"passes={self.passes} needs the Haar bands and antisymmetric levels.",
@@ -155,162 +126,6 @@ class _Switches:
                 f"antisymmetric={self.antisymmetric} needs both directions and a velocity.",
                 "Add antisymmetric=none, or leave out symmetric=False and compose=displacement.",
             )
-
-
-# ---------------------------------------------------------------------------------------------- pyramid
-
-
-class _Pyramid:
-    """Low-pass images by scale (1, 2, 4, 8) and energy maps at 2 and 4 of one volume."""
-
-    def __init__(self, image: Tensor):
-        self.low = {1: image}
-        for scale in (2, 4, 8):
-            # The mean of a block is the orthonormal low-pass divided by 2^1.5.
-            self.low[scale] = F.avg_pool3d(self.low[scale // 2], 2)
-        self.energy = {2: energy_map(image), 4: energy_map(self.low[2])}
-
-
-def weigh_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both images times 0.5 + 0.5 d, d = ||a| - |b|| scaled to [0, 1] over the volume
-    (AMNet's intensity difference)."""
-    d = (a.abs() - b.abs()).abs()
-    low, high = d.amin((2, 3, 4), keepdim=True), d.amax((2, 3, 4), keepdim=True)
-    weight = 0.5 + 0.5 * (d - low) / (high - low).clamp_min(1e-6)
-    return a * weight, b * weight
-
-
-# ---------------------------------------------------------------------------------------------- blocks
-
-
-def _conv(a: int, b: int, size: int = 3, stride: int = 1) -> nn.Conv3d:
-    return Conv3d(a, b, size, stride, size // 2, bias=False)
-
-
-def _grow(c: int) -> nn.ConvTranspose3d:
-    return nn.ConvTranspose3d(c, c, 2, 2, bias=False)
-
-
-class _Residual(nn.Module):
-    """Two convolutions around a skip: pre-activated, LeakyReLU 0.2 (levels 1 to 3), or ``post``-activated,
-    0.01 (level 4)."""
-
-    def __init__(self, c: int, post: bool = False):
-        super().__init__()
-        self.a, self.b, self.post = _conv(c, c), _conv(c, c), post
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.post:
-            return x + F.leaky_relu(self.b(F.leaky_relu(self.a(x))))
-        return F.leaky_relu(x + self.b(F.leaky_relu(self.a(F.leaky_relu(x, 0.2)), 0.2)), 0.2)
-
-
-class _Head(nn.Module):
-    """Two maps of one size -> three numbers per voxel in (-1, 1), float32."""
-
-    def __init__(self, c: int):
-        super().__init__()
-        self.a, self.b = _conv(2 * c, c), _conv(c, 3)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return F.softsign(in_full_precision(self.b, F.leaky_relu(self.a(torch.cat([x, y], 1)), 0.2)))
-
-
-class _Level1(nn.Module):
-    """1/8: the low-pass pair alone."""
-
-    def __init__(self, c: int):
-        super().__init__()
-        self.inlet, self.first, self.second = _conv(2, c), _Residual(c), _Residual(c)
-        self.down, self.grow, self.skip, self.head = _conv(c, c, stride=2), _grow(c), _conv(c, c), _Head(c)
-
-    def forward(self, pair: Tensor, energy: Tensor | None, flow: Tensor) -> Tensor:
-        f0 = self.first(self.inlet(pair))
-        x = self.grow(self.second(self.first(self.down(f0))))
-        return self.head(self.skip(self.skip(f0)), x)
-
-
-class _Level23(nn.Module):
-    """1/4 (``depth`` 2) and 1/2 (``depth`` 3): image and energy branches, then a residual hourglass."""
-
-    def __init__(self, c: int, depth: int):
-        super().__init__()
-        half = c // 2
-        self.wide = depth == 3
-        if self.wide:
-            self.image, self.energy, self.narrow = _conv(5, c), _conv(5, c), _conv(c, half)
-        else:
-            self.image, self.energy = _conv(5, half), _conv(2, half)
-        self.first = _Residual(c)
-        self.down = nn.ModuleList(nn.Sequential(_conv(c, c, stride=2), _Residual(c)) for _ in range(depth))
-        self.up = nn.ModuleList(nn.Sequential(_Residual(c), _grow(c)) for _ in range(depth))
-        self.skip, self.head = _conv(c, c), _Head(c)
-
-    def forward(self, pair: Tensor, energy: Tensor, flow: Tensor) -> Tensor:
-        image = self.image(torch.cat([pair, flow], 1))
-        if self.wide:
-            image, energy = self.narrow(image), self.narrow(self.energy(torch.cat([energy, flow], 1)))
-        else:
-            energy = self.energy(energy)
-        x = f0 = self.first(torch.cat([image, energy], 1))
-        for step in (*self.down, *self.up):
-            x = step(x)
-        return self.head(self.skip(f0), x)
-
-
-class _Gate(nn.Module):
-    """Additive attention between an encoder map and the decoder map at half its size (Attention U-Net)."""
-
-    def __init__(self, c: int, channels: int):
-        super().__init__()
-        self.encoder, self.decoder = Conv3d(c, c, 1), Conv3d(c, c, 1)
-        self.psi = Conv3d(c, channels, 1)
-
-    def forward(self, encoder: Tensor, decoder: Tensor) -> Tensor:
-        """Weights in (0, 1) at the decoder's size."""
-        e = F.interpolate(self.encoder(encoder), size=decoder.shape[2:], mode="trilinear", align_corners=True)
-        return torch.sigmoid(self.psi(F.relu(e + self.decoder(decoder))))
-
-
-class _Level4(nn.Module):
-    """1/1: a U-Net with attention gates; ``inlet`` is the number of image channels of the pair, ``turning`` that of
-    the displacement so far and of the force."""
-
-    def __init__(self, c: int, gate: str, inlet: int, turning: int = 3):
-        super().__init__()
-        self.kind = gate
-        self.inlet = nn.Sequential(_conv(inlet + turning, c), nn.LeakyReLU(0.2), _conv(c, c))
-        self.encode = nn.ModuleList(_Residual(c, post=True) for _ in range(4))
-        self.down = nn.ModuleList(_conv(c, c, stride=2) for _ in range(3))
-        self.decode = nn.ModuleList(_Residual(c, post=True) for _ in range(2))
-        self.gates = nn.ModuleList(_Gate(c, c if gate == "code" else 1) for _ in range(0 if gate == "none" else 3))
-        self.grow = nn.ModuleList(_grow(c) for _ in range(1 if gate == "code" else 3))
-        self.merge = nn.ModuleList(_conv(2 * c, c, 1) for _ in range(0 if gate == "code" else 3))
-        self.head = _Head(c)
-
-    def forward(self, pair: Tensor, energy: Tensor | None, flow: Tensor) -> Tensor:
-        x = self.inlet(torch.cat([pair, flow], 1))
-        maps = [self.encode[0](x)]
-        for down, group in zip(self.down, self.encode[1:]):
-            maps.append(group(down(maps[-1])))
-        x = maps[3]
-        for index, encoder in enumerate((maps[2], maps[1], maps[0])):
-            x = self._decoded(index, encoder, x)
-            # The last map goes straight into the head, beside the unreduced first one.
-            x = self.decode[index](x) if index < 2 else x
-        return self.head(x, maps[0])
-
-    def _decoded(self, index: int, encoder: Tensor, x: Tensor) -> Tensor:
-        """The decoder map ``x`` at the encoder map's size, gated."""
-        if self.kind == "code":
-            return self.grow[0](x * self.gates[index](encoder, x))
-        if self.kind == "paper":
-            weight = self.gates[index](encoder, x)
-            encoder = encoder * F.interpolate(weight, size=encoder.shape[2:], mode="trilinear", align_corners=True)
-        return self.merge[index](torch.cat([self.grow[index](x), encoder], 1))
-
-
-# ---------------------------------------------------------------------------------------------- network
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,10 +149,10 @@ class SMGICNet(MeanFramePasses, SymmetricNetwork):
         s = self.switches = _Switches(**switches)
         bands = s.fine == "bands"
         nets = [
-            _Level1(s.widths[0]),
-            _Level23(s.widths[1], 2),
-            _Level23(s.widths[2], 3),
-            _Level4(s.widths[3], s.gate, 16 if bands else 2, 6 if s.force else 3),
+            Level1(s.widths[0]),
+            Level23(s.widths[1], 2),
+            Level23(s.widths[2], 3),
+            Level4(s.widths[3], s.gate, 16 if bands else 2, 6 if s.force else 3),
         ]
         self.nets = nn.ModuleList(nets[-s.levels :])
         self._initialise()
@@ -349,9 +164,9 @@ class SMGICNet(MeanFramePasses, SymmetricNetwork):
     def _initialise(self) -> None:
         steady_init(self)
         for part in self.modules():
-            if isinstance(part, _Residual):  # starts as little more than its skip, however many follow each other
+            if isinstance(part, Residual):  # starts as little more than its skip, however many follow each other
                 nn.init.kaiming_normal_(part.b.weight, 5.0)
-            elif isinstance(part, _Head):
+            elif isinstance(part, Head):
                 zero_init(part.b, 1e-3)
         if self.switches.force:
             last = self.nets[-1]
@@ -361,7 +176,7 @@ class SMGICNet(MeanFramePasses, SymmetricNetwork):
             path, c = [last.inlet[0], last.inlet[2], last.head.a, last.head.b], self.switches.widths[3]
             begin_as_step(path, 16 + 3, [0, c, 0], self.switches.ranges[3] * _UNIT, [True, False, True])
 
-    def _increments(self, level: int, ways: list[tuple[_Pyramid, _Pyramid, Tensor]]) -> list[Tensor]:
+    def _increments(self, level: int, ways: list[tuple[Pyramid, Pyramid, Tensor]]) -> list[Tensor]:
         """The velocities that a level adds, per way (moving, fixed, the map so far on the level's lattice).
 
         All ways pass the network as one batch: on a CPU small volumes are several times faster in company.
@@ -374,7 +189,7 @@ class SMGICNet(MeanFramePasses, SymmetricNetwork):
         raw = self.nets[level](pair, energy, scale_channels(flows, [1 / n for n in half]))
         return list((self.switches.ranges[self.kinds[level]] * scale_channels(raw, half)).chunk(len(ways)))
 
-    def _inputs(self, level: int, a: _Pyramid, b: _Pyramid, flow: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _inputs(self, level: int, a: Pyramid, b: Pyramid, flow: Tensor) -> tuple[Tensor, Tensor | None]:
         """Image and energy channels of a level for moving ``a``, fixed ``b``."""
         kind, scale = self.kinds[level], self.scales[level]
         if kind == 3:
@@ -399,7 +214,7 @@ class SMGICNet(MeanFramePasses, SymmetricNetwork):
         self, moving: Tensor, fixed: Tensor, level: int | None = None, both: bool = True
     ) -> list[tuple[_Direction, _Direction | None]]:
         """Per level: (moving -> fixed, fixed -> moving), the second ``None`` unless ``both``."""
-        s, a, b = self.switches, _Pyramid(moving), _Pyramid(fixed)
+        s, a, b = self.switches, Pyramid(moving), Pyramid(fixed)
         steps: list[tuple[_Direction, _Direction | None]] = []
         ab = ba = None
         for index in range(level or s.levels):
@@ -471,7 +286,7 @@ class SMGICNet(MeanFramePasses, SymmetricNetwork):
         s = self.switches
         level = level or s.levels
         steps = self.run(moving, fixed, level, both=s.symmetric)
-        a, b = _Pyramid(moving), _Pyramid(fixed)
+        a, b = Pyramid(moving), Pyramid(fixed)
         terms: dict[str, list[Tensor]] = {"similarity": [], "smooth": [], "anti_fold": []}
         for index, pair in enumerate(steps):
             weight = 2.0 ** (index + 1 - level)
@@ -488,7 +303,7 @@ class SMGICNet(MeanFramePasses, SymmetricNetwork):
         """Scale of the images that a level is judged by: level 4's is always 1."""
         return 1 if self.kinds[index] == 3 else self.scales[index]
 
-    def _similarity(self, index: int, phi: Tensor, a: _Pyramid, b: _Pyramid) -> Tensor:
+    def _similarity(self, index: int, phi: Tensor, a: Pyramid, b: Pyramid) -> Tensor:
         """-LNCC of the level's low-pass pair, and of its energy pair at 1/4 and 1/2."""
         kind, scale, seen = self.kinds[index], self.scales[index], self._seen(index)
         total = lncc(warp(a.low[seen], up_blocks(phi, scale // seen)), b.low[seen], _WINDOWS[kind])
@@ -496,7 +311,7 @@ class SMGICNet(MeanFramePasses, SymmetricNetwork):
             total = total + lncc(warp(a.energy[scale], phi), b.energy[scale], _WINDOWS[kind])
         return total
 
-    def _multi_level(self, steps, level: int, a: _Pyramid, b: _Pyramid) -> list[Tensor]:
+    def _multi_level(self, steps, level: int, a: Pyramid, b: Pyramid) -> list[Tensor]:
         """L_Mu = MSE(w_i, (w_i + w_{i-1}) / 2): the level must not throw away what the one before found."""
         if level < 2:
             return []
@@ -509,7 +324,7 @@ class SMGICNet(MeanFramePasses, SymmetricNetwork):
             terms.append(0.0005 * 0.25 * mse(*moved))
         return terms
 
-    def _inverse_terms(self, step, level: int, a: _Pyramid, b: _Pyramid) -> dict[str, list[Tensor]]:
+    def _inverse_terms(self, step, level: int, a: Pyramid, b: Pyramid) -> dict[str, list[Tensor]]:
         """What ties the two directions and their inverses together at the finest level in use."""
         s, (ab, ba) = self.switches, step
         kind, seen = self.kinds[level - 1], self._seen(level - 1)

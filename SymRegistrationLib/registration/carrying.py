@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..fields import FieldPair
-from ..geometry.grid import Grid, transform_points
+from ..geometry.grid import Grid
 from ..geometry.transforms import (
     CompactTransform,
     TransformPair,
@@ -17,6 +16,7 @@ from ..geometry.transforms import (
     jacobian_on,
     mark_folds,
     resample_through,
+    seen,
 )
 from ..geometry.volumes import Volume
 from .physical import map_grid, to_physical, to_physical_again
@@ -63,16 +63,16 @@ def carry_again(before: Carried, fixed: Volume, moving: Volume, pair: FieldPair,
     transforms, boxes = found
     forward, inverse = transforms.forward, transforms.inverse
     assert isinstance(forward, CompactTransform) and isinstance(inverse, CompactTransform)
-    there = _seen(forward, boxes[0], fixed.grid)
-    back = _seen(inverse, boxes[1], moving.grid)
-    on_map = _seen(forward, boxes[0], before.map_grid)
+    there = seen(fixed.grid, forward, boxes[0])
+    back = seen(moving.grid, inverse, boxes[1])
+    on_map = seen(before.map_grid, forward, boxes[0])
     warped_moving, warped_fixed = before.warped_moving.copy(), before.warped_fixed.copy()
     jacobian, ice = before.jacobian.copy(), before.ice_mm.copy()
-    if there is not None:
+    if there[0].stop > there[0].start:
         warped_moving[there] = resample_through(moving, forward, _crop(fixed.grid, there))
-    if back is not None:
+    if back[0].stop > back[0].start:
         warped_fixed[back] = resample_through(fixed, inverse, _crop(moving.grid, back))
-    if on_map is not None:
+    if on_map[0].stop > on_map[0].start:
         # Differences need their neighbours: one voxel more on every side, which is left out again.
         wide = _grown(on_map, 1, before.map_grid.shape)
         inner = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(on_map, wide))
@@ -80,19 +80,6 @@ def carry_again(before: Carried, fixed: Volume, moving: Volume, pair: FieldPair,
         ice[on_map] = inverse_consistency_on(forward, inverse, _crop(before.map_grid, on_map))
     mark_folds(jacobian, forward, before.map_grid, _grown(boxes[0], 3, forward.grid.shape))
     return Carried(transforms, warped_moving, warped_fixed, before.map_grid, jacobian, ice)
-
-
-def _seen(transform: CompactTransform, box: Sequence[slice], grid: Grid) -> tuple[slice, slice, slice] | None:
-    """The box of a grid of the output space whose voxels can see a box of a lattice; None when none can."""
-    corners = itertools.product(*((part.start - 1, part.stop) for part in box))
-    points = transform_points(np.linalg.inv(transform.before), transform.grid.points(list(corners)))
-    index = grid.indices(points)
-    low = np.maximum(np.floor(index.min(0)).astype(int) - 1, 0)
-    high = np.minimum(np.ceil(index.max(0)).astype(int) + 2, grid.shape)
-    if (high <= low).any():
-        return None
-    d, h, w = (slice(int(a), int(b)) for a, b in zip(low, high))
-    return d, h, w
 
 
 def _grown(box: Sequence[slice], voxels: int, shape: Sequence[int]) -> tuple[slice, slice, slice]:

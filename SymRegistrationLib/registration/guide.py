@@ -73,28 +73,28 @@ def steer_by(
     Raises:
         InputError: something shall pull and is missing, empty, outside, or contradicts itself.
     """
-    points, labels = (
-        (pulling.fixed_points, pulling.moving_points),
-        (pulling.fixed_labels, pulling.moving_labels),
-    )
-    pull, tolerance, which = options.landmark_weight > 0, np.empty(0), []
-    if pull:
-        if points[0] is None or points[1] is None:
+    points: tuple[PointSet, PointSet] | None = None
+    labels: tuple[Volume, Volume] | None = None
+    tolerance, which = np.empty(0), []
+    if options.landmark_weight > 0:
+        if pulling.fixed_points is None or pulling.moving_points is None:
             raise InputError("landmarks shall pull but none were given.", "Add --fixed-points and --moving-points.")
+        points = pulling.fixed_points, pulling.moving_points
         tolerance = tolerances(options.landmark_tolerance, len(points[0]))
         check_landmarks(*points, (fixed, moving), tolerance)
     if options.drive_labels:
-        if labels[0] is None or labels[1] is None:
+        if pulling.fixed_labels is None or pulling.moving_labels is None:
             raise InputError("labels shall pull but none were given.", "Add --fixed-labels and --moving-labels.")
+        labels = pulling.fixed_labels, pulling.moving_labels
         which = shared_labels(*labels, options.drive_labels, notes)
-    if not (pull or which or watch):
+    if not (points or which or watch):
         return None
 
     def steer(space: WorkingPair) -> Steering:
         return Steering(
             space.grid.shape,
-            landmark_pairs(*points, space, tolerance, options.landmark_weight, notes) if pull else None,
-            label_channels(*labels, space, which, options.label_weight) if which else None,
+            landmark_pairs(*points, space, tolerance, options.landmark_weight, notes) if points else None,
+            label_channels(*labels, space, which, options.label_weight) if labels and which else None,
             observer=None if watch is None else observer(watch, space, moving_scan, fixed),
         )
 
@@ -250,7 +250,9 @@ def _label_numbers(text: str) -> list[int]:
         raise InputError(f"'{text}' is no list of labels.", "Give 'all', or label numbers like 4,43,17,53.") from None
 
 
-def label_channels(fixed: Volume, moving: Volume, space: WorkingPair, which: Sequence[int], weight: float):
+def label_channels(
+    fixed: Volume, moving: Volume, space: WorkingPair, which: Sequence[int], weight: float
+) -> LabelChannels:
     """The share of each label in each voxel of the working grid, as :class:`LabelChannels`."""
     device, sides = space.fixed.device, []
     for volume, to in ((fixed, space.mid_to_fixed), (moving, space.mid_to_moving)):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -221,7 +221,7 @@ def _placed(network: SymmetricNetwork, device: torch.device) -> SymmetricNetwork
     return placed.to(memory_format=layout)  # type: ignore[call-overload]  # missing in torch's stubs
 
 
-def _precision(device: torch.device, card: Card):
+def _precision(device: torch.device, card: Card) -> AbstractContextManager:
     """Half precision for convolutions where that is faster; field mathematics stays in float32."""
     if device.type == "cuda":
         return torch.autocast("cuda", torch.float16)

@@ -88,7 +88,7 @@ class Solver:
             from .. import networks
             from . import inference  # learned methods are loaded only when asked for
 
-            spacing = options.spacing or max(self.finest, inference.working_spacing(options.method, options))
+            spacing = options.spacing or inference.working_spacing(options.method, options)
             self.coarse = self._space(pose, spacing, networks.card(options.method).size_multiple, whole)
         if not refined and not whole:
             self.space = self.coarse

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,7 +151,7 @@ def outline_levels(image: np.ndarray) -> tuple[float, float]:
     return 0.12, float(np.median(content)) if content.size else 0.5
 
 
-def level_lines(image: np.ndarray, levels, width: float = 0.8) -> np.ndarray:
+def level_lines(image: np.ndarray, levels: Sequence[float], width: float = 0.8) -> np.ndarray:
     """(h, w) in 0..1: smooth lines where ``image`` (0..1) crosses ``levels``; faint edges are left out."""
     smooth = _blur(_blur(image))
     slope = np.hypot(*np.gradient(smooth))

@@ -32,7 +32,7 @@ MODES = (("slide", "Slide"), ("flicker", "Flicker"), ("checker", "Checkerboard")
 BINS = 60
 
 
-def write_report(path: Path, result, metrics: Mapping[str, Any]) -> None:
+def write_report(path: Path, result: Any, metrics: Mapping[str, Any]) -> None:
     """Write the report of one registration.
 
     Args:
@@ -116,7 +116,7 @@ def _legend(stops: np.ndarray, ticks: Sequence[str], text: str = "") -> str:
 # ---------------------------------------------------------------------------------------------- sections
 
 
-def _head(result, metrics: Mapping[str, Any]) -> str:
+def _head(result: Any, metrics: Mapping[str, Any]) -> str:
     seconds = (metrics.get("seconds") or {}).get("total")
     preset = metrics.get("preset")
     run = (metrics.get("method"), f"preset {preset}" if preset else None, metrics.get("device"), duration(seconds))
@@ -164,7 +164,7 @@ def _change(before: float, after: float, digits: int) -> str:
     return f"{number(before, digits)} \u2192 {number(after, digits)}"
 
 
-def _compare(page: Page, result) -> str:
+def _compare(page: Page, result: Any) -> str:
     tilt = drawing.tilt_degrees(result.fixed.grid)
     oblique = (
         f" The fixed scan is tilted by {tilt:.0f}\u00b0; letters name the nearest body direction." if tilt > 5 else ""
@@ -222,7 +222,7 @@ def _deformation(page: Page, limits: dict[str, float]) -> str:
     )
 
 
-def _histogram(result) -> str:
+def _histogram(result: Any) -> str:
     """Log-Jacobian inside the scan's content, at most about a million voxels, as inline SVG."""
     step = max(1, round((result.jacobian.size / 1e6) ** (1 / 3)))
     part = (slice(None, None, step),) * 3

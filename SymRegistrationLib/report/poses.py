@@ -21,7 +21,7 @@ COARSE = 2
 NAMES = {"headers": "As scanned", "headers, refined": "As scanned, refined", "taken": "Taken"}
 
 
-def poses_section(page: Page, result, metrics: Mapping[str, Any]) -> str:
+def poses_section(page: Page, result: Any, metrics: Mapping[str, Any]) -> str:
     """Pictures of the moving scan at each pose under outlines of the fixed one, scores, and each decision in a
     sentence; "" for runs that compared no poses."""
     told = metrics.get("alignment") or {}

@@ -175,7 +175,7 @@ def _measured(metrics: Mapping[str, Any]) -> list[Light]:
     return found
 
 
-def trust_section(page: Page, result, metrics: Mapping[str, Any]) -> str:
+def trust_section(page: Page, result: Any, metrics: Mapping[str, Any]) -> str:
     """The page, as HTML; adds pictures of the worst regions to ``page``."""
     found = lights(metrics)
     worst = next((level for level in ("bad", "look", "open") if any(light.level == level for light in found)), "good")
@@ -210,8 +210,9 @@ def trust_section(page: Page, result, metrics: Mapping[str, Any]) -> str:
     return f'<section class="card" id="trust"><h2>Can I trust it? {escape(words)}.</h2>{body}</section>'
 
 
-def _worst_places(page: Page, result, told: dict | None) -> str:
-    places = (told or {}).get("worst") or []
+def _worst_places(page: Page, result: Any, told: dict | None) -> str:
+    told = told or {}
+    places = told.get("worst") or []
     if not places or result.uncertainty is None:
         return ""
     low, high = robust_range(result.fixed.array)

@@ -7,8 +7,10 @@ fixed grid, the last may be None), ``jacobian``, ``ice_mm`` ((D, H, W) on ``map_
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +63,7 @@ class Page:
         return f'<div class="views">{"".join(panes)}</div>'
 
 
-def draw_scans(page: Page, result, matrix: np.ndarray) -> None:
+def draw_scans(page: Page, result: Any, matrix: np.ndarray) -> None:
     """Grey pictures of the fixed scan and of the moving scan in its three stages, and the fixed scan's outlines.
 
     Stores ``fixed``, ``before``, ``aligned``, ``after`` and ``lines``.
@@ -90,7 +92,7 @@ def draw_scans(page: Page, result, matrix: np.ndarray) -> None:
         page.picture("lines", plane, np.dstack([ink, 255 * lines]).astype(np.uint8))
 
 
-def draw_maps(page: Page, result, matrix: np.ndarray) -> dict[str, float]:
+def draw_maps(page: Page, result: Any, matrix: np.ndarray) -> dict[str, float]:
     """Coloured maps over the fixed scan: ``jacobian``, ``lattice`` and every sequential map of the table of outputs.
 
     Args:
@@ -114,7 +116,7 @@ def draw_maps(page: Page, result, matrix: np.ndarray) -> dict[str, float]:
     return limits
 
 
-def _cuts(page: Page, result, values: np.ndarray) -> list[np.ndarray]:
+def _cuts(page: Page, result: Any, values: np.ndarray) -> list[np.ndarray]:
     """(h, w) per plane: a map on the fixed grid, or on the coarser ``map_grid``, as the planes of the fixed
     scan show it."""
     if values.shape == result.fixed.grid.shape:
@@ -134,7 +136,7 @@ def _draw_jacobian(page: Page, greys: list[np.ndarray], cuts: list[np.ndarray]) 
     return limit
 
 
-def _draw_lattice(page: Page, greys: list[np.ndarray], result, matrix: np.ndarray) -> float:
+def _draw_lattice(page: Page, greys: list[np.ndarray], result: Any, matrix: np.ndarray) -> float:
     extent = max(max(plane.shape) * plane.pixel_mm for plane in page.planes)
     spacing = _round_up(extent / 28, _LATTICE_STEPS)
     for plane, grey in zip(page.planes, greys):
@@ -152,7 +154,7 @@ def _draw_millimetres(page: Page, greys: list[np.ndarray], name: str, cuts: list
     return limit
 
 
-def unaligned(plane: Plane, result, matrix: np.ndarray) -> np.ndarray:
+def unaligned(plane: Plane, result: Any, matrix: np.ndarray) -> np.ndarray:
     """(h, w, 2) mm along the plane's axes: where the deformation, without the alignment, carries the pixels."""
     grid = result.fixed.grid
     points = plane.points(grid)
@@ -162,13 +164,13 @@ def unaligned(plane: Plane, result, matrix: np.ndarray) -> np.ndarray:
     return grid.indices(back).reshape(points.shape)[..., axes] * grid.spacing[axes]
 
 
-def _scale(cuts: list[np.ndarray], greys: list[np.ndarray], steps) -> float:
+def _scale(cuts: list[np.ndarray], greys: list[np.ndarray], steps: Sequence[float]) -> float:
     """A round upper end that leaves out one percent of the values where the scan shows something."""
     shown = np.concatenate([cut[grey > 0.1] for cut, grey in zip(cuts, greys)])
     return _round_up(np.percentile(shown, 99) if shown.size else steps[0], steps)
 
 
-def _round_up(value: float, steps) -> float:
+def _round_up(value: float, steps: Sequence[float]) -> float:
     return float(next((step for step in steps if step >= value), steps[-1]))
 
 

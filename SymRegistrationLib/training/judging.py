@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class JudgedPair:
     """
 
     def __init__(
-        self, fixed: dataset.Case, moving: dataset.Case, network, spacing: float, labels: list[int] | None = None
+        self, fixed: dataset.Case, moving: dataset.Case, network: Any, spacing: float, labels: list[int] | None = None
     ):
         self.name = f"{fixed.subject}<-{moving.subject}"
         volumes = [read_volume(case.image, "scan") for case in (fixed, moving)]
@@ -44,7 +45,7 @@ class JudgedPair:
             self.frame, self.moving, self.fixed = network._met(self.space.moving, self.space.fixed)
 
     @torch.no_grad()
-    def scores(self, network) -> dict[str, float]:
+    def scores(self, network: Any) -> dict[str, float]:
         """``dice``, ``dice_before`` (what stands in front), ``folded`` (share, of the residual map), ``passes_dice``
         of 1, 2, 4."""
         zero = torch.zeros_like(self.frame.out(None, 1))
@@ -72,7 +73,7 @@ class JudgedPair:
         return metrics.mean(metrics.dice(fixed.array[tuple(index.T)], labels, self.chosen))
 
 
-def judged_pairs(table: str, network, spacing: float, progress: Progress = silent) -> list[JudgedPair]:
+def judged_pairs(table: str, network: Any, spacing: float, progress: Progress = silent) -> list[JudgedPair]:
     """Pairs of a table with the columns fixed, moving, fixed_labels and moving_labels. Raises InputError."""
     listing = dataset.find(table)
     pairs = listing.pairs or ()

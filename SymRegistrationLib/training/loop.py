@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def train(options: TrainingOptions, progress: Progress = silent) -> dict[str, An
         return Trainer(prepared, options, rank, world).run(progress)
 
 
-def _timer(options: TrainingOptions):
+def _timer(options: TrainingOptions) -> Callable[[SymmetricNetwork, Samples, int], float]:
     """``timer(network, samples, level)``: seconds of one optimiser step."""
 
     def timer(network: SymmetricNetwork, samples: Samples, level: int) -> float:
@@ -273,7 +274,7 @@ class Trainer:
                 parameter.grad.copy_(part.view_as(parameter))
         return float(torch.stack([p.grad.float().norm() for p in active]).norm())
 
-    def _precision(self):
+    def _precision(self) -> AbstractContextManager:
         if self.plan.precision != "bfloat16":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)

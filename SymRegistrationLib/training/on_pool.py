@@ -237,7 +237,7 @@ class _Run:
                 if name.startswith("inner.") and value.dtype.is_floating_point:
                     self.average[name].lerp_(value, 1 - keep)
 
-    def _precision(self):
+    def _precision(self) -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.half)
 
     def _copy(self) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ def missing() -> str:
     return "curves.png is not drawn, because matplotlib is not installed (pip install matplotlib); log.jsonl holds all"
 
 
-def draw(folder: Path, judge, held_out: Sequence[Pair] | None, writer: Any = None, step: int = 0) -> None:
+def draw(folder: Path, judge: Any, held_out: Sequence[Pair] | None, writer: Any = None, step: int = 0) -> None:
     """Write curves.png, and validation.png from the first held-out pair.
 
     Args:
@@ -56,7 +56,7 @@ def draw(folder: Path, judge, held_out: Sequence[Pair] | None, writer: Any = Non
 
 
 @torch.no_grad()
-def pair_picture(network, pair: Pair) -> np.ndarray:
+def pair_picture(network: Any, pair: Pair) -> np.ndarray:
     """(h, w) uint8: three middle slices (rows) of fixed, moving, warped moving, |fixed - moving|, |fixed - warped|."""
     u = network(pair.moving, pair.fixed).pair.fixed_to_moving.float()
     images = [x.float().cpu()[0, 0].numpy() for x in (pair.fixed, pair.moving, warp(pair.moving, u))]

@@ -331,7 +331,7 @@ def _plan(
 
 
 def _scheduled(
-    plan: TrainingPlan, options: TrainingOptions, network: SymmetricNetwork, samples: Samples, timer
+    plan: TrainingPlan, options: TrainingOptions, network: SymmetricNetwork, samples: Samples, timer: Callable | None
 ) -> TrainingPlan:
     """The published stages, shortened to ``iterations`` or ``minutes``."""
     recipe: Recipe = network.recipe
@@ -383,7 +383,7 @@ def _scheduled(
 
 
 def _by_time(
-    plan: TrainingPlan, options: TrainingOptions, recipe: Recipe, timer, samples: Samples
+    plan: TrainingPlan, options: TrainingOptions, recipe: Recipe, timer: Callable, samples: Samples
 ) -> tuple[list[int], dict[str, float]]:
     """Steps of each stage that fit ``minutes``, with a tenth kept for validation and checkpoints."""
     network = new_network(options)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,7 +30,7 @@ class joined_processes:
         dist.init_process_group("nccl" if on_gpu else "gloo")
         return dist.get_rank(), self._world
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._world > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -40,8 +42,8 @@ def enable_gradient_checkpointing(network: SymmetricNetwork) -> None:
             member.forward = _forgetful(member.forward)
 
 
-def _forgetful(forward):
-    def wrapped(*args, **named):
+def _forgetful(forward: Callable) -> Callable:
+    def wrapped(*args: Any, **named: Any) -> Any:
         if torch.is_grad_enabled():
             return checkpoint(forward, *args, use_reentrant=False, **named)
         return forward(*args, **named)

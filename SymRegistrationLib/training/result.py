@@ -34,7 +34,7 @@ def board(folder: Path) -> Any:
 # ---------------------------------------------------------------------------------------------- model card
 
 
-def model_card(plan: TrainingPlan, options: TrainingOptions, result: Mapping[str, Any], state) -> dict[str, Any]:
+def model_card(plan: TrainingPlan, options: TrainingOptions, result: Mapping[str, Any], state: Any) -> dict[str, Any]:
     """What the weights are: everything needed to judge them or to make them again; plain JSON."""
     card = networks.card(plan.method)
     log = rows(Path(options.output) / "log.jsonl")

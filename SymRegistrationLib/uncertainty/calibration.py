@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,12 +64,12 @@ class Calibration:
     patch_mm: float = 0.0
     sha256: str = ""
 
-    def scale(self, predictors: Mapping[str, torch.Tensor | np.ndarray]):
+    def scale(self, predictors: Mapping[str, Any]) -> Any:
         """s in voxels, of the predictors' own type and shape. A predictor that is missing raises KeyError."""
         squared = sum((weight * predictors[name]) ** 2 for name, weight in self.weights.items())
         return (squared + self.floor**2) ** 0.5
 
-    def radius(self, predictors: Mapping[str, torch.Tensor | np.ndarray], level: int = 68):
+    def radius(self, predictors: Mapping[str, Any], level: int = 68) -> Any:
         """Radius in voxels that holds ``level`` percent (50, 68 or 95) of the true errors."""
         return self.scale(predictors) * self.radii[str(level)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +68,7 @@ def estimate_uncertainty(solver: Solver, pair: FieldPair, fixed: Volume, progres
     return UncertaintyEstimate(mean.pair() if mean else pair, found, time.perf_counter() - started)
 
 
-def _solves(solver: Solver):
+def _solves(solver: Solver) -> Iterator[tuple[str, Callable]]:
     """(kind, function that runs) of every further run."""
     for name in solver.options.others:
         yield "methods", lambda name=name: _other_method(solver, name)

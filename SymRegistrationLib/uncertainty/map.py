@@ -4,7 +4,7 @@ it is worth.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,7 +129,7 @@ def uncertainty_map(
     return UncertaintyMap(mm, spread, axis, summary, tuple(notes))
 
 
-def _disagreement(predictors: Mapping[str, Tensor], content: np.ndarray, placed) -> str:
+def _disagreement(predictors: Mapping[str, Tensor], content: np.ndarray, placed: Callable) -> str:
     """A sentence when runs or methods contradict each other over much of the content, else ''."""
     for name, who in (("methods", "the methods of the ensemble"), ("jitter", "repeated runs")):
         if name in predictors:

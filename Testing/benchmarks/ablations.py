@@ -1,6 +1,6 @@
 """What the parts of each learned method are worth: the ablations of their papers, run again on one footing.
 
-    python Testing/benchmarks/ablations.py train --pool POOL --judge PAIRS.csv --work FOLDER [--steps 120]
+    python Testing/benchmarks/ablations.py train --pool POOL --judge PAIRS.csv --work FOLDER [--steps 60]
     python Testing/benchmarks/ablations.py use --judge PAIRS.csv --work FOLDER
     python Testing/benchmarks/ablations.py whole --judge PAIRS.csv --work FOLDER
     python Testing/benchmarks/ablations.py table --work FOLDER
@@ -77,7 +77,7 @@ FORMS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 #: Steps of the coarser levels, of the methods that have them.
-COARSE = {"sm-gicnet": 30, "hsyn": 30}
+COARSE = {"sm-gicnet": 15, "hsyn": 15}
 PASSES = (1, 2, 4, 6)
 
 
@@ -145,6 +145,7 @@ def trained(method: str, form: str, folder: Path, args: argparse.Namespace, pair
         steps_coarse=coarse,
         steps_teacher=0,
         steps_free=args.steps - coarse,
+        block=(48, 48, 48),
         most_passes=1 if change.get("passes") == 1 else 4,
         threads=1,
         checkpoint_minutes=2.0,
@@ -230,7 +231,7 @@ def main() -> int:
     parser.add_argument("--pool", type=Path)
     parser.add_argument("--judge", type=Path)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--methods", nargs="+", choices=list(FORMS), default=list(FORMS))
     args = parser.parse_args()
     torch.set_num_threads(1)

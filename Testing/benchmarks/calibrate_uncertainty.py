@@ -19,7 +19,7 @@ computed again. ``--store`` writes the numbers into the package.
 
 A learned method (``--method``, no refinement) starts from the headers too, with 4 cases to fit and 3 to judge: 7
 registrations and 28 perturbed ones. Its numbers are stored beside its weights and tied to them by their SHA-256; other
-weights, another study.
+weights, another study. Long because a study is read from its cases to its table in one place.
 """
 
 from __future__ import annotations

@@ -6,13 +6,10 @@ import dataclasses
 import hashlib
 import json
 import os
-import queue
 import random
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +20,10 @@ from pairs import scan
 
 from SymRegistrationLib.cohort import run as batch
 from SymRegistrationLib.cohort import workers as batch_workers
-from SymRegistrationLib.cohort.page import page
 from SymRegistrationLib.cohort.pair import RECORD, Digests, PairRequest, content_files, recorded, run_pair, signature
-from SymRegistrationLib.cohort.summary import COLUMNS, PairState, csv_text, judge, ordered
+from SymRegistrationLib.cohort.summary import PairState
 from SymRegistrationLib.cohort.table import Row
-from SymRegistrationLib.cohort.workers import Pool, Slot, WorkerLost
+from SymRegistrationLib.cohort.workers import Pool, Slot
 from SymRegistrationLib.commands.cli import main
 from SymRegistrationLib.console import Console
 from SymRegistrationLib.geometry.volumes import to_itk
@@ -395,169 +391,9 @@ def test_a_worker_that_is_killed_or_hangs_is_replaced_and_its_pair_done(cohort, 
     assert all(not psutil.pid_exists(p.pid) or psutil.Process(p.pid).status() == "zombie" for p in started)
 
 
-class Fake:
-    """A worker that does what the test says: ``script(identity) -> "done" | "lost" | exception``."""
-
-    def __init__(self, script):
-        self.script = script
-        self.ended = queue.Queue()
-
-    def ready(self):
-        return {"devices": []}
-
-    def ask(self, command, fields, worker_timeout_s, progress):
-        outcome = self.script(fields["pair"]["job"]["fixed"])
-        if outcome == "wait":
-            self.ended.get(timeout=600)
-            outcome = "lost"
-        if outcome == "lost":
-            raise WorkerLost("the worker was killed")
-        if isinstance(outcome, Exception):
-            raise outcome
-        return {"fixed": fields["pair"]["job"]["fixed"]}
-
-    def kill(self):
-        self.ended.put(None)
-
-    close = kill
-
-
-def pool(script, count, slots=2):
-    made, events = [], []
-
-    def start():
-        made.append(Fake(script))
-        return made[-1]
-
-    requests = [PairRequest(Job(f"p{k}", "m", "o")) for k in range(count)]
-    Pool([Slot()] * slots, 1.0, start).run(requests, events.append)
-    return events, made
-
-
-def test_a_pair_that_kills_every_worker_is_tried_twice_and_listed():
-    events, made = pool(lambda name: "lost" if name == "p3" else "done", 6)
-    assert [e.index for e in events if e.kind == "failed"] == [3] and len([e for e in events if e.kind == "done"]) == 5
-    failed = next(e for e in events if e.kind == "failed")
-    assert failed.attempts == 2 and "killed, 2 times" in failed.message and len(made) <= 4
-
-
-def test_errors_of_a_pair_are_not_tried_again():
-    events, made = pool(lambda name: RegistrationError("no overlap.", "Look.") if name == "p1" else "done", 4)
-    assert [(e.index, e.message) for e in events if e.kind == "failed"] == [(1, "no overlap. Look.")] and len(made) <= 2
-
-
-def test_no_slot_leaves_while_a_lost_pair_may_come_back():
-    lost = threading.Event()
-
-    def script(name):
-        if name == "p0" and not lost.is_set():
-            time.sleep(0.3)
-            lost.set()
-            return "lost"
-        return "done"
-
-    assert sorted(e.index for e in pool(script, 2)[0] if e.kind == "done") == [0, 1]
-
-
-def test_stopping_ends_waiting_workers():
-    def tell(event):
-        raise KeyboardInterrupt
-
-    made = []
-
-    def start():
-        made.append(Fake(lambda name: "wait" if name != "p0" else "done"))
-        return made[-1]
-
-    with pytest.raises(KeyboardInterrupt):
-        Pool([Slot()] * 2, 1.0, start).run([PairRequest(Job(f"p{k}", "m", "o")) for k in range(5)], tell)
-
-
 def test_two_batches_do_not_share_a_folder(cohort, monkeypatch, capsys):
     folder = cohort[0]
     monkeypatch.setattr(batch, "LOCK_SECONDS", 0.3)
     with batch._locked(folder / "out"):
         assert main(command(folder)) == 2
     assert "another batch is at work" in capsys.readouterr().err
-
-
-def test_workers_follow_memory_processors_and_gpus(tmp_path, monkeypatch):
-    class Needs:
-        def memory_gb(self, job):
-            return 3.0
-
-    monkeypatch.setattr(batch, "cores", lambda: 16)
-    cpu = {"name": "cpu", "memory_gb": 64, "free_gb": 20.0}
-    gpus = [{"name": f"cuda:{k}", "memory_gb": 80} for k in range(2)]
-
-    def slots(devices, count=40, workers=None, **options):
-        plan = batch.CohortPlan(str(tmp_path), workers)
-        run = batch._Run([], plan, Console(quiet=True), Needs(), -1)
-        return run._slots([PairRequest(Job("f", "m", "o", options=Options(**options)))] * count, devices)
-
-    assert len(slots([cpu])) == 5 and slots([cpu])[0].threads == 3, (
-        "0.8 x 20 GB hold five workers of 3 GB; 16 cores over 5"
-    )
-    assert len(slots([cpu], count=2)) == 2 and len(slots([cpu], workers=7)) == 7
-    assert len(slots([{**cpu, "free_gb": 1.0}])) == 1
-    assert [slot.device for slot in slots([cpu, *gpus])] == ["cuda:0", "cuda:1"]
-    assert [slot.device for slot in slots([cpu, *gpus], workers=3)] == ["cuda:0", "cuda:1", "cuda:0"]
-    assert {slot.device for slot in slots([cpu, *gpus], device="cpu")} == {None}
-    assert slots([cpu], threads=2)[0].threads == 2 and slots([cpu], memory_gb=4.0)[0].memory_gb == 4.0
-    (tmp_path / "batch.json").write_text('{"threads": 6, "memory_gb": 1.5}')
-    assert (slots([cpu])[0].threads, slots([cpu])[0].memory_gb) == (6, 1.5), "a resumed batch computes as it began"
-
-
-# ---------------------------------------------------------------------------------------------- summary
-
-
-def states(count=20):
-    draw = np.random.default_rng(0)
-    found = []
-    for k in range(count):
-        numbers = {
-            "similarity_after": 0.8 + 0.01 * draw.standard_normal(),
-            "ice_mean_mm": 0.05 + 0.004 * draw.standard_normal(),
-            "folded_percent": 0.0,
-            "confidence": 0.9,
-            "verdict": "good",
-        }
-        found.append(
-            PairState(
-                Row(f"p{k}", k + 2, Job("f", f"m{k}", f"o/p{k}")), "done", numbers=numbers, seconds=1.0, attempts=1
-            )
-        )
-    return found
-
-
-def test_what_stands_out_and_what_does_not():
-    found = states()
-    judge(found)
-    assert not any(state.stands_out for state in found), "ordinary spread accuses nobody"
-    found[4].numbers["similarity_after"] = 0.5
-    found[9].numbers["folded_percent"] = 0.3
-    found[11].numbers["similarity_after"] = 0.99
-    found[13].numbers["verdict"] = "bad"
-    found[15].status, found[15].reason = "failed", "it\nbroke"
-    judge(found)
-    # (0.8 - 0.5) / (MAD about 0.01 * 0.67) * 0.67: far beyond 3.5; folded: 0.6745 * 0.3 / 0.002 = 101
-    assert {k for k in range(20) if found[k].stands_out} == {4, 9, 13}
-    assert (
-        found[9].score == pytest.approx(0.6745 * 0.3 / 0.002)
-        and "folded, % 0.3000 (usual 0.0000)" in found[9].stands_out
-    )
-    assert [state.row.identity for state in ordered(found)][:4] == ["p15", "p9", "p4", "p13"]
-    assert csv_text(found).splitlines()[0] == ",".join(COLUMNS) and ",failed,it broke," in csv_text(found)
-
-
-def test_few_pairs_say_nothing_about_the_usual():
-    found = states(4)
-    found[0].numbers["similarity_after"] = 0.1
-    judge(found)
-    assert not found[0].stands_out
-
-
-def test_the_page_escapes_what_tables_say():
-    state = PairState(Row("a&b", 2, Job("<script>.nii", "m.nii", "o")), "failed", "<img src=x onerror=alert(1)>")
-    text = page([state], "<b>", 1.0)
-    assert "<script>" not in text and "<img src=x" not in text and "a&amp;b" in text and "&lt;b&gt;" in text

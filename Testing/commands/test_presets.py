@@ -77,6 +77,12 @@ def test_users_keep_presets_in_their_settings_and_in_files(own, tmp_path):
     file = tmp_path / "more.json"
     file.write_text(json.dumps({"presets": {"our-spines": {"options": {"refine": 3}}}}))
     assert parsed("--preset", "our-spines", "--preset-file", str(file)) == Options(refine=3)
+    assert anatomies.remove("our-spines") == own
+    assert [*anatomies.anatomies()] == [*ANATOMIES, "other"]
+    for name in ("our-spines", "brain"):
+        with pytest.raises(InputError, match=f"holds no preset '{name}'"):
+            anatomies.remove(name)
+    assert anatomies.anatomies()["other"].title == "Other"
 
 
 @pytest.mark.parametrize(

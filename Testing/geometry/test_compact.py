@@ -124,6 +124,27 @@ def test_images_maps_and_composition_agree_with_the_dense_form(compact):
     np.testing.assert_allclose(ice, truth, atol=2e-3)
 
 
+def test_maps_are_affine_beyond_what_sees_the_lattice(compact, monkeypatch):
+    """Only a box of a large grid is looked at; the map is the same as when all of it is."""
+    grid = Grid.centred((70, 60, 50), 3.0, compact.grid.centre + 9.0)
+    back = transforms.CompactTransform(
+        compact.grid, -compact.displacement, np.linalg.inv(compact.after), np.linalg.inv(compact.before)
+    )
+    box = transforms.seen(grid, compact)
+    assert np.prod([side.stop - side.start for side in box]) < 0.5 * np.prod(grid.shape)
+    maps = [transforms.jacobian_on(compact, grid), transforms.inverse_consistency_on(compact, back, grid)]
+    monkeypatch.setattr(transforms, "seen", lambda grid, transform: tuple(slice(0, n) for n in grid.shape))
+    whole = [transforms.jacobian_on(compact, grid), transforms.inverse_consistency_on(compact, back, grid)]
+    for ours, full in zip(maps, whole):
+        np.testing.assert_allclose(ours, full, atol=1e-4)
+    away = np.ones(grid.shape, bool)
+    away[box] = False
+    assert away.any() and float(np.ptp(maps[0][away])) < 1e-5 and float(maps[1][away].max()) == 0
+    far = Grid.centred((4, 5, 6), 2.0, compact.grid.centre + 1e4)
+    assert float(np.ptp(transforms.jacobian_on(compact, far))) < 1e-4
+    assert float(transforms.inverse_consistency_on(compact, back, far).max()) < 1e-2
+
+
 def test_only_what_differs_from_the_background_is_looked_up(compact):
     """A box of content in much air, far off the middle: nothing of it may be lost at the box that is computed."""
     source = Grid.centred((90, 80, 70), 1.5, transform_points(compact.matrix, compact.grid.centre))

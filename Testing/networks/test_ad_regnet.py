@@ -9,7 +9,7 @@ from torch import nn
 
 from SymRegistrationLib import fields, losses, networks
 from SymRegistrationLib.job import InputError
-from SymRegistrationLib.networks import ad_regnet
+from SymRegistrationLib.networks import _ad_regnet_attention, ad_regnet
 from SymRegistrationLib.networks._base import parameter_count
 
 
@@ -75,7 +75,7 @@ def test_full_attention_equals_the_printed_formula():
     torch.manual_seed(SEED)
     attention = ad_regnet.CrossAttention(64, "full")
     moving, fixed = torch.randn(2, 64, 4, 3, 5), torch.randn(2, 64, 4, 3, 5)
-    place = ad_regnet.positions((4, 3, 5), 64, torch.device("cpu"))
+    place = _ad_regnet_attention.positions((4, 3, 5), 64, torch.device("cpu"))
     with torch.no_grad():
         found, _ = attention(moving, fixed)
         m, f = (attention.norm(x.permute(0, 2, 3, 4, 1)) for x in (moving, fixed))

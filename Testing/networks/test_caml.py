@@ -9,7 +9,7 @@ from torch import nn
 
 from SymRegistrationLib import fields, losses, networks
 from SymRegistrationLib.job import InputError
-from SymRegistrationLib.networks import _attention, caml
+from SymRegistrationLib.networks import _attention, _caml_blocks
 from SymRegistrationLib.networks._base import parameter_count
 
 SHAPE = (40, 44, 40)
@@ -80,7 +80,7 @@ def test_slabs_change_neither_result_nor_gradient(monkeypatch):
 
 def test_keys_outside_the_search_window_change_nothing():
     torch.manual_seed(SEED)
-    block = caml.CrossBlock(32)
+    block = _caml_blocks.CrossBlock(32)
     base, search = torch.randn(1, 8, 8, 8, 32), torch.randn(1, 8, 8, 8, 32)
     other = search.clone()
     other[:, 4:] = other[:, 4:].flip(1)  # the blocks from 4 on: two and more away from the first

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from SymRegistrationLib import fields, networks
-from SymRegistrationLib.networks import _match, _pose
+from SymRegistrationLib.networks import _match, _pose, _prealign
 from SymRegistrationLib.networks._attention import up_blocks
 from SymRegistrationLib.networks._match import CELL, Match, half_shift
 from SymRegistrationLib.networks._pose import KeyPoints, Pose, fitted_pose, found_pose
@@ -174,6 +174,32 @@ def test_a_method_behind_the_front_exchanges_exactly_and_inverts(name):
     assert there.fixed_to_moving.abs().max() > 0.3
     error = fields.inverse_consistency(there.fixed_to_moving, there.moving_to_fixed)[..., 8:-8, 8:-8, 8:-8]
     assert error.mean() < 0.05
+
+
+def test_a_part_of_a_frame_leads_to_the_same_places():
+    """Halves that vanish at the border of a box: within it, and through it from everywhere, the same as on the grid."""
+    print("seed", SEED)
+    torch.manual_seed(SEED)
+    low, size, shape = (4, 2, 6), (20, 20, 16), (32, 28, 24)
+    cells = tuple(slice(a // CELL, (a + n) // CELL) for a, n in zip(low, size))
+    steps = []
+    for _ in range(2):
+        v = torch.zeros(1, 3, *(n // CELL for n in shape))
+        v[(..., *(slice(s.start + 2, s.stop - 2) for s in cells))] = 1.0
+        v = 0.5 * fields.gaussian(v, 0.5) * torch.tensor([1.0, -0.6, 0.3]).view(1, 3, 1, 1, 1)
+        steps.append(v)
+    m, f, pairs = _composed(steps)
+    here = fields.identity(shape, torch.device("cpu"))
+    pose = Pose(turned(20).linear, torch.tensor([[14.0, 12.0, 13.0]]), torch.tensor([[1.0, -0.5, 2.0]]))
+    whole = _prealign._Frame(pose, _match.Halves(m, f, pairs), here)
+    part = whole.part(low, [a + n for a, n in zip(low, size)])
+    box = (..., *(slice(a, a + n) for a, n in zip(low, size)))
+    assert whole.halves.to_moving.abs().max() > 0.5
+    for side in (1, -1):
+        shift = torch.tensor(low, dtype=torch.float32).view(1, 3, 1, 1, 1)
+        assert (whole.out(None, side)[box] - (part.out(None, side) - shift)).abs().max() < 5e-3
+        nothing = torch.zeros(1, 3, *size)
+        assert (whole.through(torch.zeros_like(here), side) - part.through(nothing, side)).abs().max() < 5e-3
 
 
 def test_levels_count_on_from_the_front():

@@ -227,6 +227,9 @@ def test_a_preset_of_ones_own_is_saved_listed_chosen_and_deleted(module, monkeyp
     module.click("deletePresetButton")
     assert box.findData("wirbelsaule-ct-mr") < 0 and state.anatomy == "unknown" and not ui.deletePresetButton.enabled
     assert "wirbelsaule-ct-mr" not in anatomies.anatomies() and module.app.shown == []
+    anatomies.save("elsewhere", "Saved elsewhere", {"initial": "rigid"})
+    module.widget.enter()
+    assert box.findData("elsewhere") > 0 and box.currentText == "I do not know", "opened again, the module reads anew"
 
 
 def test_a_damaged_file_of_presets_stays_and_is_told(module, monkeypatch, tmp_path):
