@@ -108,14 +108,17 @@ def sample(image: Tensor, grid: Tensor, mode: str = "bilinear", padding: str = "
     """
     n, depth = grid.shape[0], grid.shape[1]
     chunks = torch.get_num_threads() if image.device.type == "cpu" and n == 1 else 1
-    if chunks > 1 and depth >= chunks:
-        while depth % chunks:
-            chunks -= 1
     if chunks <= 1 or depth < chunks:
         return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=True)
-    parts = grid.reshape(chunks, depth // chunks, *grid.shape[2:])
+    if rest := depth % chunks:
+        parts = (
+            sample(image, grid[:, : depth - rest], mode, padding),
+            sample(image, grid[:, depth - rest :], mode, padding),
+        )
+        return torch.cat(parts, 2)
+    slabs = grid.reshape(chunks, depth // chunks, *grid.shape[2:])
     out = F.grid_sample(
-        image.expand(chunks, *image.shape[1:]), parts, mode=mode, padding_mode=padding, align_corners=True
+        image.expand(chunks, *image.shape[1:]), slabs, mode=mode, padding_mode=padding, align_corners=True
     )
     return out.transpose(0, 1).reshape(1, image.shape[1], *grid.shape[1:4])
 
@@ -279,29 +282,31 @@ def _converge(u: Tensor, w: Tensor, where: Tensor, tolerance: float, iterations:
     """
     height, width = u.shape[3:]  # torch.unravel_index loads sympy: half a second in every new process
     place = torch.stack([where // (height * width), where // width % height, where % width]).to(u)
-    best, step, used = w, torch.full_like(w[0], 0.7), 0
-    residual = w + sample_at(u, (place + w).T[None])[0].T
-    least = residual.square().sum(0)
-    worse = torch.zeros_like(least)
-    for used in range(1, iterations + 1):
-        active = (least > tolerance**2).nonzero()[:, 0]
-        if not len(active):
-            used -= 1
+    best, left = w.clone(), w + sample_at(u, (place + w).T[None])[0].T
+    least = left.square().sum(0)
+    # From here on only what has not converged yet; ``at`` says where among the voxels asked for.
+    at = torch.arange(len(where), device=u.device)
+    here, size, nearest = w, least, w
+    step, worse = torch.full_like(size, 0.7), torch.zeros_like(size)
+    for used in range(iterations + 1):
+        going = (size > tolerance**2).nonzero()[:, 0]
+        if used == iterations or not len(going):
             break
-        moved = w[:, active] - step[active] * residual[:, active]
-        left = moved + sample_at(u, (place[:, active] + moved).T[None])[0].T
-        size = left.square().sum(0)
-        better = size < least[active]
-        best = best.index_copy(1, active, torch.where(better, moved, best[:, active]))
-        least = least.index_copy(0, active, torch.where(better, size, least[active]))
-        count = torch.where(better, torch.zeros_like(size), worse[active] + 1)
-        circling = count >= 4  # around its solution: back to the best place, with a shorter step
-        step = step.index_copy(0, active, torch.where(circling, 0.6 * step[active], step[active]))
-        worse = worse.index_copy(0, active, torch.where(circling, torch.zeros_like(count), count))
-        if bool(circling.any()):
-            moved = torch.where(circling, best[:, active], moved)
-            left = moved + sample_at(u, (place[:, active] + moved).T[None])[0].T
-        w, residual = w.index_copy(1, active, moved), residual.index_copy(1, active, left)
+        at, place, here, left, nearest = at[going], place[:, going], here[:, going], left[:, going], nearest[:, going]
+        size, step, worse = size[going], step[going], worse[going]
+        here = here - step * left
+        left = here + sample_at(u, (place + here).T[None])[0].T
+        now = left.square().sum(0)
+        better = now < size
+        nearest, size = torch.where(better, here, nearest), torch.where(better, now, size)
+        worse = torch.where(better, torch.zeros_like(worse), worse + 1)
+        circling = (worse >= 4).nonzero()[:, 0]  # around the solution: back to the best place, with a shorter step
+        if len(circling):
+            step[circling] *= 0.6
+            worse[circling] = 0
+            here[:, circling] = nearest[:, circling]
+            left[:, circling] = here[:, circling] + sample_at(u, (place + here)[:, circling].T[None])[0].T
+        best[:, at], least[at] = nearest, size
     return best, float(least.max()) ** 0.5, used
 
 

@@ -48,6 +48,26 @@ def test_values_at_points_are_those_of_a_linear_ramp_between_voxels_and_of_the_b
     torch.testing.assert_close(at, torch.stack([expected, expected + 2]), atol=1e-12, rtol=0)
 
 
+def test_one_volume_is_sampled_by_all_threads_also_when_its_depth_is_odd(monkeypatch):
+    """torch's kernel shares out the batch only, so parts of the volume must be one: (parts, layers of each)."""
+    image, u, calls = torch.rand(1, 1, *SHAPE), smooth(2.0, shape=(21, 8, 9)), []
+    once = F.grid_sample
+
+    def counted(image, grid, **how):
+        calls.append(tuple(grid.shape[:2]))
+        return once(image, grid, **how)
+
+    monkeypatch.setattr(F, "grid_sample", counted)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(fields.warp(image, u))
+    finally:
+        torch.set_num_threads(threads)
+    assert calls == [(1, 21), (2, 10), (1, 1)] and torch.equal(*found)
+
+
 def test_warping_by_a_composition_is_warping_twice():
     first, then = smooth(3), smooth(2, seed=8)
     ramp = fields.identity(SHAPE)  # linear interpolation is exact on a ramp, so both sides must agree

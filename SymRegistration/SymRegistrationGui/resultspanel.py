@@ -101,7 +101,8 @@ class ResultsPanel(Section):
         self._fillRows([*rows, *(row for row, _ras in places)])
         text, color = results.verdictText(metrics)
         self.ui.verdictLabel.text = text
-        self.ui.verdictLabel.toolTip = "\n".join(metrics.get("notes", []))
+        decided = (metrics.get("alignment") or {}).get("reasons", [])
+        self.ui.verdictLabel.toolTip = "\n".join([*metrics.get("notes", []), *decided])
         self.ui.verdictLabel.visible = bool(text)
         self.ui.verdictLabel.styleSheet = (
             f"background-color: {color}; color: black; border-radius: 4px;" if color else ""

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fields import FieldPair, inverse_consistency, no_autocast
+from ..fields import FieldPair, inverse_consistency
 from ..job import InputError, MethodCard
 
 
@@ -254,24 +254,6 @@ def measured_pair(fixed_to_moving: Tensor, moving_to_fixed: Tensor, method: str)
     return FieldPair(fixed_to_moving, moving_to_fixed, method, residual)
 
 
-def in_full_precision(head: nn.Module, x: Tensor) -> Tensor:
-    """A displacement head in float32 also under autocast: half precision would round 30 voxels to 0.1."""
-    with no_autocast(x):
-        return head(x.float())
-
-
-def check_choice(switch: str, value: Any, allowed: Sequence[Any]) -> None:
-    """Refuse a method switch that has no such value. Raises InputError."""
-    if value not in allowed:
-        raise InputError(f"{switch} is {value!r}.", f"Choose one of: {', '.join(map(str, allowed))}.")
-
-
-def check_choices(switches: Any, **allowed: Sequence[Any]) -> None:
-    """:func:`check_choice` for the named attributes. Raises InputError."""
-    for switch, values in allowed.items():
-        check_choice(switch, getattr(switches, switch), values)
-
-
 def differences(text: str | None) -> tuple[str, ...]:
     """The points (``* ...``) of a method file's docstring, what differs from its paper, each on one line."""
     found = re.findall(r"^\* (.+(?:\n  .+)*)", text or "", re.MULTILINE)
@@ -299,28 +281,3 @@ def register(cls: type[SymmetricNetwork]) -> type[SymmetricNetwork]:
         raise ValueError(f"two methods are called '{name}': {_REGISTRY[name].__module__} and {cls.__module__}")
     _REGISTRY[name] = cls
     return cls
-
-
-def zero_init(conv: nn.Conv3d, std: float = 1e-5) -> nn.Conv3d:
-    """Give a displacement head weights N(0, ``std``) and bias 0, so that an untrained network is near the identity."""
-    nn.init.normal_(conv.weight, 0.0, std)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
-    return conv
-
-
-def steady_init(module: nn.Module) -> None:
-    """Give convolutions weights that keep the size of what flows through them (He et al. 2015, LeakyReLU 0.2).
-
-    PyTorch's own choice shrinks it to a third per layer: behind ten layers without normalisation a head sees next to
-    nothing, and training stands still. Call before heads get their own values.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.Conv3d):
-            nn.init.kaiming_normal_(part.weight, 0.2)
-        elif isinstance(part, nn.ConvTranspose3d):  # kernel = stride: every output voxel is reached once
-            nn.init.normal_(part.weight, 0.0, part.in_channels**-0.5)
-        else:
-            continue
-        if part.bias is not None:
-            nn.init.zeros_(part.bias)

@@ -49,3 +49,34 @@ class Conv3d(nn.Conv3d):
 
 #: PyTorch's threshold, `use_mkldnn` in ATen/native/Convolution.cpp.
 _SMALL = 20480
+
+
+def in_full_precision(head: nn.Module, x: Tensor) -> Tensor:
+    """A displacement head in float32 also under autocast: half precision would round 30 voxels to 0.1."""
+    with no_autocast(x):
+        return head(x.float())
+
+
+def zero_init(conv: nn.Conv3d, std: float = 1e-5) -> nn.Conv3d:
+    """Give a displacement head weights N(0, ``std``) and bias 0, so that an untrained network is near the identity."""
+    nn.init.normal_(conv.weight, 0.0, std)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+def steady_init(module: nn.Module) -> None:
+    """Give convolutions weights that keep the size of what flows through them (He et al. 2015, LeakyReLU 0.2).
+
+    PyTorch's own choice shrinks it to a third per layer: behind ten layers without normalisation a head sees next to
+    nothing, and training stands still. Call before heads get their own values.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv3d):
+            nn.init.kaiming_normal_(part.weight, 0.2)
+        elif isinstance(part, nn.ConvTranspose3d):  # kernel = stride: every output voxel is reached once
+            nn.init.normal_(part.weight, 0.0, part.in_channels**-0.5)
+        else:
+            continue
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._attention import key_offsets, up_blocks, window_attention
-from ._base import zero_init
-from ._blocks import Conv3d, space_to_depth
+from ._blocks import Conv3d, space_to_depth, zero_init
 from ._passes import begin_as_step
 
 _WINDOW = 2

@@ -30,7 +30,6 @@ from ..fields import (
     square_sum,
     warp,
 )
-from ..job import InputError
 from ..losses import diffusion, lncc, lncc_force, mind, mind_ssd
 from ._attention import up_blocks
 from ._base import NetworkOutput, Note, measured_pair
@@ -43,8 +42,6 @@ _LEAST_DETERMINANT, _ROUNDS = 0.25, 6
 _ADAPT_RATE = 0.03
 #: Voxels of the images per cell of the fields.
 CELL = 2
-#: Switches of every size that repeats its finest level.
-REPEATED = {"passes": 4, "force": True}
 #: Window of the local correlation whose gradient is the force, and Gaussian sigma that smooths it, voxels.
 _WINDOW, _SMOOTH = 5, 1.2
 #: Factors that bring the force to about length one inside a brain, and the length at which its vectors are cut. Both
@@ -297,14 +294,6 @@ def passed_output(network: MeanFramePasses, moving: Tensor, fixed: Tensor) -> Ne
     state, notes = network.passed(moving, fixed)
     pair = measured_pair(*state.full(), "fixed_point")
     return NetworkOutput(pair, aux={"half_fields": state, "notes": notes})
-
-
-def check_passes(passes: int, force: bool) -> None:
-    """Refuse counts that cannot be. Raises InputError."""
-    if not isinstance(passes, int) or isinstance(passes, bool) or not 0 <= passes <= 20:
-        raise InputError(f"passes is {passes!r}.", "Give a whole number from 0 (as in the paper) to 20.")
-    if force and not passes:
-        raise InputError("force=true needs passes.", "Add passes=4, or leave force out.")
 
 
 #: Cells that a force of one moves by, where a network begins as a plain step; trained on synthetic pairs (RESULTS.md).

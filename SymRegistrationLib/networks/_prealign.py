@@ -65,32 +65,13 @@ class PreAligned(SymmetricNetwork):
             return fitted_pose(m, f, sure), (m, f), sure
 
     def _frame(self, moving: Tensor, fixed: Tensor) -> _Frame:
-        """The mean frame that pose and matching find; at use, in front of repeated passes, it ends where the scans
-        that the pose has brought together end.
-
-        Its box is the one thing that the host must learn in the middle of a forward, since it is the shape of what
-        follows.
-        """
+        """The mean frame that pose and matching find."""
         self.check_inputs(moving, fixed)
         pose = self.estimate(moving, fixed)[0] if self.training else self._searched(moving, fixed)
         here = identity(moving.shape[2:], moving.device).expand(len(moving), -1, -1, -1, -1)
         u = pose.offset(here)
         met = warp(moving, u, padding="zeros"), warp(fixed, -u, padding="zeros")
-        if not self._boxed:
-            return _Frame(pose, self.match(*met, rounds=self._rounds), here)
-        low, high = content_box(torch.maximum(*met), self.card.size_multiple)
-        if any(b - a < self.card.minimum_size or (b - a) % self.card.size_multiple for a, b in zip(low, high)):
-            low, high = [0, 0, 0], list(moving.shape[2:])
-        box = (..., *(slice(a, b) for a, b in zip(low, high)))
-        return _Frame(pose, self.match(*(x[box] for x in met), rounds=self._rounds), here, low)
-
-    @property
-    def _rounds(self) -> int | None:
-        return ROUNDS_BEFORE_PASSES if self._looks_again else None
-
-    @property
-    def _boxed(self) -> bool:
-        return self._looks_again and not self.training
+        return _Frame(pose, self.match(*met, rounds=ROUNDS_BEFORE_PASSES if self._looks_again else None), here)
 
     @property
     def _looks_again(self) -> bool:
@@ -105,13 +86,23 @@ class PreAligned(SymmetricNetwork):
         return Pose(*(torch.cat(parts) for parts in zip(*(pose.parts for pose in found))))
 
     def _met(self, moving: Tensor, fixed: Tensor) -> tuple[_Frame, Tensor, Tensor]:
-        """The mean frame, and both scans in it."""
+        """The mean frame, and both scans in it; at use, in front of repeated passes, only the box that shows something.
+
+        The box is the one thing that the host must learn in the middle of a forward, since it is the shape of what
+        follows.
+        """
         frame = self._frame(moving, fixed)
-        return (
-            frame,
-            warp(moving, frame.out(None, 1), padding="zeros"),
-            warp(fixed, frame.out(None, -1), padding="zeros"),
-        )
+        met = [warp(x, frame.out(None, side), padding="zeros") for x, side in ((moving, 1), (fixed, -1))]
+        if self._boxed:
+            low, high = content_box(torch.maximum(*met), self.card.size_multiple)
+            least, multiple = self.card.minimum_size, self.card.size_multiple
+            if all(b - a >= least and (b - a) % multiple == 0 for a, b in zip(low, high)):
+                frame, met = frame.part(low, high), [_cut(x, low, high) for x in met]
+        return frame, *met
+
+    @property
+    def _boxed(self) -> bool:
+        return self._looks_again and not self.training
 
     def forward(self, moving: Tensor, fixed: Tensor) -> NetworkOutput:
         """The method alone may run in half precision; frames, their joining and easing may not: they are places."""
@@ -201,8 +192,15 @@ class _Frame:
         self.pose, self.halves, self.here = pose, halves, here
         self._half = {1: up_blocks(halves.to_moving, CELL), -1: up_blocks(halves.to_fixed, CELL)}
         self._low = torch.tensor(low, dtype=here.dtype, device=here.device).view(1, 3, 1, 1, 1)
-        own = (..., *(slice(a, a + n) for a, n in zip(low, self._half[1].shape[2:])))
-        self._own = here[own]
+        self._own = _cut(here, low, [a + n for a, n in zip(low, self._half[1].shape[2:])])
+
+    def part(self, low: Sequence[int], high: Sequence[int]) -> _Frame:
+        """The same frame on the box from ``low`` to behind ``high``, even voxels of its lattice."""
+        cells = [n // CELL for n in low], [n // CELL for n in high]
+        halves = self.halves
+        steps = tuple((_cut(there, *cells), _cut(back, *cells)) for there, back in halves.steps)
+        cut = Halves(_cut(halves.to_moving, *cells), _cut(halves.to_fixed, *cells), steps)
+        return _Frame(self.pose, cut, self.here, low)
 
     def out(self, u: Tensor | None, side: int) -> Tensor:
         """Displacement from the frame's lattice, along ``u`` first, to the moving (+1) or fixed (-1) scan's grid."""
@@ -215,6 +213,12 @@ class _Frame:
         enter = compose(up_blocks(self.halves.inverse(-side), CELL), enter)
         total = compose(compose(self._half[side], u), enter) + self._low
         return total + side * self.pose.offset(self.here + total)
+
+
+def _cut(image: Tensor, low: Sequence[int], high: Sequence[int]) -> Tensor:
+    """The box from ``low`` to behind ``high`` of (N, C, D, H, W)."""
+    box: Any = (..., *(slice(a, b) for a, b in zip(low, high)))
+    return image[box]
 
 
 @torch.no_grad()

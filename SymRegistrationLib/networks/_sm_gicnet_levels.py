@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._base import in_full_precision
-from ._blocks import Conv3d, energy_map
+from ._blocks import Conv3d, energy_map, in_full_precision
 
 
 class Pyramid:

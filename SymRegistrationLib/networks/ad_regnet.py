@@ -50,47 +50,29 @@ from ..fields import compose, sample_at, warp
 from ..losses import diffusion, ncc, negative_jacobian, ssim
 from ._ad_regnet_attention import UNIT, CrossAttention, RegionalAttention
 from ._attention import finished_pair, up_blocks
-from ._base import (
-    Card,
-    NetworkOutput,
-    Recipe,
-    Stage,
-    SymmetricNetwork,
-    check_choice,
-    check_choices,
-    differences,
-    register,
-    zero_init,
-)
-from ._blocks import Conv3d, space_to_depth
-from ._passes import CELL, REPEATED, HalfFields, MeanFramePasses, begin_as_step, check_passes, passed_output
+from ._base import Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, differences, register
+from ._blocks import Conv3d, space_to_depth, zero_init
+from ._passes import CELL, HalfFields, MeanFramePasses, begin_as_step, passed_output
+from ._switches import REPEATED, Repeated, check_choice, check_choices
 
+_SMALL = {"channels": (16, 32, 64, 128), "finest": 2, "attn_levels": ("none", "window", "full", "full")}
 _CARD = Card(
     name="ad-regnet",
     label="AD-RegNet",
     description="A network with attention between the two scans and gated fields of several resolutions.",
     title="AD-RegNet: shared U-Net, bidirectional cross-attention, regional attention, gated multi-resolution fields",
     publication="AD-RegNet, arXiv 2602.07088, 2026",
-    inverse_method="fixed_point",
     deviations=differences(__doc__),
+    inverse_method="fixed_point",
     bytes_per_voxel={"published": 1650.0, "small": 180.0, "recurrent": 550.0},
-    sizes={
-        "published": {},
-        "small": {"channels": (16, 32, 64, 128), "finest": 2, "attn_levels": ("none", "window", "full", "full")},
-        "recurrent": {
-            "channels": (16, 32, 48, 80),
-            "finest": 2,
-            "attn_levels": ("none", "window", "full", "full"),
-            **REPEATED,
-        },
-    },
+    sizes={"published": {}, "small": _SMALL, "recurrent": {**_SMALL, "channels": (16, 32, 48, 80), **REPEATED}},
 )
 
 _HIDDEN = 32
 
 
 @dataclass(frozen=True)
-class _Switches:
+class _Switches(Repeated):
     """Arguments of :class:`ADRegNet`.
 
     Attributes:
@@ -108,8 +90,7 @@ class _Switches:
         symmetric: train both directions.
         consistency: weight of the mean squared composition, voxel^2 of the finest lattice.
         landmark: weight of the landmark term, when the objective is given points; the paper's is 1.
-        passes: how often the network looks at use, in the mean frame; 0 = once, as in the paper. Needs ``finest`` 2.
-        force: the finest level sees the gradient of the local correlation, too; needs ``passes``.
+        passes: of the whole network; need ``finest`` 2. force: seen by the finest level.
     """
 
     channels: Sequence[int] = (32, 64, 128, 256, 512)
@@ -126,11 +107,9 @@ class _Switches:
     symmetric: bool = True
     consistency: float = 0.01
     landmark: float = 0.0
-    passes: int = 0
-    force: bool = False
 
     def __post_init__(self) -> None:
-        check_passes(self.passes, self.force)
+        super().__post_init__()
         if self.passes:
             check_choice("finest with passes", self.finest, (CELL,))
         check_choices(

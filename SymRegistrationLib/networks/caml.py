@@ -46,22 +46,13 @@ from torch import Tensor, nn
 from ..fields import compose, exponentiate, warp
 from ..losses import diffusion, lncc
 from ._attention import finished_pair, up_blocks
-from ._base import (
-    Card,
-    NetworkOutput,
-    Recipe,
-    Stage,
-    SymmetricNetwork,
-    check_choice,
-    check_choices,
-    differences,
-    measured_pair,
-    register,
-)
+from ._base import Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, differences, measured_pair, register
 from ._blocks import Conv3d
 from ._caml_blocks import CrossStage, Down, HandOver, Residual, SmoothTail, TransposedTail, Up, first, last
-from ._passes import REPEATED, HalfFields, MeanFramePasses, check_passes, passed_output
+from ._passes import HalfFields, MeanFramePasses, passed_output
+from ._switches import REPEATED, Repeated, check_choice, check_choices
 
+_SMALL = {"dims": (32, 64, 96, 128), "depths": (1, 2, 2, 2), "tail": "smooth"}
 _CARD = Card(
     name="caml",
     label="CAML",
@@ -76,20 +67,14 @@ _CARD = Card(
     bytes_per_voxel={"published": 550.0, "small": 240.0, "recurrent": 520.0},
     sizes={
         "published": {},
-        "small": {"dims": (32, 64, 96, 128), "depths": (1, 2, 2, 2), "tail": "smooth"},
-        "recurrent": {
-            "dims": (24, 48, 64, 96),
-            "depths": (1, 2, 2, 2),
-            "tail": "smooth",
-            "carsc": 1,
-            **REPEATED,
-        },
+        "small": _SMALL,
+        "recurrent": {**_SMALL, "dims": (24, 48, 64, 96), "carsc": 1, **REPEATED},
     },
 )
 
 
 @dataclass(frozen=True)
-class _Switches:
+class _Switches(Repeated):
     """Arguments of :class:`CAML`.
 
     Attributes:
@@ -106,9 +91,8 @@ class _Switches:
         smooth: weight of the diffusion.
         symmetric: train both directions.
         consistency: weight of the mean squared composition, voxel^2.
-        passes: how often the network looks at use, in the mean frame; 0 = the paper's cascade. Needs ``carsc`` 1 and
-            ``tail`` smooth.
-        force: the tail sees the gradient of the local correlation, too; needs ``passes``.
+        passes: of the whole network in the place of the cascade; need ``carsc`` 1 and ``tail`` smooth. force: seen by
+            the tail.
     """
 
     dims: Sequence[int] = (48, 96, 192, 384)
@@ -124,11 +108,9 @@ class _Switches:
     smooth: float = 1.0
     symmetric: bool = True
     consistency: float = 0.01
-    passes: int = 0
-    force: bool = False
 
     def __post_init__(self) -> None:
-        check_passes(self.passes, self.force)
+        super().__post_init__()
         if self.passes:
             check_choices(self, carsc=(1,), tail=("smooth",), svf=(False,))
         check_choices(

@@ -49,28 +49,15 @@ from ._base import (
     Recipe,
     Stage,
     SymmetricNetwork,
-    check_choices,
     crop_to,
     differences,
-    in_full_precision,
     measured_pair,
     pad_to,
     register,
-    steady_init,
-    zero_init,
 )
-from ._blocks import Conv3d, space_to_depth
-from ._passes import (
-    CELL,
-    REPEATED,
-    HalfFields,
-    MeanFramePasses,
-    begin_as_step,
-    both_orders,
-    check_passes,
-    no_motion,
-    similarity_force,
-)
+from ._blocks import Conv3d, in_full_precision, space_to_depth, steady_init, zero_init
+from ._passes import CELL, HalfFields, MeanFramePasses, begin_as_step, both_orders, no_motion, similarity_force
+from ._switches import REPEATED, Repeated, check_choices
 
 #: Widths of the networks at half the resolution.
 _HALF = {"encoder": (16, 32, 48), "decoder": (48, 32, 32), "tail": (16, 16), "finest": 2}
@@ -101,7 +88,7 @@ _KEPT = 0.5
 
 
 @dataclass(frozen=True)
-class _Switches:
+class _Switches(Repeated):
     """Arguments of :class:`HSyN`.
 
     Attributes:
@@ -117,9 +104,7 @@ class _Switches:
         antisymmetric: the half fields of a level are opposite by construction; needs ``swap`` and ``symmetric``.
         di: ``plain`` (paper), or ``residual``: DI-Net corrects -u.
         voxel: mm of the input's voxels, for the terms in mm^2.
-        passes: how often the finest level looks at use; 0 = once, as in the paper. Needs ``antisymmetric`` and
-            ``finest`` 2.
-        force: the finest level sees the gradient of the local correlation, too; needs ``passes``.
+        passes: need ``antisymmetric`` and ``finest`` 2.
     """
 
     encoder: Sequence[int] = (16, 32, 32, 32)
@@ -136,11 +121,9 @@ class _Switches:
     antisymmetric: bool = False
     di: str = "plain"
     voxel: float = 1.0
-    passes: int = 0
-    force: bool = False
 
     def __post_init__(self) -> None:
-        check_passes(self.passes, self.force)
+        super().__post_init__()
         if self.passes and (not self.antisymmetric or self.finest != 2):
             raise InputError(
                 f"passes={self.passes} needs opposite half fields on the lattice of every second voxel.",

@@ -40,33 +40,13 @@ from ..fields import compose, exponentiate, scale_channels, warp
 from ..job import InputError
 from ..losses import diffusion, lncc, mse
 from ._attention import up_blocks
-from ._base import (
-    Card,
-    NetworkOutput,
-    Recipe,
-    Stage,
-    SymmetricNetwork,
-    check_choices,
-    differences,
-    measured_pair,
-    register,
-    steady_init,
-    zero_init,
-)
-from ._blocks import haar
-from ._passes import (
-    CELL,
-    REPEATED,
-    HalfFields,
-    MeanFramePasses,
-    begin_as_step,
-    both_orders,
-    check_passes,
-    no_motion,
-    of_velocity,
-)
+from ._base import Card, NetworkOutput, Recipe, Stage, SymmetricNetwork, differences, measured_pair, register
+from ._blocks import haar, steady_init, zero_init
+from ._passes import CELL, HalfFields, MeanFramePasses, begin_as_step, both_orders, no_motion, of_velocity
 from ._sm_gicnet_levels import Head, Level1, Level4, Level23, Pyramid, Residual, weigh_difference
+from ._switches import REPEATED, Repeated, check_choices
 
+_SMALL = {"widths": (32, 32, 16, 16), "fine": "bands", "antisymmetric": "levels"}
 _CARD = Card(
     name="sm-gicnet",
     label="SM-GICNet",
@@ -79,15 +59,8 @@ _CARD = Card(
     bytes_per_voxel={"published": 1200.0, "small": 220.0, "recurrent": 470.0},
     sizes={
         "published": {},
-        "small": {"widths": (32, 32, 16, 16), "fine": "bands", "antisymmetric": "levels"},
-        "recurrent": {
-            "widths": (32, 32, 16, 16),
-            "fine": "bands",
-            "antisymmetric": "levels",
-            "ranges": (0.8, 0.4, 0.4, 0.1),
-            "smooth": 0.25,
-            **REPEATED,
-        },
+        "small": _SMALL,
+        "recurrent": {**_SMALL, "ranges": (0.8, 0.4, 0.4, 0.1), "smooth": 0.25, **REPEATED},
     },
     half_on_cpu=True,
 )
@@ -99,7 +72,7 @@ _UNIT = 20.0
 
 
 @dataclass(frozen=True)
-class _Switches:
+class _Switches(Repeated):
     """Arguments of :class:`SMGICNet`.
 
     Attributes:
@@ -114,8 +87,7 @@ class _Switches:
             1.5 in GradICON.
         ranges: R of the four levels, parts of the half extent; of a repeated level, parts of 20 cells.
         smooth, anti_fold: multiply the smoothness terms and the code's anti-folding term.
-        passes: how often level 4 looks at use, in the mean frame; 0 = once, in the fixed scan's, as in the paper.
-        force: level 4 sees the gradient of the local correlation, too; needs ``passes``.
+        passes: of level 4; 0 = once, in the fixed scan's frame. Need ``fine`` bands and ``antisymmetric`` levels.
     """
 
     widths: Sequence[int] = (32, 32, 32, 32)
@@ -130,10 +102,9 @@ class _Switches:
     ranges: Sequence[float] = (0.8, 0.4, 0.4, 0.4)
     smooth: float = 1.0
     anti_fold: float = 1.0
-    passes: int = 0
-    force: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choices(
             self,
             levels=(1, 2, 3, 4),
@@ -145,7 +116,6 @@ class _Switches:
         )
         if len(self.ranges) != 4 or min(self.ranges) <= 0:
             raise InputError(f"ranges is {self.ranges!r}.", "Give four positive numbers, coarsest level first.")
-        check_passes(self.passes, self.force)
         if self.passes and (self.fine != "bands" or self.antisymmetric != "levels"):
             raise InputError(
                 f"passes={self.passes} needs the Haar bands and antisymmetric levels.",

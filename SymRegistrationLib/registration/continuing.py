@@ -157,11 +157,8 @@ class Continuation:
         if self.known is not None:
             self.space, self.halves = self.known.space, self.known.pair.details["halves"]
         else:
-            self.space = working_grid.pair_on(grid, *self.scans, self.pose.mid_to_fixed, self.pose.mid_to_moving)
-            if self.further:
-                self.space = self.space.with_contrasts(
-                    self.further, contrasts.shares(self.options, 1 + len(self.further))
-                )
+            space = working_grid.pair_on(grid, *self.scans, self.pose.mid_to_fixed, self.pose.mid_to_moving)
+            self.space = contrasts.beside(space, self.further, self.options)
             self.halves = self.state.halves.to(self.space.fixed.device)
         asked = self.options.similarity
         self.similarity = self.state.similarity if asked == "auto" else "mind" if asked == "mi" else asked

@@ -9,7 +9,7 @@ import torch
 from ..geometry.volumes import Volume
 from ..job import InputError, Options, numbers
 from . import methods, working_grid
-from .working_grid import Scan
+from .working_grid import Scan, WorkingPair
 
 
 def prepare(
@@ -46,6 +46,12 @@ def prepare(
     return [
         (working_grid.prepare(a, None, device), working_grid.prepare(b, None, device)) for a, b in zip(fixed, moving)
     ]
+
+
+def beside(space: WorkingPair, further: Sequence[tuple[Scan, Scan]], options: Options) -> WorkingPair:
+    """A working pair with the further contrasts that are given, weighted as the options say; see
+    :meth:`WorkingPair.with_contrasts`."""
+    return space.with_contrasts(further, shares(options, 1 + len(further))) if further else space
 
 
 def shares(options: Options, count: int) -> tuple[float, ...]:

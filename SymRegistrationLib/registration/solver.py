@@ -88,7 +88,7 @@ class Solver:
             from .. import networks
             from . import inference  # learned methods are loaded only when asked for
 
-            spacing = options.spacing or max(self.finest, inference.working_spacing(options.method, options))
+            spacing = options.spacing or inference.working_spacing(options.method, options)
             self.coarse = self._space(pose, spacing, networks.card(options.method).size_multiple, whole)
         if not refined and not whole:
             self.space = self.coarse
@@ -162,11 +162,8 @@ class Solver:
     def _refine_on(self, pose: Alignment) -> None:
         """Lay the optimiser's grid over what both scans show at this pose, and choose its similarity."""
         budget = self._voxel_budget()
-        self.space = self._space(
-            pose, self.options.spacing or max(self.finest, (self._volume(pose) / budget) ** (1 / 3)), margin=MARGIN
-        )
-        if self.further:
-            self.space = self.space.with_contrasts(self.further, contrasts.shares(self.options, 1 + len(self.further)))
+        spacing = self.options.spacing or max(self.finest, (self._volume(pose) / budget) ** (1 / 3))
+        self.space = contrasts.beside(self._space(pose, spacing, margin=MARGIN), self.further, self.options)
         linear = not self.learned and self.optimiser.card.pose
         self.similarity = pose.measure if linear else _similarity(self.options.similarity, self.scans, pose, self.notes)
 

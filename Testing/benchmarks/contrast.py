@@ -27,8 +27,9 @@ import torch
 from SymRegistrationLib import pipeline
 from SymRegistrationLib.fields import gaussian, resize
 from SymRegistrationLib.geometry.grid import Grid, transform_points
+from SymRegistrationLib.geometry.transform_files import write_transform
 from SymRegistrationLib.geometry.transforms import DenseTransform, resample_through
-from SymRegistrationLib.geometry.volumes import Volume, read_volume, to_itk
+from SymRegistrationLib.geometry.volumes import Volume, read_volume, to_itk, write_volume
 from SymRegistrationLib.job import Options
 from SymRegistrationLib.registration import alignment, working_grid
 from SymRegistrationLib.registration.alignment import read_linear
@@ -125,6 +126,42 @@ def score_warps(folder: Path, count: int, preset: str, seed: int) -> None:
                 f"{told['seconds']['total']:.0f} s",
                 flush=True,
             )
+
+
+def contrast_rows(data: Path, folder: Path, seed: int = 0) -> list[dict[str, str]]:
+    """Pairs for ``compare.py`` whose true transform is known, as files in ``folder``: p19, and each ordered pair of
+    kirby113 with the fixed scan warped by up to 3 to 6 mm and the moving header turned by up to 30 degrees and 20 mm;
+    after each the same from the same contrast."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, source = [], data / "brain_contrast"
+
+    def voxels(grid: Grid) -> np.ndarray:
+        return grid.points(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1))
+
+    def row(name: str, fixed: str, moving: str, truth: np.ndarray, grid: Grid) -> None:
+        path = folder / f"{name.replace(' ', '_').replace('<-', 'from')}_truth.nii.gz"
+        if not path.exists():
+            write_transform(path, DenseTransform(grid, (truth - voxels(grid)).astype(np.float32)))
+        rows.append({"id": name, "fixed": fixed, "moving": moving, "truth": str(path)})
+
+    for name, fixed, moving, truth in p19_pairs(source):
+        files = (str(source / volume.name) for volume in (fixed, moving))
+        row(name.replace(",", ""), *files, transform_points(truth, voxels(fixed.grid)), fixed.grid)
+    scans = {name: read_volume(source / f"kirby113_{name}.nii.gz") for name in CONTRASTS}
+    random = np.random.default_rng(seed)
+    for k, (fixed, other) in enumerate(itertools.permutations(CONTRASTS, 2)):
+        longest, grid = (3.0, 4.5, 6.0)[k % 3], scans[fixed].grid
+        pose = random_pose(random, grid.centre, 30.0, 20.0)
+        seen, through = warped(scans[fixed], longest, seed + k)
+        truth = transform_points(pose, voxels(grid) + through.displacement)
+        paths = {"fixed": folder / f"kirby{k}_fixed.nii.gz"}
+        write_volume(paths["fixed"], seen.array, grid)
+        for moving in (other, fixed):
+            paths[moving] = folder / f"kirby{k}_{moving}.nii.gz"
+            write_volume(paths[moving], scans[moving].array, carried(scans[moving], pose).grid)
+            name = f"kirby113 {fixed} <- {moving} warp {k} of {longest:g} mm"
+            row(name, str(paths["fixed"]), str(paths[moving]), truth, grid)
+    return rows
 
 
 def by_symreg(fixed: Volume, moving: Volume, kind: str) -> tuple[np.ndarray, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -51,6 +52,8 @@ def test_card_is_complete_and_small_is_small(name):
     )
     assert 2 * parameter_count(networks.create(name, "small")) <= 8e6  # bytes in half precision
     assert card.minimum_size % card.size_multiple == 0
+    told = (sys.modules[networks.network_class(name).__module__].__doc__ or "").count("\n* ")
+    assert len(card.deviations) == told + 1 and not any("\n" in line or "``" in line for line in card.deviations)
 
 
 @pytest.mark.parametrize("name", NAMES)

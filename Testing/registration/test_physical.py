@@ -99,7 +99,10 @@ def test_single_folded_cells_are_smoothed_away_and_only_there():
     assert len(changed) > 0 and float(torch.minimum(*near).max()) < 9
 
 
-def test_the_search_for_folds_finds_what_all_determinants_find():
+@pytest.mark.parametrize("slab", [200_000, 3 * 25 * 26])
+def test_the_search_for_folds_finds_what_all_determinants_find(slab, monkeypatch):
+    """All at once and three layers at a time, which is how large fields are looked at."""
+    monkeypatch.setattr(folds, "SLAB", slab)
     u = fields.gaussian(torch.randn((2, 3, 24, 25, 26), generator=torch.Generator().manual_seed(SEED)), 1.3) * 7
     least = folds.corner_determinants(u)[:, 0]
     for bound in (0.0, 0.05, 0.3):

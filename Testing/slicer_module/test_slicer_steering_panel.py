@@ -319,9 +319,11 @@ def test_what_is_not_registered_is_red_and_says_so(done):
     assert metrics["verdict"]["conclusion"] in ("PASS", "WARN", "FAIL") and metrics["verdict"]["registered"] is True
     assert metrics["verdict"]["conclusion"] in ui.verdictLabel.text
     metrics["verdict"] = {**metrics["verdict"], "level": "good", "conclusion": "FAIL", "registered": False}
+    metrics["alignment"]["reasons"] = ["The header's pose won."]
     run.setMetrics(metrics)
     module.panel.update()
     assert "NOT REGISTERED" in ui.verdictLabel.text and "FAIL" in ui.verdictLabel.text
+    assert "The header's pose won." in ui.verdictLabel.toolTip, "how the pose was decided is told, too"
     assert "#ffb3a7" in ui.verdictLabel.styleSheet and "#bfe5bf" not in ui.verdictLabel.styleSheet
     checks = [{"level": "look", "text": "The volume grows threefold."}, {"level": "good", "text": "No folding."}]
     for level, color, reasons in (("look", "#ffe08a", checks), ("good", "#bfe5bf", checks[1:])):
