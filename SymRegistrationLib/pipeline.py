@@ -189,7 +189,7 @@ def _register(
         "seed": options.seed,
         "peak_memory_gb": round(devices.peak_memory_gb(), 3),
         "seconds": clock.told(),
-        "evidence": _told(weighed),
+        "evidence": _evidence_numbers(weighed),
     }
     metrics["verdict"] = checks.conclusion(metrics)
     return Result(
@@ -429,7 +429,7 @@ def _landmarks(
     }
 
 
-def _told(weighed: evidence.Evidence) -> Evidence:
+def _evidence_numbers(weighed: evidence.Evidence) -> Evidence:
     """The evidence for metrics.json."""
     values = {name: round(v, 4) if isinstance(v, float) else v for name, v in asdict(weighed).items()}
     values["delivered"] = values.pop("best")

@@ -193,6 +193,17 @@ def test_rooms_and_functions_stay_small():
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_library_raises_and_asserts_nothing():
+    """What a user can cause is an error in words; asserts are for tests, and vanish under ``python -O``."""
+    found = [
+        f"{path.relative_to(LIBRARY)}:{node.lineno}"
+        for path in files()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assert)
+    ]
+    assert not found
+
+
 def test_everything_public_says_what_it_is():
     wrong = []
     for path in files():

@@ -123,7 +123,7 @@ def valueAt(node, ras):
     return float(array[tuple(index)]) if all(0 <= i < n for i, n in zip(index, array.shape)) else None
 
 
-def worldCentre(node):
+def worldCenter(node):
     """The middle of a volume, RAS mm in world coordinates."""
     bounds = [0.0] * 6
     node.GetRASBounds(bounds)

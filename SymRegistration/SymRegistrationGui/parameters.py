@@ -348,7 +348,7 @@ def repair(parameters, place=None):
     return Change(
         region=None if sphere else parameters.repairRegion,
         segment=parameters.repairSegment,
-        centre=tuple(place) if sphere else None,
+        center=tuple(place) if sphere else None,
         radius=parameters.repairRadius,
         rim=parameters.repairRim,
         options=settings,

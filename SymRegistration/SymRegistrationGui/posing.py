@@ -64,8 +64,8 @@ class PoseView:
         nodes.shareVoxels(moving, self._copy)
         self._copy.SetAndObserveTransformNodeID(pose.GetID())
         self._pose, self._moving = pose, moving
-        centre = nodes.worldCentre(moving)
-        pose.SetCenterOfTransformation(*centre)
+        center = nodes.worldCenter(moving)
+        pose.SetCenterOfTransformation(*center)
         self.setHandles(handles)
         self.layers.show(fixed, self._copy, 0.5)
 

@@ -114,7 +114,7 @@ class Scripting:
                 options like ``stiffness=2``, ``similarity="mind"``, ``spacing=1.0``.
         """
         if sphere is not None:
-            given |= {"centre": tuple(sphere[:3]), "radius": sphere[3]}
+            given |= {"center": tuple(sphere[:3]), "radius": sphere[3]}
         change = _change({"region": region, **given})
         return self._started(lambda task: self.engine.change(Run(table), change, task), wait, onDone)
 

@@ -207,7 +207,7 @@ class SelfTest:
         self.press("updateButton")
         updated = self.place(run)
         box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "SymRegistration self-test region")
-        box.SetCenterWorld(*nodes.worldCentre(self.pair[0]))
+        box.SetCenterWorld(*nodes.worldCenter(self.pair[0]))
         box.SetSizeWorld(30.0, 30.0, 30.0)
         state.repairRegion = box
         self.press("repairButton")
@@ -231,7 +231,7 @@ class SelfTest:
     @staticmethod
     def place(run):
         """Where the middle of the fixed scan is carried, mm."""
-        middle = nodes.worldCentre(run.node("fixed"))
+        middle = nodes.worldCenter(run.node("fixed"))
         return np.array(run.node("forward").GetTransformFromParent().TransformPoint(middle))
 
     def step08(self):

@@ -21,7 +21,7 @@ class Change:
         fixedLabels, movingLabels: segmentations or label maps.
         region: where to repair: a segmentation, a label map, or a ROI, on the fixed scan.
         segment: name of the one segment of ``region`` to take; "" = all.
-        centre, radius: the same as a sphere, world mm as in :func:`.results.places`.
+        center, radius: the same as a sphere, world mm as in :func:`.results.places`.
         rim: mm around the region over which the change fades out.
         driveSegments: as in :class:`~.exporting.Request`.
         options: fields of :class:`SymRegistrationLib.job.Options` that differ.
@@ -34,7 +34,7 @@ class Change:
     movingLabels: object = None
     region: object = None
     segment: str = ""
-    centre: tuple | None = None
+    center: tuple | None = None
     radius: float = 15.0
     rim: float = 10.0
     driveSegments: tuple = ()
@@ -43,7 +43,7 @@ class Change:
 
     @property
     def repairs(self):
-        return self.region is not None or self.centre is not None
+        return self.region is not None or self.center is not None
 
 
 def check(run, change=None):
@@ -100,8 +100,8 @@ def goOn(run, change, folder, ask):
             changes[name] = yield from exporting.exportLabels(node, volume, folder, name, numbers[side])
         if change.driveSegments:
             options["drive_labels"] = exporting.numbered(change.driveSegments, numbers["fixed"])
-    if change.centre is not None:
-        x, y, z = nodes.rasFromLps(change.centre)
+    if change.center is not None:
+        x, y, z = nodes.rasFromLps(change.center)
         changes["sphere"] = ",".join(repr(float(value)) for value in (x, y, z, change.radius))
     elif change.region is not None:
         changes["region"] = yield from _exportRegion(change, fixed, folder)

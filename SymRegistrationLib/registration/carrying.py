@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -61,8 +62,7 @@ def carry_again(before: Carried, fixed: Volume, moving: Volume, pair: FieldPair,
     if found is None:
         return carry(fixed, moving, pair, space)
     transforms, boxes = found
-    forward, inverse = transforms.forward, transforms.inverse
-    assert isinstance(forward, CompactTransform) and isinstance(inverse, CompactTransform)
+    forward, inverse = (cast(CompactTransform, one) for one in (transforms.forward, transforms.inverse))
     there = seen(fixed.grid, forward, boxes[0])
     back = seen(moving.grid, inverse, boxes[1])
     on_map = seen(before.map_grid, forward, boxes[0])

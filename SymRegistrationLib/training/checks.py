@@ -15,7 +15,7 @@ def check_shares(options: Any, names: str) -> None:
     """Refuse an attribute of the blank-separated ``names`` that is not between 0 and 1. Raises InputError."""
     for name in names.split():
         if not 0 <= getattr(options, name) <= 1:
-            raise InputError(f"{_told(name)} is {getattr(options, name)}.", "It is a share: give 0 to 1.")
+            raise InputError(f"{_as_option(name)} is {getattr(options, name)}.", "It is a share: give 0 to 1.")
 
 
 def check_least(options: Any, least: float, names: str) -> None:
@@ -27,13 +27,13 @@ def check_least(options: Any, least: float, names: str) -> None:
     for name in names.split():
         value = getattr(options, name)
         if value is not None and not least <= value < math.inf:
-            raise InputError(f"{_told(name)} is {value}.", f"Give at least {least}.")
+            raise InputError(f"{_as_option(name)} is {value}.", f"Give at least {least}.")
 
 
 def check_choice(options: Any, name: str, allowed: tuple[str, ...]) -> None:
     """Refuse an attribute that is none of what is allowed. Raises InputError."""
     if getattr(options, name) not in allowed:
-        raise InputError(f"{_told(name)} is '{getattr(options, name)}'.", f"Choose one of: {', '.join(allowed)}.")
+        raise InputError(f"{_as_option(name)} is '{getattr(options, name)}'.", f"Choose one of: {', '.join(allowed)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,6 @@ class ProcessOptions:
             raise InputError(f"threads is {self.threads}.", f"Give at most {MOST_THREADS}.")
 
 
-def _told(name: str) -> str:
+def _as_option(name: str) -> str:
     """An attribute as the command line calls it."""
     return name.replace("_", "-")

@@ -98,7 +98,7 @@ def schedule_for(preset: Preset, similarity: str, one_patient: bool, levels: int
     Args:
         preset: how much time it may take.
         similarity: what it maximises.
-        one_patient: the alignment found no stretch, see :attr:`Alignment.one_patient`.
+        one_patient: the alignment found no stretch (``Alignment.one_patient``).
         levels: see :meth:`Schedule.of`.
     """
     whole = Schedule.of(preset, levels)
