@@ -176,18 +176,13 @@ class Solver:
     def _recentred(self, pair: FieldPair) -> FieldPair:
         """A network's result on the working pair at the pose that it found itself.
 
-        From the headers its field holds a whole pose; a lattice that fades out at its border would fold there. What
-        carrying it over squeezes to nearly nothing is eased.
+        From the headers its field holds a whole pose; a lattice that fades out at its border would fold there.
         """
         if self.space is self.coarse:
             return pair
         if self.space is None:
             self.space = self._space(self._found(pair), float(self.coarse.grid.spacing[0]), whole=True)
-        from ..networks._prealign import eased
-
-        found = working_grid.to_working_grid(pair, self.coarse, self.space)
-        there, back = eased(found.fixed_to_moving), eased(found.moving_to_fixed)
-        return replace(found, fixed_to_moving=there, moving_to_fixed=back, details=pair.details)
+        return replace(working_grid.to_working_grid(pair, self.coarse, self.space), details=pair.details)
 
     def _predict(self, progress: Progress, perturbation: Perturbation | None) -> FieldPair:
         from . import inference
