@@ -107,6 +107,9 @@ def schedule_for(preset: Preset, similarity: str, one_patient: bool, levels: int
 
 #: The longest vectors of a smoothed force are about this many times its root mean square (brain, liver, lung alike).
 TYPICAL_TO_LONGEST = 9.0
+#: Distance of the neighbours that MIND compares, voxels of the level. With 2, which networks use, known warps of three
+#: contrasts were left with up to twice the error (results/contrasts.md).
+NEIGHBOURS = 1
 #: Steps between two looks at the similarity.
 _LOOK = 4
 
@@ -295,7 +298,7 @@ class _Level:
         contrasts = images.shape[1]
         self.shares = tuple(shares) or (1 / contrasts,) * contrasts
         if similarity == "mind":
-            images = torch.cat([mind(image) for image in images.split(1, 1)], 1)
+            images = torch.cat([mind(image, dilation=NEIGHBOURS) for image in images.split(1, 1)], 1)
         self.features, self.weight = images, weight
 
     def run(
