@@ -64,16 +64,22 @@ def oblique() -> Grid:
 
 #: Files that take longest, by processor time: they start first, so that the test processes end together.
 LONGEST = (
+    "test_alignment.py",
     "test_pipeline.py",
     "test_training.py",
+    "test_caml.py",
+    "test_passes.py",
     "test_slicer_steering_panel.py",
-    "test_slicer_runs.py",
-    "test_slicer_use.py",
+    "test_syn.py",
+    "test_slicer_steering.py",
     "test_cli.py",
     "test_worker.py",
     "test_batch.py",
+    "test_slicer_runs.py",
+    "test_slicer_use.py",
     "test_slicer_scenes.py",
     "test_bad_input.py",
+    "test_batch_cluster.py",
 )
 
 

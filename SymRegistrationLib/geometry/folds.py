@@ -67,17 +67,21 @@ def folded_cells(u: Tensor, least: float = 0.0) -> tuple[Tensor, Tensor]:
     return torch.cat(cells), torch.cat(determinants)
 
 
+def _steepest(u: Tensor, axis: int) -> Tensor:
+    """(N, 3, cells): the largest change of each component along the four edges of a cell that follow ``axis``."""
+    edge = torch.diff(u, dim=axis + 2).abs_()
+    for other in range(3):
+        if other != axis:
+            n = edge.shape[other + 2] - 1
+            edge = torch.maximum(edge.narrow(other + 2, 0, n), edge.narrow(other + 2, 1, n))
+    return edge
+
+
 def _not_surely_whole(u: Tensor, least: float) -> Tensor:
     """(n, 4): the cells whose corner determinants can be ``least`` or less."""
-    rows = None
-    for axis in range(3):
-        edge = torch.diff(u, dim=axis + 2).abs_()
-        for other in range(3):
-            if other != axis:
-                n = edge.shape[other + 2] - 1
-                edge = torch.maximum(edge.narrow(other + 2, 0, n), edge.narrow(other + 2, 1, n))
-        rows = edge if rows is None else rows.add_(edge)
-    assert rows is not None
+    rows = _steepest(u, 0)
+    for axis in (1, 2):
+        rows.add_(_steepest(u, axis))
     left = rows.neg_().add_(1).clamp_(min=0)
     return (left[:, 0] * left[:, 1] * left[:, 2] <= least).nonzero()
 

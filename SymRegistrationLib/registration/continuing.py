@@ -118,15 +118,12 @@ class Continuation:
     """One finished registration of two scans, to go on from; stands in the place of a solver.
 
     Attributes:
-        scans: fixed and moving, prepared.
+        scans, options, notes, further: as a :class:`.solver.Solver` takes them.
         state: where to start.
-        options: of this run.
-        notes: gets what was done other than asked, in words.
         fixed: grid of the fixed scan.
         region: where a repair may work; None = the whole is updated.
         steer: gives the landmarks, labels and observer on a working pair.
         restore: deliver the state as it is.
-        further: scans of further contrasts, pair by pair.
         regions: what slides in the two scans.
         known: what is still in memory of the state's registration, on the same prepared scans; else None.
         space: the working pair of the state.

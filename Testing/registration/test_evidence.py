@@ -87,3 +87,18 @@ def test_the_verdict_follows_from_the_evidence(evident, level, registered):
     judged = checks.conclusion(metrics(**evident))
     assert (judged["level"], judged["registered"]) == (level, registered)
     assert bool(judged["reasons"]) == (level != "PASS")
+
+
+@pytest.mark.parametrize(
+    "pose, evident, level, registered",
+    [
+        ({"kind": "rigid"}, {"delivered": "aligned"}, "PASS", True),  # what to expect of one patient
+        ({"kind": "affine"}, {"delivered": "aligned"}, "WARN", True),
+        ({"kind": "rigid", "mirrored_gain": -0.06}, {}, "PASS", True),
+        ({"kind": "affine", "mirrored_gain": 0.003}, {}, "WARN", True),  # the images do not tell the sides
+        ({"kind": "affine", "mirrored_gain": 0.06}, {}, "FAIL", False),
+    ],
+)
+def test_the_verdict_follows_from_the_alignment(pose, evident, level, registered):
+    judged = checks.conclusion({**metrics(**evident), "alignment": pose})
+    assert (judged["level"], judged["registered"]) == (level, registered)

@@ -117,7 +117,18 @@ _LOOK = 4
 
 
 @torch.no_grad()
-def optimise(
+def optimise(fixed: Tensor, moving: Tensor, *how: Any, **more: Any) -> FieldPair:
+    """Register two images on one grid; the arguments are those of :func:`optimise_halves`.
+
+    Returns:
+        :class:`FieldPair` in voxels of the grid, ``inverse_method="symmetric"``, residual measured; its
+        ``details["halves"]`` are the (2, 3, D, H, W) half-way fields, fixed first.
+    """
+    return compose_halves(optimise_halves(fixed, moving, *how, **more))
+
+
+@torch.no_grad()
+def optimise_halves(
     fixed: Tensor,
     moving: Tensor,
     schedule: Schedule = Schedule(),
@@ -128,8 +139,8 @@ def optimise(
     steering: Steering | None = None,
     shares: Sequence[float] = (),
     regions: Tensor | None = None,
-) -> FieldPair:
-    """Register two images on one grid.
+) -> Tensor:
+    """The half-way fields (2, 3, D, H, W) of two images, fixed first.
 
     Args:
         fixed, moving: (1, C, D, H, W) float32 in [0, 1], C contrasts.
@@ -140,29 +151,7 @@ def optimise(
         steering: what else pulls, where it may move, from which state, and who watches.
         shares: how much each contrast counts, their sum 1; () = all the same.
         regions: (2, R, D, H, W), what slides in each scan, see :class:`SlidingSmoother`; ``None`` = nothing.
-
-    Returns:
-        :class:`FieldPair` in voxels of the grid, ``inverse_method="symmetric"``, residual measured; its
-        ``details["halves"]`` are the (2, 3, D, H, W) half-way fields, fixed first.
     """
-    how = schedule, similarity, weight, start, progress, steering, shares, regions
-    return compose_halves(optimise_halves(fixed, moving, *how))
-
-
-@torch.no_grad()
-def optimise_halves(
-    fixed: Tensor,
-    moving: Tensor,
-    schedule: Schedule,
-    similarity: str,
-    weight: Tensor | None = None,
-    start: FieldPair | None = None,
-    progress: Progress = silent,
-    steering: Steering | None = None,
-    shares: Sequence[float] = (),
-    regions: Tensor | None = None,
-) -> Tensor:
-    """The half-way fields (2, 3, D, H, W) behind :func:`optimise`, whose arguments these are."""
     images = torch.cat([fixed, moving])
     shapes = [_level_shape(fixed.shape[2:], factor) for factor in schedule.shrink]
     halves = (
