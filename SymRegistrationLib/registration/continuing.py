@@ -243,7 +243,8 @@ class Continuation:
         that."""
         box, start = _box(inside, CONTEXT)
         space, crop = self.space, _Crop(box, start)
-        schedule = syn.schedule_for(self.preset, self.similarity, self.pose.one_patient)
+        kind = self.similarity, self.pose.one_patient, space.regions is not None
+        schedule = syn.schedule_for(self.preset, *kind)
         schedule = replace(schedule, shrink=tuple(shrink), iterations=tuple(steps))
         landmarks, labels, observer = steered
         window = inside[box]

@@ -86,10 +86,15 @@ def test_two_contrasts_of_one_patient_with_noise_of_their_own(known):
     assert smooth < 0.9 * plain and smooth < 0.6 * before
     assert QUICK.for_one_patient().smooth_update > QUICK.smooth_update
     for preset in presets().values():
-        detailed, one_patient = syn.Schedule.of(preset), syn.schedule_for(preset, "mind", one_patient=True)
+        detailed, one_patient = (
+            syn.Schedule.of(preset),
+            syn.schedule_for(preset, "mind", one_patient=True, slides=False),
+        )
         assert one_patient == detailed.for_one_patient() != detailed
-        assert syn.schedule_for(preset, "mind", one_patient=False) == detailed
-        assert syn.schedule_for(preset, "lncc", one_patient=True) == detailed
+        assert syn.schedule_for(preset, "mind", one_patient=False, slides=False) == detailed
+        assert syn.schedule_for(preset, "lncc", one_patient=True, slides=False) == detailed
+        sliding = syn.schedule_for(preset, "lncc", one_patient=True, slides=True)
+        assert sliding == detailed.for_sliding() and sliding.smooth_total == 1.4
 
 
 def test_contrasts_that_each_show_half_find_the_whole(known):

@@ -97,17 +97,20 @@ class Schedule:
         return replace(self, smooth_total=self.smooth_total * factor)
 
 
-def schedule_for(preset: Preset, similarity: str, one_patient: bool, levels: int = 0) -> Schedule:
+def schedule_for(preset: Preset, similarity: str, one_patient: bool, slides: bool, levels: int = 0) -> Schedule:
     """How a run, an update or a repair walks.
 
     Args:
         preset: how much time it may take.
         similarity: what it maximises.
         one_patient: the alignment found no stretch (``Alignment.one_patient``).
+        slides: regions of the scans slide along each other.
         levels: see :meth:`Schedule.of`.
     """
-    whole = Schedule.of(preset, levels)
-    return whole.for_one_patient() if one_patient and similarity == "mind" else whole
+    schedule = Schedule.of(preset, levels)
+    if one_patient and similarity == "mind":
+        schedule = schedule.for_one_patient()
+    return schedule.for_sliding() if slides else schedule
 
 
 #: The longest vectors of a smoothed force are about this many times its root mean square (brain, liver, lung alike).
@@ -429,8 +432,8 @@ class SyN(Optimiser):
     def run(self, space: WorkingPair, settings: RunSettings) -> FieldPair:
         """See :meth:`Optimiser.run`."""
         check_similarity(self.card, settings.similarity)
-        schedule = schedule_for(settings.preset, settings.similarity, settings.one_patient, settings.levels)
-        schedule = (schedule if space.regions is None else schedule.for_sliding()).stiffer(settings.stiffness)
+        kind = settings.similarity, settings.one_patient, space.regions is not None
+        schedule = schedule_for(settings.preset, *kind, settings.levels).stiffer(settings.stiffness)
         fixed, moving, weight = space.channels()
         how = schedule, settings.similarity, weight, settings.start, settings.progress, settings.steering, space.shares
         return optimise(fixed, moving, *how, regions=space.regions)
