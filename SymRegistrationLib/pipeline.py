@@ -18,9 +18,9 @@ from .geometry.volumes import Volume, foreground
 from .job import INITIALS, InputError, Options, Progress, silent
 from .quality import checks
 from .quality import metrics as quality
-from .quality.schema import Candidate, Evidence, Landmarks, Measured, Similarity
+from .quality.schema import Candidate, Evidence, Landmarks, Measured, Similarity, Sliding
 from .quality.volume_change import folding_regions
-from .registration import alignment, continuing, contrasts, devices, evidence, guide, methods, working_grid
+from .registration import alignment, continuing, contrasts, devices, evidence, guide, methods, sliding, working_grid
 from .registration.carrying import Carried, carry, carry_again
 from .registration.clock import Clock
 from .registration.continuing import Continuation, Start
@@ -50,6 +50,7 @@ class Extras:
         keep_state: deliver :attr:`Result.state`.
         fixed_contrasts, moving_contrasts: further contrasts, pair by pair, in the space of the fixed and of the moving
             scan, on any grid: they drive the deformation together with the scans. The pose is found from the scans.
+        sliding: label maps of what slides along its surroundings, fixed first, on any grid.
     """
 
     fixed_mask: np.ndarray | None = None
@@ -66,6 +67,7 @@ class Extras:
     keep_state: bool = False
     fixed_contrasts: tuple[Volume, ...] = ()
     moving_contrasts: tuple[Volume, ...] = ()
+    sliding: tuple[Volume | None, Volume | None] = (None, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,9 +158,13 @@ def _register(
     start = Start(extras.start, extras.region, extras.restore)
     steer = guide.steer_by(fixed.grid, moving.grid, scans[1], options, _pulling(extras), extras.watch, notes)
     further = contrasts.prepare(extras.fixed_contrasts, extras.moving_contrasts, options, device)
-    solver = continuing.solver_for(
-        (fixed, moving), scans, options, start, steer, lambda: _pose(scans, options, extras, notes), notes, further
-    )
+    volumes = fixed, moving
+    regions = sliding.find(volumes, extras.sliding, options, device, notes)
+
+    def pose() -> alignment.Alignment:
+        return sliding.staying_pose(scans, _pose(scans, options, extras, notes), options)
+
+    solver = continuing.solver_for(volumes, scans, options, start, steer, pose, notes, further, regions)
     clock.enter("method", f"method: {options.method}")
     runs = options.extra_runs
     pair = solver.run(lambda stage, f, text: clock.inner(stage, f / (runs + 1), text))
@@ -189,6 +195,7 @@ def _register(
         "seed": options.seed,
         "peak_memory_gb": round(devices.peak_memory_gb(), 3),
         "seconds": clock.told(),
+        "sliding": cast(Sliding | None, sliding.told(solver.space, pair)),
         "evidence": _evidence_numbers(weighed),
     }
     metrics["verdict"] = checks.conclusion(metrics)

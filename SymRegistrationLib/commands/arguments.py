@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import __version__
-from ..job import ANATOMIES, FORMATS, INITIALS, PRESETS, InputError, Options
+from ..job import ANATOMIES, FORMATS, INITIALS, PRESETS, SLIDING, InputError, Options
 from ..registration.anatomies import anatomies
 from . import choosing, steering
 from .parsing import Parser, add_verbosity_options
@@ -185,6 +185,7 @@ def _register_arguments(parser: argparse.ArgumentParser) -> None:
         ("mask", "compare the scans only here"),
         ("labels", "label map, for Dice"),
         ("points", "landmarks, for the landmark error (.csv, .fcsv, .mrk.json)"),
+        ("sliding-mask", "label map of what slides along its surroundings, with --sliding"),
     ):
         for side in ("fixed", "moving"):
             extra.add_argument(f"--{side}-{kind}", metavar="FILE", help=f"{side} scan: {text}")
@@ -225,6 +226,7 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
         metavar="W,W",
         help="with further contrasts: how much each counts, the first pair first (default: all the same)",
     )
+    _sliding_option(how)
     how.add_argument(
         "--refine", type=int, default=options.refine, metavar="N", help="optimiser levels after a network (default: 0)"
     )
@@ -266,6 +268,15 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
     out.add_argument("--no-report", action="store_true", help="no report.html")
     _add_machine_options(parser)
     return out
+
+
+def _sliding_option(group: Any) -> None:
+    group.add_argument(
+        "--sliding",
+        choices=SLIDING,
+        default=Options.sliding,
+        help="what may slide: nothing, the regions of the sliding masks, or the lungs of a CT (default: %(default)s)",
+    )
 
 
 def _add_machine_options(parser: argparse.ArgumentParser) -> None:

@@ -30,9 +30,13 @@ PRESETS = tuple(EFFORTS)
 #: What is registered, by name: the options that suit it (beneath ``options``), a title and the reason; data, too.
 ANATOMIES: dict[str, dict[str, Any]] = _PRESETS["anatomies"]
 INITIALS = ("none", "centre", "rigid", "affine")
+#: Where organs may slide along each other: nowhere; where masks or the lungs of a CT say so; at these lungs.
+SLIDING = ("off", "auto", "lung")
 SIMILARITIES = ("auto", "lncc", "mse", "ncc", "mind", "mi")
 #: Fields of a job that name files to read.
-INPUT_PATHS = tuple(f"{side}{part}" for part in ("", "_mask", "_labels", "_points") for side in ("fixed", "moving"))
+INPUT_PATHS = tuple(
+    f"{side}{part}" for part in ("", "_mask", "_labels", "_points", "_sliding_mask") for side in ("fixed", "moving")
+)
 #: ``tfm`` is text, and for linear methods only.
 FORMATS = ("h5", "nrrd", "nii.gz", "tfm")
 MOST_THREADS = 1024
@@ -104,6 +108,9 @@ class Options:
         stiffness: factor on the smoothing of the whole field; above 1 it bends less.
         contrast_weights: with further contrasts, how much each counts, the first pair of scans first: numbers separated
             by commas; "" = all the same.
+        sliding: what may slide along its surroundings: nothing, or the regions of the sliding masks; without these, the
+            lungs of two CT scans, which must be there (``lung``) or may be (``auto``). Unless it is ``off``, the
+            initial alignment is that of the body's wall, which stays.
     """
 
     method: str = "syn"
@@ -129,11 +136,13 @@ class Options:
     label_weight: float = 0.8
     stiffness: float = 1.0
     contrast_weights: str = ""
+    sliding: str = "off"
 
     def __post_init__(self) -> None:
         self._check_steering()
         _choice("preset", self.preset, PRESETS)
         _choice("similarity", self.similarity, SIMILARITIES)
+        _choice("sliding", self.sliding, SLIDING)
         if not 0 <= self.refine <= 100:
             raise InputError(f"refine is {self.refine}.", "Give the number of optimiser levels, 0 for none.")
         if not 0 <= self.adapt <= 1000:
@@ -207,6 +216,8 @@ class Job:
     moving_labels: str | None = None
     fixed_points: str | None = None
     moving_points: str | None = None
+    fixed_sliding_mask: str | None = None
+    moving_sliding_mask: str | None = None
     fixed_contrasts: list[str] = field(default_factory=list)
     moving_contrasts: list[str] = field(default_factory=list)
     transform_format: str = "h5"
@@ -231,6 +242,8 @@ class Job:
         for name, path in self.inputs.items():
             usable_path(path, name.replace("_", " "))
         check_both_sides(self)
+        if self.fixed_sliding_mask and self.options.sliding == "off":
+            raise InputError("sliding masks are given, but nothing shall slide.", "Add --sliding auto.")
         if self.guide_with_points and not self.fixed_points:
             raise InputError("guide_with_points needs landmarks.", "Add --fixed-points and --moving-points.")
         if self.composite and self.transform_format != "h5":

@@ -58,11 +58,13 @@ def check_seed(seed: int) -> None:
 def check_both_sides(request: Any) -> None:
     """Refuse labels or landmarks of one scan alone, in the fields ``fixed_labels``, ``moving_labels`` and so on of
     ``request``. Raises InputError."""
-    for kind in ("labels", "points"):
-        fixed, moving = (getattr(request, f"{side}_{kind}") for side in ("fixed", "moving"))
+    for kind in ("labels", "points", "sliding_mask"):
+        fixed, moving = (getattr(request, f"{side}_{kind}", None) for side in ("fixed", "moving"))
         if bool(fixed) != bool(moving):
             missing = "moving" if fixed else "fixed"
-            raise InputError(f"{kind} are given for one scan only.", f"Add --{missing}-{kind}, or leave both out.")
+            words = "sliding masks" if kind == "sliding_mask" else kind
+            option = f"--{missing}-{kind.replace('_', '-')}"
+            raise InputError(f"{words} are given for one scan only.", f"Add {option}, or leave both out.")
 
 
 def parsed_json(text: str, what: str) -> Any:

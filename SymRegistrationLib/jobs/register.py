@@ -153,6 +153,10 @@ def read_extras(job: Job, fixed: Grid, moving: Grid) -> Extras:
         moving_mask=read_mask(job.moving_mask, moving, "moving mask") if job.moving_mask else None,
         fixed_labels=read_labels(job.fixed_labels, "fixed labels") if job.fixed_labels else None,
         moving_labels=read_labels(job.moving_labels, "moving labels") if job.moving_labels else None,
+        sliding=(
+            read_labels(job.fixed_sliding_mask, "fixed sliding mask") if job.fixed_sliding_mask else None,
+            read_labels(job.moving_sliding_mask, "moving sliding mask") if job.moving_sliding_mask else None,
+        ),
         fixed_points=points[0],
         moving_points=points[1],
         guide=job.guide_with_points,

@@ -87,7 +87,11 @@ def checks(metrics: Mapping[str, Any]) -> list[Check]:
     if similarity and not two_contrasts:  # local correlation says little across contrasts, the evidence does
         found.append(_alike(similarity))
     return (
-        found + _measured(metrics) + _sound(metrics.get("quality") or {}) + _certain(metrics.get("uncertainty") or {})
+        found
+        + _measured(metrics)
+        + _sound(metrics.get("quality") or {})
+        + [Check("good", text) for text in [sliding_statement(metrics.get("sliding") or {})] if text]
+        + _certain(metrics.get("uncertainty") or {})
     )
 
 
@@ -162,6 +166,17 @@ def uncertainty_statement(told: dict) -> str:
         text
         + " Scans of two people, or organs that slide, err by more: at landmarks of breathing livers about twice as "
         "much."
+    )
+
+
+def sliding_statement(told: Mapping[str, Any]) -> str:
+    """What slid, and how maps are to be read there; "" when nothing did. ``told`` is that part of metrics.json."""
+    if not told:
+        return ""
+    return (
+        f"{told['regions']} region{'s' if told['regions'] > 1 else ''} could slide: at the surfaces "
+        f"({number(told['surface_percent'], 0)} % of the content) neighbouring voxels of the working grid part by "
+        f"{number(told['shear_mean_mm'], 1)} mm on average; there volume change and inverse consistency show shear."
     )
 
 

@@ -166,12 +166,25 @@ class Folding(TypedDict):
     regions: list[dict[str, Any]]
 
 
+class Sliding(TypedDict):
+    """Regions that slide along their surroundings."""
+
+    regions: Annotated[int, Meaning("regions that slide", "what each is smoothed by itself", 0)]
+    surface_percent: Annotated[
+        float, Meaning("at their surfaces, % of the content", "where maps show shear: neither growth nor error", 1)
+    ]
+    shear_mean_mm: Annotated[
+        float, Meaning("parted there, mean, mm", "by how much neighbouring voxels of the working grid part")
+    ]
+
+
 class Measured(TypedDict, total=False):
     """What every registration measures; a part that was not asked for is None or missing."""
 
     alignment: Alignment
     quality: Quality
     similarity: Similarity
+    sliding: Sliding | None
     evidence: Evidence
     verdict: Verdict
     uncertainty: dict[str, Any] | None

@@ -20,7 +20,7 @@ from ..geometry.grid import Grid
 from ..geometry.volumes import Volume
 from ..job import InputError, Options, Progress, silent
 from ..losses import lncc_map, mind
-from . import contrasts, memory, optimisers, working_grid
+from . import contrasts, memory, optimisers, sliding, working_grid
 from .alignment import Alignment
 from .guide import Region, window
 from .optimisers import syn
@@ -75,6 +75,7 @@ def solver_for(
     pose: Callable[[], Alignment],
     notes: list[str],
     further: Sequence[tuple[Scan, Scan]] = (),
+    regions: tuple[sliding.Regions, sliding.Regions] | None = None,
 ) -> Solver | Continuation:
     """Who computes the fields, and from where.
 
@@ -84,12 +85,13 @@ def solver_for(
         pose: makes the initial alignment; called only where the run begins there.
         notes: gets what was done other than asked, in words.
         further: scans of further contrasts, pair by pair.
+        regions: what slides in the two scans.
 
     Raises:
         InputError: other scans than those of the start, or options that do not go with where the run begins.
     """
     if start.state is None:
-        solver = Solver(scans, pose(), options, notes, further)
+        solver = Solver(scans, pose(), options, notes, further, regions)
         if solver.learned and not options.refine and (options.landmark_weight or options.drive_labels):
             raise InputError(
                 f"landmarks and labels cannot pull the network {options.method} itself.",
@@ -103,11 +105,11 @@ def solver_for(
             "going on from a finished registration makes no uncertainty map.", "Leave --uncertainty and --ensemble out."
         )
     if not (start.restore or start.region or bool(start.state.halves.any())):  # only aligned so far
-        solver = Solver(scans, start.state.pose, options, notes, further)
+        solver = Solver(scans, start.state.pose, options, notes, further, regions)
         solver.steer = steer
         return solver
     return Continuation(
-        scans, start.state, options, notes, volumes[0].grid, start.region, steer, start.restore, further
+        scans, start.state, options, notes, volumes[0].grid, start.region, steer, start.restore, further, regions
     )
 
 
@@ -122,6 +124,7 @@ class Continuation:
         region: where a repair may work; None = the whole is updated.
         steer: gives the landmarks, labels and observer on a working pair.
         restore: deliver the state as it is.
+        regions: what slides in the two scans.
         known: what is still in memory of the state's registration, on the same prepared scans; else None.
         space: the working pair of the state.
         similarity: what is maximised.
@@ -136,6 +139,7 @@ class Continuation:
     steer: Callable[[WorkingPair], Steering] | None = None
     restore: bool = False
     further: Sequence[tuple[Scan, Scan]] = ()
+    regions: tuple[sliding.Regions, sliding.Regions] | None = None
 
     def __post_init__(self) -> None:
         self.pose, self.learned = self.state.pose, False
@@ -157,6 +161,7 @@ class Continuation:
             space = working_grid.pair_on(grid, *self.scans, self.pose.mid_to_fixed, self.pose.mid_to_moving)
             self.space = contrasts.beside(space, self.further, self.options)
             self.halves = self.state.halves.to(self.space.fixed.device)
+        self.space = sliding.with_regions(self.space, self.regions)
         asked = self.options.similarity
         self.similarity = self.state.similarity if asked == "auto" else "mind" if asked == "mi" else asked
         if self.similarity not in optimisers.card(optimisers.REFINER).similarities:  # a network without refinement
@@ -253,6 +258,7 @@ class Continuation:
             progress,
             Steering(grid_shape(window), crop.landmarks(landmarks), crop.labels(labels), base[box], window, observer),
             space.shares,
+            None if space.regions is None else space.regions[box],
         )
         whole = self.halves.clone()
         whole[box] = torch.where(window > 0, halves, whole[box])

@@ -12,7 +12,7 @@ import numpy as np
 from ..fields import FieldPair, gaussian, resize, resize_field, warp
 from ..job import Options, Progress, silent
 from ..losses import ncc
-from . import contrasts, devices, memory, methods, optimisers, working_grid
+from . import contrasts, devices, memory, methods, optimisers, sliding, working_grid
 from .alignment import Alignment, shows_one_contrast, split_midway
 from .optimisers import RunSettings
 from .presets import presets
@@ -50,6 +50,7 @@ class Solver:
         options: of the run.
         notes: gets what was done other than asked, in words.
         further: scans of further contrasts, pair by pair, where those of ``scans`` are.
+        regions: what slides in the two scans.
 
     Attributes:
         space: the working pair that results refer to; for a refined network that finds the pose itself
@@ -68,9 +69,10 @@ class Solver:
         options: Options,
         notes: list[str],
         further: Sequence[tuple[Scan, Scan]] = (),
+        regions: tuple[sliding.Regions, sliding.Regions] | None = None,
     ):
         self.scans, self.pose, self.options, self.notes = scans, pose, options, notes
-        self.further = tuple(further)
+        self.further, self.regions = tuple(further), regions
         self.steer: Callable[[WorkingPair], Steering] | None = None  # set by who wants to steer the optimiser
         self.finest = float(min(scan.grid.spacing.min() for scan in scans))
         self.preset = presets()[options.preset]
@@ -163,7 +165,8 @@ class Solver:
         """Lay the optimiser's grid over what both scans show at this pose, and choose its similarity."""
         budget = self._voxel_budget()
         spacing = self.options.spacing or max(self.finest, (self._volume(pose) / budget) ** (1 / 3))
-        self.space = contrasts.beside(self._space(pose, spacing, margin=MARGIN), self.further, self.options)
+        space = contrasts.beside(self._space(pose, spacing, margin=MARGIN), self.further, self.options)
+        self.space = sliding.with_regions(space, self.regions)
         linear = not self.learned and self.optimiser.card.pose
         self.similarity = pose.measure if linear else _similarity(self.options.similarity, self.scans, pose, self.notes)
 

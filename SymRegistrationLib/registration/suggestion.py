@@ -85,9 +85,13 @@ def suggest(fixed: Volume, moving: Volume, modalities: tuple[str, str] = ("", ""
     if kinds == {"CT"}:
         litres = min(one.lung_litres for one in seen)
         if litres >= LUNG_LITRES:
-            return Suggestion("lung-ct", f"both are CT and show at least {litres:.1f} litres of inflated lung.")
+            return Suggestion(
+                "lung-ct", f"both are CT and show at least {litres:.1f} litres of inflated lung, which slides."
+            )
         if all(one.extent[0] > TRUNK for one in seen):
-            return Suggestion("abdomen", "both are CT of a trunk with less than a litre of lung.")
+            return Suggestion(
+                "abdomen", "both are CT of a trunk with less than a litre of lung: organs move, spine and ribs stay."
+            )
         return Suggestion("unknown", "both are CT, and neither a chest nor an abdomen.")
     if not all(one.head for one in seen):
         sizes = " and ".join(" x ".join(f"{e:.0f}" for e in one.extent) for one in seen)

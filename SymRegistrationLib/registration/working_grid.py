@@ -125,6 +125,8 @@ class WorkingPair:
         mid_to_fixed, mid_to_moving: (4, 4) mm, mid-space point -> point of the scan.
         contrasts: further contrasts of both sides, pair by pair; only optimisers look at them.
         shares: how much each contrast counts, the first pair first; () = all the same.
+        regions: (2, R, D, H, W) float32, 0 to 1, fixed first: how much of each voxel belongs to each region of its scan
+            along whose surface organs slide; ``None`` = nothing slides.
     """
 
     fixed: Tensor
@@ -135,6 +137,7 @@ class WorkingPair:
     mid_to_moving: np.ndarray
     contrasts: tuple[WorkingPair, ...] = ()
     shares: tuple[float, ...] = ()
+    regions: Tensor | None = None
 
     def channels(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Fixed and moving images of all contrasts, (1, C, D, H, W), and where they may be looked at, (2, C, D, H, W)

@@ -12,7 +12,15 @@ import numpy as np
 
 from ..console import number
 from ..geometry.volumes import robust_range
-from ..quality.checks import FOLDED_TOLERABLE, ICE_BAD, ICE_GOOD, UNCERTAIN_BAD, UNCERTAIN_GOOD, uncertainty_statement
+from ..quality.checks import (
+    FOLDED_TOLERABLE,
+    ICE_BAD,
+    ICE_GOOD,
+    UNCERTAIN_BAD,
+    UNCERTAIN_GOOD,
+    sliding_statement,
+    uncertainty_statement,
+)
 from . import drawing
 from .drawing import SEQUENTIAL
 from .views import Page
@@ -197,11 +205,12 @@ def trust_section(page: Page, result: Any, metrics: Mapping[str, Any]) -> str:
         for light in found
         if light.level != "good" and light.advice
     ]
-    told = metrics.get("uncertainty")
+    told, slid = metrics.get("uncertainty"), sliding_statement(metrics.get("sliding") or {})
     body = (
         f'<div class="wide"><table '
         f'class="lights"><tr><th></th><th>what</th><th>found</th><th>threshold</th></tr>{rows}</table></div>'
         + (f'<p class="soft">{escape(uncertainty_statement(told))}</p>' if told else "")
+        + (f'<p class="soft">{escape(slid)}</p>' if slid else "")
         + (f"<h3>What to try next</h3><ul>{''.join(advice)}</ul>" if advice else "")
         + _worst_places(page, result, told)
         + _folds(metrics.get("folding"))

@@ -15,6 +15,7 @@ from ..geometry.volumes import Volume, foreground, labels_on_grid
 from ..job import Progress
 from ..quality.volume_change import volume_changes
 from ..registration import working_grid
+from ..registration.sliding import surface_shear
 from ..registration.solver import Solver
 from ..registration.working_grid import WorkingPair
 from . import calibration
@@ -60,11 +61,11 @@ def estimate_uncertainty(solver: Solver, pair: FieldPair, fixed: Volume, progres
     predictors = with_low_contrast(predictors)
     kind = "runs" if isinstance(options.uncertainty, int) and options.uncertainty else "fast"
     content = foreground(fixed.array)
-    # A mean of runs errs differently from the single result that the calibration was fitted on.
-    known = (
-        None if options.average or (kind == "fast" and options.uncertainty != "fast") else _calibration(solver, kind)
-    )
-    found = uncertainty_map(predictors, runs, solver.space, fixed.grid, content, known)
+    # Neither a mean of runs nor what slides errs as the single results that the calibrations were fitted on.
+    other = options.average or (kind == "fast" and options.uncertainty != "fast") or solver.space.regions is not None
+    known = None if other else _calibration(solver, kind)
+    shear = surface_shear(solver.space, pair)
+    found = uncertainty_map(predictors, runs, solver.space, fixed.grid, content, known, shear)
     return UncertaintyEstimate(mean.pair() if mean else pair, found, time.perf_counter() - started)
 
 

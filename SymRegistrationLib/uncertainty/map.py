@@ -27,6 +27,7 @@ WILD_PERCENT, WILD = 10, 3.0
 WORST_PERCENTILE, WORST_TIMES = 97.0, 1.5
 #: A region smaller than this (ml) is not listed among the worst.
 LEAST_ML = 0.2
+WIDENED = "at the surfaces of what slides the uncertainty was widened by what neighbouring voxels part there"
 NOT_MM = "the uncertainty map is relative: it shows where the result is less stable, not by how many mm it errs"
 
 
@@ -72,6 +73,7 @@ def uncertainty_map(
     grid: Grid,
     content: np.ndarray,
     calibration: Calibration | None,
+    shear: Tensor | None = None,
 ) -> UncertaintyMap:
     """Put the predictors of one registration together.
 
@@ -83,6 +85,8 @@ def uncertainty_map(
         grid: where the map is wanted, the fixed scan's.
         content: (D, H, W) bool on ``grid``, where the scan shows something; for the numbers.
         calibration: what makes mm of it; ``None`` = relative.
+        shear: (D, H, W) voxels of the working grid, by how much places part that slide along each other: there a place
+            may go with either side.
     """
     linear = (space.mid_to_moving @ space.grid.matrix)[:3, :3]
     voxel = float(abs(np.linalg.det(linear)) ** (1 / 3))
@@ -93,14 +97,13 @@ def uncertainty_map(
 
     spread = placed(runs.spread.length(linear)) if runs else None
     axis = placed(runs.spread.largest_axis(linear)) if runs else None
-    if calibration is not None:
-        mm = placed(calibration.radius(predictors) * voxel)
-    elif spread is not None:
-        mm = spread
-    else:
-        mm = placed((predictors["contrast"].square() + predictors["bend"].square()).sqrt() * voxel)
+    mm = _millimetres(predictors, spread, calibration, voxel, placed)
+    notes = []
+    if shear is not None:
+        mm = np.hypot(mm, placed(shear * voxel))
+        notes.append(WIDENED)
     seen = mm[content] if content.any() else mm.ravel()
-    worst, notes = _worst(mm, grid, content), []
+    worst = _worst(mm, grid, content)
     summary: dict[str, Any] = {
         "kind": "runs" if runs else "fast",
         "runs": runs.spread.count - 1 if runs else 0,
@@ -127,6 +130,21 @@ def uncertainty_map(
         notes.append(disagreement)
     summary |= {"disagreement": disagreement, "worth": uncertainty_statement(summary)}
     return UncertaintyMap(mm, spread, axis, summary, tuple(notes))
+
+
+def _millimetres(
+    predictors: Mapping[str, Tensor],
+    spread: np.ndarray | None,
+    calibration: Calibration | None,
+    voxel: float,
+    placed: Callable,
+) -> np.ndarray:
+    """The map itself: calibrated where it can be, else the spread of the runs, else what one run tells."""
+    if calibration is not None:
+        return placed(calibration.radius(predictors) * voxel)
+    if spread is not None:
+        return spread
+    return placed((predictors["contrast"].square() + predictors["bend"].square()).sqrt() * voxel)
 
 
 def _disagreement(predictors: Mapping[str, Tensor], content: np.ndarray, placed: Callable) -> str:

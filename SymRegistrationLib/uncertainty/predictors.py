@@ -87,10 +87,12 @@ class Perturbation:
                 image = warp(image, self._constant(image, 1.0).expand(len(image), -1, -1, -1, -1))
             return image.flip(self._axes())
 
-        fixed, moving, weight = changed(space.fixed), changed(space.moving), changed(space.weight)
+        fixed, moving = changed(space.fixed), changed(space.moving)
+        weight, regions = changed(space.weight), changed(space.regions)
         if self.swap:
-            fixed, moving, weight = moving, fixed, None if weight is None else weight.flip(0)
-        return replace(space, fixed=fixed, moving=moving, weight=weight)
+            fixed, moving = moving, fixed
+            weight, regions = (None if each is None else each.flip(0) for each in (weight, regions))
+        return replace(space, fixed=fixed, moving=moving, weight=weight, regions=regions)
 
     def undone(self, pair: FieldPair) -> FieldPair:
         """A result of the perturbed geometry, in the original frame."""

@@ -37,6 +37,7 @@ from ...fields import (
 from ...job import Progress, silent
 from ...losses import lncc_force, mind
 from ..presets import Preset
+from ..sliding import SlidingSmoother
 from ..steering import SteeredLevel, Steering
 from ..working_grid import WorkingPair
 from ._base import Optimiser, OptimiserCard, RunSettings, check_similarity, register
@@ -87,6 +88,10 @@ class Schedule:
         scans do not share. With the sigmas of one contrast MIND spoiled every pose that was tried (RESULTS.md)."""
         return replace(self, smooth_update=12.0, smooth_total=3.0)
 
+    def for_sliding(self) -> Schedule:
+        """For regions that slide: where no jump has to be bridged, motion is smoother, and is smoothed more."""
+        return replace(self, smooth_update=max(self.smooth_update, 2.0), smooth_total=max(self.smooth_total, 1.4))
+
     def stiffer(self, factor: float) -> Schedule:
         """The half-way fields smoothed by ``factor`` times the sigma."""
         return replace(self, smooth_total=self.smooth_total * factor)
@@ -107,6 +112,9 @@ def schedule_for(preset: Preset, similarity: str, one_patient: bool, levels: int
 
 #: The longest vectors of a smoothed force are about this many times its root mean square (brain, liver, lung alike).
 TYPICAL_TO_LONGEST = 9.0
+#: Distance of the neighbours that MIND compares, voxels of the level. With 2, which networks use, known warps of three
+#: contrasts were left with up to twice the error (results/contrasts.md).
+NEIGHBOURS = 1
 #: Steps between two looks at the similarity.
 _LOOK = 4
 
@@ -133,6 +141,7 @@ def optimise_halves(
     progress: Progress = silent,
     steering: Steering | None = None,
     shares: Sequence[float] = (),
+    regions: Tensor | None = None,
 ) -> Tensor:
     """The half-way fields (2, 3, D, H, W) of two images, fixed first.
 
@@ -144,6 +153,7 @@ def optimise_halves(
         progress: called as ``progress("optimise", fraction, message)``.
         steering: what else pulls, where it may move, from which state, and who watches.
         shares: how much each contrast counts, their sum 1; () = all the same.
+        regions: (2, R, D, H, W), what slides in each scan, see :class:`SlidingSmoother`; ``None`` = nothing.
     """
     images = torch.cat([fixed, moving])
     shapes = [_level_shape(fixed.shape[2:], factor) for factor in schedule.shrink]
@@ -155,7 +165,7 @@ def optimise_halves(
     work = [n * math.prod(shape) for n, shape in zip(schedule.iterations, shapes)]
     done = 0.0
     for k, (shape, iterations) in enumerate(zip(shapes, schedule.iterations)):
-        level = _Level(images, weight, shape, schedule, similarity, shares)
+        level = _Level(images, weight, shape, schedule, similarity, shares, regions)
         halves = resize_field(halves, shape)
 
         def report(step: int, value: float, level=k + 1, base=done, share=work[k] / iterations) -> None:
@@ -285,17 +295,20 @@ class _Level:
         schedule: Schedule,
         similarity: str,
         shares: Sequence[float] = (),
+        regions: Tensor | None = None,
     ):
         ratios = [(o - 1) / max(n - 1, 1) for o, n in zip(images.shape[2:], shape)]
         sigma = [0.5 * math.sqrt(r * r - 1) if r > 1.01 else 0.0 for r in ratios]
         if any(sigma):
             images = resize(gaussian(images, sigma), shape)
             weight = None if weight is None else resize(weight, shape)
+            regions = None if regions is None else resize(gaussian(regions, sigma), shape)
+        self.smooth = SlidingSmoother(regions)
         self.schedule, self.similarity = schedule, similarity
         contrasts = images.shape[1]
         self.shares = tuple(shares) or (1 / contrasts,) * contrasts
         if similarity == "mind":
-            images = torch.cat([mind(image) for image in images.split(1, 1)], 1)
+            images = torch.cat([mind(image, dilation=NEIGHBOURS) for image in images.split(1, 1)], 1)
         self.features, self.weight = images, weight
 
     def run(
@@ -324,7 +337,7 @@ class _Level:
                 break
             halves = moved = compose(halves, update)
             if schedule.smooth_total > 0 and step % schedule.smooth_every == schedule.smooth_every - 1:
-                halves = gaussian(halves, schedule.smooth_total * schedule.smooth_every**0.5)
+                halves = self.smooth(halves, schedule.smooth_total * schedule.smooth_every**0.5)
             if step % 10 == 9:
                 halves = regularise_folds(halves, schedule.least_determinant, rounds=1)
             if steered is not None:
@@ -348,7 +361,8 @@ class _Level:
         force, value = self._force(warped, weight)
         # d similarity / d u = force * gradient of the warped image, summed over its channels.
         direction = torch.cat([(force * gradient(warped, axis)).sum(1, keepdim=True) for axis in range(3)], 1)
-        direction = gaussian(direction, self.schedule.smooth_update)
+        self.smooth.look(halves)
+        direction = self.smooth(direction, self.schedule.smooth_update)
         length = square_sum(direction)
         typical = TYPICAL_TO_LONGEST * length.mean().sqrt()
         # Scaled by the root mean square, so that one hot voxel does not decide; no vector longer than a voxel.
@@ -416,7 +430,7 @@ class SyN(Optimiser):
         """See :meth:`Optimiser.run`."""
         check_similarity(self.card, settings.similarity)
         schedule = schedule_for(settings.preset, settings.similarity, settings.one_patient, settings.levels)
-        schedule = schedule.stiffer(settings.stiffness)
+        schedule = (schedule if space.regions is None else schedule.for_sliding()).stiffer(settings.stiffness)
         fixed, moving, weight = space.channels()
         how = schedule, settings.similarity, weight, settings.start, settings.progress, settings.steering, space.shares
-        return optimise(fixed, moving, *how)
+        return optimise(fixed, moving, *how, regions=space.regions)
