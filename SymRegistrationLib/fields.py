@@ -235,13 +235,13 @@ def invert(u: Tensor, start: Tensor | None = None, tolerance: float = 0.01, iter
     residual = w + warp(u, w)
     if u.device.type != "cpu":
         return Inversion(*_converge_everywhere(u, w, residual, tolerance, iterations - used), iterations)
-    worst = 0.0
+    worst, left = 0.0, iterations - used
     for n in range(len(u)):
         far = square_sum(residual[n : n + 1]).flatten().gt(tolerance**2).nonzero()[:, 0]
         if len(far):
-            values, least, steps = _converge(u[n : n + 1], w[n].flatten(1)[:, far], far, tolerance, iterations - used)
+            values, least, steps = _converge(u[n : n + 1], w[n].flatten(1)[:, far], far, tolerance, left)
             w[n].view(3, -1)[:, far] = values
-            worst, used = max(worst, least), max(used, min(3, iterations) + steps)
+            worst, used = max(worst, least), max(used, iterations - left + steps)
         else:
             worst = max(worst, float(square_sum(residual[n : n + 1]).max()) ** 0.5)
     return Inversion(w, worst, used)

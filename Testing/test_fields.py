@@ -68,6 +68,14 @@ def test_one_volume_is_sampled_by_all_threads_also_when_its_depth_is_odd(monkeyp
     assert calls == [(1, 21), (2, 10), (1, 1)] and torch.equal(*found)
 
 
+def test_every_field_of_a_batch_is_inverted_as_if_alone():
+    """A hard one in front must not use up the steps of the next."""
+    both = torch.cat([smooth(9.0, 3.0), smooth(9.0, 3.0, seed=SEED + 1)])
+    alone = fields.invert(both[1:], tolerance=1e-3, iterations=25)
+    together = fields.invert(both, tolerance=1e-3, iterations=25)
+    assert alone.iterations > 8 and torch.equal(together.field[1:], alone.field)
+
+
 def test_warping_by_a_composition_is_warping_twice():
     first, then = smooth(3), smooth(2, seed=8)
     ramp = fields.identity(SHAPE)  # linear interpolation is exact on a ramp, so both sides must agree
