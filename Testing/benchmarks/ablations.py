@@ -201,7 +201,7 @@ def whole(table: Path, method: str, options: dict[str, Any], initial: str) -> di
             overlap = metrics.label_overlap(
                 read_labels(row["fixed_labels"]), read_labels(row["moving_labels"]), found.forward
             )
-            measured = found.metrics
+            measured = found.metrics["quality"]
             rows[Path(row["fixed"]).name.split("_")[0]] = {
                 "dice": round(metrics.mean({k: v for k, v in overlap.items() if k in STRUCTURES}), 4),
                 "folded": measured["folded_voxels"],
