@@ -26,7 +26,7 @@ def folder() -> Path | None:
     named = os.environ.get("SLICER_PYTHON", "")
     if named == IMITATION or (not named and not _has_layer(BESIDE)):
         return None
-    found = Path(named).resolve() if named else BESIDE
+    found = (Path(named) if named else BESIDE).resolve()
     if not _has_layer(found):
         raise FileNotFoundError(
             f"SLICER_PYTHON is '{named}', but there is no slicer/parameterNodeWrapper in it. "
