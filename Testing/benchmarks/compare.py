@@ -328,7 +328,7 @@ def markdown(rows: list[dict], results: dict, tools: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=lambda text: Path(text).resolve())
     parser.add_argument("--table", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--tools", default="symreg,symreg-thorough,ants-syn,greedy,elastix")
