@@ -74,7 +74,8 @@ def kept_pages() -> Iterator[None]:
     """Within, memory that is freed stays with the process for the next tensor; afterwards it is given back.
 
     glibc returns every large block to the system at once and asks for it again with the next one, page by page: a
-    quarter of the processor time of a registration on a busy machine (results/transforms.md). Does nothing where the C library is another one.
+    quarter of the processor time of a registration on a busy machine (results/transforms.md). Does nothing where the
+    C library is another one.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
