@@ -22,6 +22,7 @@ from ..job import InputError, Options, Progress, silent
 from ..losses import lncc_map, mind
 from . import contrasts, memory, optimisers, sliding, working_grid
 from .alignment import Alignment
+from .evidence import detail_is_noise
 from .guide import Region, window
 from .optimisers import syn
 from .presets import presets
@@ -244,7 +245,9 @@ class Continuation:
         box, start = _box(inside, CONTEXT)
         space, crop = self.space, _Crop(box, start)
         kind = self.similarity, self.pose.one_patient, space.regions is not None
-        schedule = syn.schedule_for(self.preset, *kind)
+        pulled = steered[0] is not None or steered[1] is not None
+        smooth = self.similarity == "lncc" and not pulled and detail_is_noise(space, self.halves)
+        schedule = syn.schedule_for(self.preset, *kind, smooth=smooth)
         schedule = replace(schedule, shrink=tuple(shrink), iterations=tuple(steps))
         landmarks, labels, observer = steered
         window = inside[box]

@@ -14,6 +14,7 @@ from ..job import Options, Progress, silent
 from ..losses import ncc
 from . import contrasts, devices, memory, methods, optimisers, sliding, working_grid
 from .alignment import Alignment, shows_one_contrast, split_midway
+from .evidence import detail_is_noise
 from .optimisers import RunSettings
 from .presets import presets
 from .steering import Steering
@@ -57,6 +58,7 @@ class Solver:
             only after :meth:`run`.
         similarity: what the optimiser maximises, ``network`` where none runs.
         learned: whether the method is a network.
+        smooth: whether the unperturbed run found that the images do not insist on detail.
 
     Raises:
         InputError: a working voxel whose grid does not fit the memory; scans that do not overlap.
@@ -80,7 +82,7 @@ class Solver:
         self.optimiser = optimisers.create(optimisers.REFINER if self.learned else options.method)
         # A network that finds the pose itself must see all of both scans.
         whole = self.learned and pose.kind in ("none", "centre")
-        self.similarity = "network"
+        self.similarity, self.smooth = "network", False
         refined = not self.learned or options.refine > 0
         if options.spacing:
             need = self.optimiser.card.bytes_per_voxel if refined else memory.FEEDING_BYTES
@@ -113,7 +115,9 @@ class Solver:
                 space = perturbation.geometry(perturbation.intensities(space))
             steering = self._steering(space, perturbation)
             pair = self.optimiser.run(space, self._settings(stiffness, progress=progress, steering=steering))
-            return pair if perturbation is None else perturbation.undone(pair)
+            if perturbation is not None:
+                return perturbation.undone(pair)
+            return self._earned(pair, steering, progress)
         share = 0.5 if self.options.refine else 1.0
         pair = self._predict(lambda stage, f, text: progress(stage, share * f, text), perturbation)
         if not self.options.refine:
@@ -131,10 +135,31 @@ class Solver:
         )
         return self.optimiser.run(space, settings)
 
+    def _earned(self, pair: FieldPair, steering: Steering | None, progress: Progress) -> FieldPair:
+        """The result of the images alone, or a smoother one where its detail did not earn its place."""
+        given = steering is not None and steering.decides
+        self.smooth = self.similarity == "lncc" and not given and detail_is_noise(self.space, pair.details["halves"])
+        if not self.smooth:
+            return pair
+        self.notes.append("detail in the deformation added little that the scans share, so it was kept smooth")
+        again = self._settings(
+            1.0,
+            progress=lambda stage, _, text: progress(stage, 1.0, text),
+            steering=self._steering(self.space, None),
+        )
+        return self.optimiser.run(self.space, again)
+
     def _settings(self, stiffness: float, **more: Any) -> RunSettings:
         """Settings of the optimiser for this pair; ``stiffness`` on top of what the user asks for."""
         stiffness *= self.options.stiffness
-        return RunSettings(self.preset, self.similarity, stiffness=stiffness, one_patient=self.pose.one_patient, **more)
+        return RunSettings(
+            self.preset,
+            self.similarity,
+            stiffness=stiffness,
+            one_patient=self.pose.one_patient,
+            smooth=self.smooth,
+            **more,
+        )
 
     def fall_back(self, state: str) -> FieldPair:
         """Give up the method's result: no deformation, at the alignment (``aligned``) or as the headers lie

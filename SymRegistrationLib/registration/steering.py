@@ -97,6 +97,11 @@ class Steering:
     window: Tensor | None = None
     observer: Observer | None = None
 
+    @property
+    def decides(self) -> bool:
+        """Whether more than the images decides: something pulls, or the observer has ended the run."""
+        return bool(self.landmarks or self.labels or (self.observer and self.observer.enough()))
+
     def at(self, shape: Sequence[int]) -> SteeredLevel:
         """The same on a coarser level of ``shape``, over the same corners."""
         return SteeredLevel(self, tuple(shape))

@@ -40,6 +40,7 @@ class RunSettings:
         progress: called as ``progress("optimise", fraction of this call, message)``.
         steering: landmarks and labels that pull, a region that confines, an observer that may end the run.
         one_patient: the alignment found no stretch between the scans, so they are taken for one patient's.
+        smooth: what the images show of detail was found to be noise.
     """
 
     preset: Preset
@@ -50,6 +51,7 @@ class RunSettings:
     progress: Progress = silent
     steering: Steering | None = None
     one_patient: bool = False
+    smooth: bool = False
 
 
 class Optimiser(ABC):

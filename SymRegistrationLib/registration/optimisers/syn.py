@@ -88,6 +88,10 @@ class Schedule:
         scans do not share. With the sigmas of one contrast MIND spoiled every pose that was tried (RESULTS.md)."""
         return replace(self, smooth_update=12.0, smooth_total=3.0)
 
+    def without_detail(self) -> Schedule:
+        """For one contrast whose images do not insist on detail, see :func:`evidence.detail_is_noise`."""
+        return replace(self, smooth_update=6.0, smooth_total=2.0)
+
     def for_sliding(self) -> Schedule:
         """For regions that slide: where no jump has to be bridged, motion is smoother, and is smoothed more."""
         return replace(self, smooth_update=max(self.smooth_update, 2.0), smooth_total=max(self.smooth_total, 1.4))
@@ -97,7 +101,9 @@ class Schedule:
         return replace(self, smooth_total=self.smooth_total * factor)
 
 
-def schedule_for(preset: Preset, similarity: str, one_patient: bool, slides: bool, levels: int = 0) -> Schedule:
+def schedule_for(
+    preset: Preset, similarity: str, one_patient: bool, slides: bool, levels: int = 0, smooth: bool = False
+) -> Schedule:
     """How a run, an update or a repair walks.
 
     Args:
@@ -106,8 +112,11 @@ def schedule_for(preset: Preset, similarity: str, one_patient: bool, slides: boo
         one_patient: the alignment found no stretch (``Alignment.one_patient``).
         slides: regions of the scans slide along each other.
         levels: see :meth:`Schedule.of`.
+        smooth: detail was found to be noise (:func:`evidence.detail_is_noise`).
     """
     schedule = Schedule.of(preset, levels)
+    if smooth:
+        schedule = schedule.without_detail()
     if one_patient and similarity == "mind":
         schedule = schedule.for_one_patient()
     return schedule.for_sliding() if slides else schedule
@@ -433,7 +442,8 @@ class SyN(Optimiser):
         """See :meth:`Optimiser.run`."""
         check_similarity(self.card, settings.similarity)
         kind = settings.similarity, settings.one_patient, space.regions is not None
-        schedule = schedule_for(settings.preset, *kind, settings.levels).stiffer(settings.stiffness)
+        schedule = schedule_for(settings.preset, *kind, settings.levels, settings.smooth)
+        schedule = schedule.stiffer(settings.stiffness)
         fixed, moving, weight = space.channels()
         how = schedule, settings.similarity, weight, settings.start, settings.progress, settings.steering, space.shares
         return optimise(fixed, moving, *how, regions=space.regions)
