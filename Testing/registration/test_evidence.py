@@ -6,10 +6,13 @@ import pytest
 import torch
 from conftest import moved, movement, turn
 
-from SymRegistrationLib.fields import FieldPair, gaussian
+from SymRegistrationLib.fields import FieldPair, gaussian, warp
 from SymRegistrationLib.geometry.volumes import Volume
+from SymRegistrationLib.job import Options
 from SymRegistrationLib.quality import checks
 from SymRegistrationLib.registration import alignment, evidence, working_grid
+from SymRegistrationLib.registration.optimisers import RunSettings
+from SymRegistrationLib.registration.solver import Solver
 
 SEED = 11
 
@@ -102,3 +105,26 @@ def test_the_verdict_follows_from_the_evidence(evident, level, registered):
 def test_the_verdict_follows_from_the_alignment(pose, evident, level, registered):
     judged = checks.conclusion({**metrics(**evident), "alignment": pose})
     assert (judged["level"], judged["registered"]) == (level, registered)
+
+
+@pytest.mark.parametrize("longest", [0.0, 12.0])
+def test_detail_must_add_to_what_the_scans_share(head, longest):
+    """Two scans of one head with noise of their own, where it should be: detail would follow the noise, and moves
+    further from the truth. A head that is bent by up to ``longest`` mm is bent in detail."""
+    generator = torch.Generator().manual_seed(SEED)
+    image = torch.from_numpy(head.array)[None, None]
+    u = gaussian(torch.randn((1, 3, *head.array.shape), generator=generator), 3.0)
+    bent = warp(image, u * (longest / 3 / u.square().sum(1).sqrt().max()))
+    noise = 0.05 * head.array.max() * torch.randn((2, *head.array.shape), generator=generator).numpy()
+    scans = [
+        working_grid.prepare(Volume(one[0, 0].numpy() + more, head.grid, "head"))
+        for one, more in zip((bent, image), noise)
+    ]
+    pose = alignment.Alignment(np.eye(4), np.eye(4), "none")
+    solver = Solver((scans[0], scans[1]), pose, Options(preset="fast", spacing=5.0, similarity="lncc"), [])
+    delivered = solver.run()
+    detailed = solver.optimiser.run(solver.space, RunSettings(solver.preset, "lncc"))
+    lengths = [float(pair.fixed_to_moving.square().sum(1).sqrt().mean()) for pair in (delivered, detailed)]
+    print("seed", SEED, "moved by voxels, delivered and in detail:", lengths)
+    assert solver.smooth == (not longest) == bool(solver.notes)
+    assert lengths[0] < 0.7 * lengths[1] if not longest else lengths[0] == lengths[1]
