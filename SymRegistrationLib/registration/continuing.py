@@ -37,6 +37,9 @@ UPDATE_STEPS = (10, 12, 6)
 LANDMARK_REACH = 14.0
 #: Standard deviation, voxels, by which the places that an update may change reach beyond its labels.
 LABEL_REACH = 3.0
+#: Smoothing where landmarks or labels pull between two contrasts of one patient, voxels of the level: against fields as
+#: smooth as the images alone need, six landmarks mended a spoiled place less (results/contrasts.md).
+PULLED_UPDATE, PULLED_TOTAL = 4.0, 0.7
 #: Voxels around the window that a repair sees, so that windows of the similarity are complete.
 CONTEXT = 8
 #: Local similarity that a repair may cost; more, and it starts from what was there.
@@ -248,6 +251,8 @@ class Continuation:
         pulled = steered[0] is not None or steered[1] is not None
         smooth = self.similarity == "lncc" and not pulled and detail_is_noise(space, self.halves)
         schedule = syn.schedule_for(self.preset, *kind, smooth=smooth)
+        if pulled and kind == ("mind", True, False):
+            schedule = replace(schedule, smooth_update=PULLED_UPDATE, smooth_total=PULLED_TOTAL)
         schedule = replace(schedule, shrink=tuple(shrink), iterations=tuple(steps))
         landmarks, labels, observer = steered
         window = inside[box]

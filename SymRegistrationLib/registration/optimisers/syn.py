@@ -89,7 +89,7 @@ class Schedule:
         return replace(self, smooth_update=12.0, smooth_total=3.0)
 
     def without_detail(self) -> Schedule:
-        """For one contrast whose images do not insist on detail, see :func:`evidence.detail_is_noise`."""
+        """For one contrast whose images do not insist on detail, see ``evidence.detail_is_noise``."""
         return replace(self, smooth_update=6.0, smooth_total=2.0)
 
     def for_sliding(self) -> Schedule:
@@ -112,7 +112,7 @@ def schedule_for(
         one_patient: the alignment found no stretch (``Alignment.one_patient``).
         slides: regions of the scans slide along each other.
         levels: see :meth:`Schedule.of`.
-        smooth: detail was found to be noise (:func:`evidence.detail_is_noise`).
+        smooth: detail was found to be noise (``evidence.detail_is_noise``).
     """
     schedule = Schedule.of(preset, levels)
     if smooth:
