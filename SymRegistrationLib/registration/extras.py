@@ -28,7 +28,7 @@ class Extras:
         region: with ``start``: only there the registration runs again.
         restore: with ``start``: deliver that registration again; nothing is optimised.
         watch: who looks while the optimiser runs, and may end it.
-        keep_state: deliver :attr:`Result.state`.
+        keep_state: deliver the state of the result, to go on from it.
         fixed_contrasts, moving_contrasts: further contrasts, pair by pair, in the space of the fixed and of the moving
             scan, on any grid: they drive the deformation together with the scans. The pose is found from the scans.
         sliding: label maps of what slides along its surroundings, fixed first, on any grid.
