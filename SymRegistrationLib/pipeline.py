@@ -11,7 +11,6 @@ import torch
 
 from .fields import FieldPair, warp
 from .geometry.grid import Grid
-from .geometry.points import PointSet
 from .geometry.resampling import linear, nearest
 from .geometry.transforms import Transform, TransformPair
 from .geometry.volumes import Volume, foreground
@@ -24,50 +23,13 @@ from .registration import alignment, continuing, contrasts, devices, evidence, g
 from .registration.carrying import Carried, carry, carry_again
 from .registration.clock import Clock
 from .registration.continuing import Continuation, Start
-from .registration.guide import Region
-from .registration.live import Watch
+from .registration.extras import Extras
 from .registration.solver import Solver
 from .registration.state import Finished, State, fingerprint
 from .registration.working_grid import Scan
 
 if TYPE_CHECKING:
     from .uncertainty.map import UncertaintyMap
-
-
-@dataclass(frozen=True, eq=False)
-class Extras:
-    """What may come with the two scans; every part is optional.
-
-    Attributes:
-        fixed_mask, moving_mask: (D, H, W) bool on the scan's grid: restrict the similarity.
-        fixed_labels, moving_labels: label maps on any grid: evaluated, and with ``Options.drive_labels`` they pull.
-        fixed_points, moving_points: landmarks, row by row: evaluated; with ``guide`` they start the alignment, and with
-            ``Options.landmark_weight`` they pull.
-        start: the state of a finished registration of the same scans to go on from.
-        region: with ``start``: only there the registration runs again.
-        restore: with ``start``: deliver that registration again; nothing is optimised.
-        watch: who looks while the optimiser runs, and may end it.
-        keep_state: deliver :attr:`Result.state`.
-        fixed_contrasts, moving_contrasts: further contrasts, pair by pair, in the space of the fixed and of the moving
-            scan, on any grid: they drive the deformation together with the scans. The pose is found from the scans.
-        sliding: label maps of what slides along its surroundings, fixed first, on any grid.
-    """
-
-    fixed_mask: np.ndarray | None = None
-    moving_mask: np.ndarray | None = None
-    fixed_labels: Volume | None = None
-    moving_labels: Volume | None = None
-    fixed_points: PointSet | None = None
-    moving_points: PointSet | None = None
-    guide: bool = False
-    start: State | None = None
-    region: Region | None = None
-    restore: bool = False
-    watch: Watch | None = None
-    keep_state: bool = False
-    fixed_contrasts: tuple[Volume, ...] = ()
-    moving_contrasts: tuple[Volume, ...] = ()
-    sliding: tuple[Volume | None, Volume | None] = (None, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,14 +118,14 @@ def _register(
         notes.append("fixed and moving are the same image; the result should be the identity")
     clock.enter("align", f"initial alignment: {options.initial}")
     start = Start(extras.start, extras.region, extras.restore)
-    steer = guide.steer_by(fixed.grid, moving.grid, scans[1], options, _pulling(extras), extras.watch, notes)
+    steer = guide.steer_by(fixed.grid, moving.grid, scans[1], options, extras.pulling, extras.watch, notes)
     further = contrasts.prepare(extras.fixed_contrasts, extras.moving_contrasts, options, device)
-    volumes = fixed, moving
-    regions = sliding.find(volumes, extras.sliding, options, device, notes)
+    regions = sliding.find((fixed, moving), extras.sliding, options, device, notes)
 
     def pose() -> alignment.Alignment:
         return sliding.staying_pose(scans, _pose(scans, options, extras, notes), options)
 
+    volumes = extras.volumes(fixed, moving)
     solver = continuing.solver_for(volumes, scans, options, start, steer, pose, notes, further, regions)
     clock.enter("method", f"method: {options.method}")
     runs = options.extra_runs
@@ -231,10 +193,6 @@ def check_options(options: Options) -> None:
             inference.load_network(name, own)  # it is kept, so the run itself does not load it again
 
 
-def _pulling(extras: Extras) -> guide.Pulling:
-    return guide.Pulling(extras.fixed_points, extras.moving_points, extras.fixed_labels, extras.moving_labels)
-
-
 def _prepared(fixed: Volume, moving: Volume, extras: Extras, device: torch.device) -> tuple[Scan, Scan]:
     """Both scans ready for computing; those of the start where they are still in memory."""
     masks = extras.fixed_mask, extras.moving_mask
@@ -265,7 +223,9 @@ def _state(
     carried: Carried,
     facts: dict[str, Any],
 ) -> State:
-    inputs = solver.state.inputs if isinstance(solver, Continuation) else (fingerprint(fixed), fingerprint(moving))
+    inputs, volumes = solver.state.inputs if isinstance(solver, Continuation) else (), extras.volumes(fixed, moving)
+    if len(inputs) < len(volumes):
+        inputs = tuple(map(fingerprint, volumes))
     finished = None
     if "inverses" in pair.details:
         masks = extras.fixed_mask, extras.moving_mask
@@ -278,16 +238,6 @@ def _asked_for(options: Options) -> bool:
     return bool(options.landmark_weight or options.drive_labels or methods.pose(options.method))
 
 
-def _guides(extras: Extras) -> tuple[np.ndarray, np.ndarray] | None:
-    if not extras.guide:
-        return None
-    if extras.fixed_points is None or extras.moving_points is None:
-        raise InputError(
-            "landmarks shall guide the alignment but none were given.", "Add --fixed-points and --moving-points."
-        )
-    return extras.fixed_points.points, extras.moving_points.points
-
-
 def _pose(
     scans: tuple[working_grid.Scan, working_grid.Scan], options: Options, extras: Extras, notes: list[str]
 ) -> alignment.Alignment:
@@ -298,7 +248,7 @@ def _pose(
         if kind not in ("rigid", "affine"):
             near = alignment.align(*scans, kind).matrix
         kind = linear
-    guides = _guides(extras)
+    guides = extras.guides
     if guides is not None and not linear and kind not in INITIALS:
         guides = None
         notes.append("the start transform was taken; the landmarks were measured but did not guide the alignment")
@@ -362,7 +312,7 @@ def _measured(
         "folding": folding_regions(jacobian, grid),
         "labels": _labels(extras, physical),
         "landmarks": _landmarks(extras, physical, fixed.grid, uncertain),
-        "steering": guide.outcome(_pulling(extras), solver.options, physical.forward, step, notes),
+        "steering": guide.outcome(extras.pulling, solver.options, physical.forward, step, notes),
     }
     if extras.fixed_labels is not None:
         from .uncertainty.estimate import label_volumes

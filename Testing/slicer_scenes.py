@@ -114,8 +114,8 @@ def positions(node):
     return np.array(out)
 
 
-def segmentation(scene, reference, masks, name="Segmentation"):
-    """A segmentation node with one segment per boolean mask on the grid of ``reference``."""
+def segmentation(scene, reference, masks, name="Segmentation", segments=()):
+    """A segmentation node with one segment per boolean mask on the grid of ``reference``, named by ``segments``."""
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
     node.CreateDefaultDisplayNodes()
     node.SetReferenceImageGeometryParameterFromVolumeNode(reference)
@@ -123,7 +123,7 @@ def segmentation(scene, reference, masks, name="Segmentation"):
     reference.GetIJKToRASMatrix(matrix)
     table = [[matrix.GetElement(r, c) for c in range(4)] for r in range(4)]
     for index, mask in enumerate(masks):
-        identity = node.GetSegmentation().AddEmptySegment("", f"part {index + 1}")
+        identity = node.GetSegmentation().AddEmptySegment("", segments[index] if segments else f"part {index + 1}")
         labels = volume(scene, mask.astype(np.uint8), np.array(table), "tmp", "vtkMRMLLabelMapVolumeNode")
         labels.SetAndObserveTransformNodeID(reference.GetTransformNodeID())
         one = vtk.vtkStringArray()

@@ -27,6 +27,7 @@ from SymRegistrationLib.geometry.volumes import Volume, write_volume
 from SymRegistrationLib.job import InputError, Job, Options, RegistrationError
 from SymRegistrationLib.jobs import register
 from SymRegistrationLib.quality.schema import problems
+from SymRegistrationLib.registration.extras import Extras
 from SymRegistrationLib.registration.working_grid import prepare
 
 SEED = 5
@@ -76,7 +77,7 @@ def measured(known):
     points = brain_points(fixed)[::500]
     names = tuple(map(str, range(len(points))))
     labels = Volume((moving.array > 60).astype(np.int32) + (moving.array > 110), moving.grid, "labels")
-    extras = pipeline.Extras(
+    extras = Extras(
         fixed_labels=Volume(transforms.resample_through(labels, truth, fixed.grid, "nearest"), fixed.grid, "labels"),
         moving_labels=labels,
         fixed_points=PointSet(points, names),
@@ -189,7 +190,7 @@ def test_a_mask_keeps_a_lesion_out(known, posed):
     inside = fixed.grid.points(np.argwhere(lesion))
     errors = []
     for mask in (None, distance > 20):
-        forward = pipeline.register(ill, moving, posed, pipeline.Extras(fixed_mask=mask)).forward
+        forward = pipeline.register(ill, moving, posed, Extras(fixed_mask=mask)).forward
         errors.append(np.linalg.norm(forward.map_points(inside) - truth.map_points(inside), axis=1).mean())
     print(f"error inside the lesion: {errors[0]:.2f} mm, masked {errors[1]:.2f} mm")
     assert errors[1] < 0.8 * errors[0]

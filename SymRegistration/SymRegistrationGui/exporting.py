@@ -23,6 +23,7 @@ class Request:
         outputs: part -> existing node to be updated (see runs.PARTS, and "table").
         wanted: parts to make.
         fixedContrasts, movingContrasts: further volumes of the two sides, pair by pair; weights are in the options.
+        fixedSlidingMask, movingSlidingMask: segmentations or label maps of what slides along its surroundings.
         driveSegments: names of the structures (numbers, for label maps) that shall pull; ("all",) = every shared one.
         live: tell of each level of the optimizer.
     """
@@ -38,6 +39,8 @@ class Request:
     movingLabels: object = None
     fixedPoints: object = None
     movingPoints: object = None
+    fixedSlidingMask: object = None
+    movingSlidingMask: object = None
     fixedContrasts: tuple = ()
     movingContrasts: tuple = ()
     guideWithPoints: bool = False
@@ -85,6 +88,7 @@ def check(request):
     for one, other, what in (
         (request.fixedPoints, request.movingPoints, _("landmarks")),
         (request.fixedLabels, request.movingLabels, _("labels")),
+        (request.fixedSlidingMask, request.movingSlidingMask, _("sliding masks")),
     ):
         if (one is None) != (other is None):
             raise InputError(
@@ -204,6 +208,8 @@ def _checkOutputs(request):
             request.movingMask,
             request.fixedLabels,
             request.movingLabels,
+            request.fixedSlidingMask,
+            request.movingSlidingMask,
             request.initialTransform,
         )
         if node is not None
@@ -235,6 +241,7 @@ def exportJob(request, folder, further=None):
     """
     grids, files, options = {}, {}, request.options
     numbers = labelNumbers(request.fixedLabels, request.movingLabels)
+    slidingNumbers = labelNumbers(request.fixedSlidingMask, request.movingSlidingMask)
     for side, node in (("fixed", request.fixedNode), ("moving", request.movingNode)):
         array, grids[side] = nodes.worldVolume(node)
         files[side] = folder.file(f"{side}.nrrd")
@@ -245,6 +252,10 @@ def exportJob(request, folder, further=None):
             name = next(name for name, other in further.items() if other is contrast)
             files[f"{side}_contrasts"].append(folder.file(f"{name}.nrrd"))
             yield from exchange.writeVolume(files[f"{side}_contrasts"][-1], *nodes.worldVolume(contrast))
+        slides = getattr(request, f"{side}SlidingMask")
+        if slides is not None:
+            name = f"{side}_sliding_mask"
+            files[name] = yield from exportLabels(slides, node, folder, name, slidingNumbers[side])
         for kind in ("Labels", "Points"):
             chosen = getattr(request, side + kind)
             if chosen is not None:

@@ -106,6 +106,14 @@ def initials():
     ]
 
 
+def slidings():
+    return [
+        ("off", _("Nothing slides")),
+        ("auto", _("What sliding masks show; without them, lungs of a CT")),
+        ("lung", _("The lungs of a CT")),
+    ]
+
+
 def devices(known):
     """(value, text) pairs; ``known`` is what the worker found, empty before its first start."""
     pairs = [("auto", _("Automatic"))]

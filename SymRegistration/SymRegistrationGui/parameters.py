@@ -42,6 +42,9 @@ class Parameters:
     fixedLandmarks: slicer.vtkMRMLMarkupsFiducialNode
     movingLandmarks: slicer.vtkMRMLMarkupsFiducialNode
     guideWithLandmarks: bool = False
+    sliding: str = "off"
+    fixedSlidingMask: Labels
+    movingSlidingMask: Labels
 
     driveLandmarks: bool = False
     landmarkWeight: Annotated[float, WithinRange(0.05, 1.0)] = 1.0
@@ -84,6 +87,7 @@ OPTIONS = {
     "initial": "initial",
     "device": "device",
     "stiffness": "stiffness",
+    "sliding": "sliding",
 }
 #: What a preset by anatomy may also set: option -> parameter; the parameter may say it in another way.
 _ALSO = {
@@ -96,7 +100,7 @@ _ALSO = {
 #: What belongs to one pair of scans, or is chosen beside a preset.
 _NOT_IN_PRESETS = ("preset", "device", "landmark_weight", "drive_labels", "contrast_weights", "seed", "threads")
 #: Those that a preset by anatomy sets back to their defaults where it does not name them.
-_BY_ANATOMY = ("similarity", "initial", "stiffness")
+_BY_ANATOMY = ("similarity", "initial", "stiffness", "sliding")
 
 
 def isScan(node):
@@ -124,7 +128,7 @@ def swap(parameters):
     """Exchange the two sides."""
     wasModifying = parameters.StartModify()
     try:
-        for kind in ("Volume", "Mask", "Landmarks", "Labels"):
+        for kind in ("Volume", "Mask", "Landmarks", "Labels", "SlidingMask"):
             first, second = getattr(parameters, f"fixed{kind}"), getattr(parameters, f"moving{kind}")
             setattr(parameters, f"fixed{kind}", second)
             setattr(parameters, f"moving{kind}", first)
@@ -238,7 +242,7 @@ def driven(parameters):
 
 
 def pair(parameters, kind):
-    """(fixed, moving) nodes of a kind: ``Landmarks`` or ``Labels``; (None, None) unless both are chosen."""
+    """(fixed, moving) nodes of a kind, such as ``Landmarks``; (None, None) unless both are chosen."""
     found = getattr(parameters, f"fixed{kind}"), getattr(parameters, f"moving{kind}")
     return found if None not in found else (None, None)
 
@@ -247,6 +251,7 @@ def request(parameters):
     """The :class:`~.exporting.Request` of what is chosen now."""
     wanted = wantedParts(parameters)
     labels, points = pair(parameters, "Labels"), pair(parameters, "Landmarks")
+    slide = parameters.sliding == "auto"
     outputs = {
         part: getattr(parameters, OUTPUTS[part][0])
         for part in wanted
@@ -266,6 +271,8 @@ def request(parameters):
         movingLabels=labels[1],
         fixedPoints=points[0],
         movingPoints=points[1],
+        fixedSlidingMask=parameters.fixedSlidingMask if slide else None,
+        movingSlidingMask=parameters.movingSlidingMask if slide else None,
         fixedContrasts=tuple(parameters.fixedContrasts),
         movingContrasts=tuple(parameters.movingContrasts),
         guideWithPoints=parameters.guideWithLandmarks and points[0] is not None,

@@ -28,6 +28,7 @@ COMBOS = {
     "presetComboBox": "preset",
     "metricComboBox": "metric",
     "initialComboBox": "initial",
+    "slidingComboBox": "sliding",
     "deviceComboBox": "device",
     "alignKindComboBox": "alignKind",
 }
@@ -79,6 +80,7 @@ class Panel:
             (ui.presetComboBox, methods.presets()),
             (ui.metricComboBox, methods.metrics()),
             (ui.initialComboBox, methods.initials()),
+            (ui.slidingComboBox, methods.slidings()),
             (ui.deviceComboBox, methods.devices([])),
         ):
             fill(combo, pairs)
@@ -177,6 +179,9 @@ class Panel:
             widget.enabled = not network or state.refine > 0
         for widget in (ui.initialTransformLabel, ui.initialTransformSelector):
             widget.visible = state.initial == "transform"
+        for name in ("fixedSlidingMask", "movingSlidingMask"):
+            for kind in ("Label", "Selector"):
+                getattr(ui, f"{name}{kind}").visible = state.sliding == "auto"
         ui.guideCheckBox.enabled = state.fixedLandmarks is not None and state.movingLandmarks is not None
         for output, switch in parts.OUTPUTS.values():
             getattr(ui, f"{output}Selector").enabled = not switch or int(getattr(state, switch)) > 0

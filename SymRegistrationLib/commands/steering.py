@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ..console import Console
-from ..job import PRESETS, SIMILARITIES, InputError
+from ..job import PRESETS, SIMILARITIES, SLIDING, InputError
 
 UPDATE = """Go on from a finished registration instead of starting again: new landmark pairs or labels pull, the rest
 follows. Takes seconds. What is not given stays as it was in the last step.
@@ -88,13 +88,19 @@ def continuing_arguments(parser: argparse.ArgumentParser, region: bool) -> None:
     if region:
         _add_region(parser.add_argument_group("where"))
     extra = parser.add_argument_group("more about the scans")
-    for kind, text in (("labels", "label map"), ("points", "landmarks (.csv, .fcsv, .mrk.json)")):
+    kinds = (
+        ("labels", "label map"),
+        ("points", "landmarks (.csv, .fcsv, .mrk.json)"),
+        ("sliding-mask", "label map of what slides along its surroundings, with --sliding"),
+    )
+    for kind, text in kinds:
         for side in ("fixed", "moving"):
             extra.add_argument(f"--{side}-{kind}", metavar="FILE", help=f"{side} scan: {text}")
     add_steering_options(parser)
     how = parser.add_argument_group("how")
     how.add_argument("--preset", choices=PRESETS, help="how much time a repair may take (default: as before)")
     add_similarity(how, "what is maximised (default: as before)")
+    how.add_argument("--sliding", choices=SLIDING, help="what may slide (default: as before)")
     how.add_argument("--spacing", type=float, metavar="MM", help="finer working voxel size")
     how.add_argument("--no-report", action="store_true", help="no report.html")
 
@@ -117,10 +123,11 @@ def go_on(args: argparse.Namespace, console: Console) -> int:
     from ..jobs.history import continuing_job
     from ..jobs.register import run
 
-    names = ("fixed_labels", "moving_labels", "fixed_points", "moving_points", "region", "sphere", "rim_mm")
+    files = [f"{side}_{kind}" for side in ("fixed", "moving") for kind in ("labels", "points", "sliding_mask")]
+    names = (*files, "region", "sphere", "rim_mm")
     changes = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     steers = ("landmark_weight", "landmark_tolerance", "drive_labels", "label_weight", "stiffness")
-    options = {name: getattr(args, name) for name in (*steers, "preset", "similarity", "spacing")}
+    options = {name: getattr(args, name) for name in (*steers, "preset", "similarity", "sliding", "spacing")}
     options = {name: value for name, value in options.items() if value is not None}
     if "fixed_points" in changes:
         options.setdefault("landmark_weight", 1.0)

@@ -38,7 +38,7 @@ class History:
         folder: where the states lie.
         steps: plain data per step: ``number`` from 1, ``step``, ``state`` (file), ``job``, ``numbers``, ``time``.
         current: number of the step that the folder shows.
-        inputs: fingerprints of the fixed and the moving scan.
+        inputs: fingerprints of the fixed and the moving scan, then of further contrasts.
     """
 
     folder: Path

@@ -35,10 +35,11 @@ from ..geometry.transform_files import write_transform
 from ..geometry.transforms import Transform
 from ..geometry.volumes import Volume, read_labels, read_mask, read_volume, write_volume
 from ..job import InputError, Job, Progress, RegistrationError, silent, usable_path
-from ..pipeline import Extras, Result, register
+from ..pipeline import Result, register
 from ..quality.outputs import OUTPUTS
 from ..quality.schema import SCHEMA, Metrics
 from ..registration.catalogue import is_linear
+from ..registration.extras import Extras
 from ..registration.live import Watch
 from ..registration.memory import DENSE_BYTES, room
 from ..registration.physical import dense_grid

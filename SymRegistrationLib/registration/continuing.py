@@ -67,7 +67,7 @@ class Start:
 
 
 def solver_for(
-    volumes: tuple[Volume, Volume],
+    volumes: Sequence[Volume],
     scans: tuple[Scan, Scan],
     options: Options,
     start: Start,
@@ -80,7 +80,8 @@ def solver_for(
     """Who computes the fields, and from where.
 
     Args:
-        volumes, scans: fixed and moving, as given and prepared.
+        volumes: all that is looked at: the fixed and the moving scan, then further contrasts pair by pair.
+        scans: fixed and moving, prepared.
         steer: gives what steers on a working pair.
         pose: makes the initial alignment; called only where the run begins there.
         notes: gets what was done other than asked, in words.

@@ -190,7 +190,7 @@ def told(space: WorkingPair, pair: FieldPair) -> dict[str, float] | None:
     if shear is None or space.regions is None:
         return None
     content = space.fixed[0, 0] > SHOWN
-    surface = (space.regions[0].amin(0) < 0.9) & (space.regions[0].amax(0) > 0.1) & content
+    surface = ((space.regions[0] > 0.1) & (space.regions[0] < 0.9)).any(0) & content
     at = shear[surface] * float(space.grid.spacing[0])
     return {
         "regions": space.regions.shape[1],

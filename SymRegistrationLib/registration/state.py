@@ -73,7 +73,7 @@ class State:
         grid: the working grid, mid-space LPS mm.
         pose: the initial alignment, whose halves lead from mid-space to the scans.
         similarity: what the optimiser maximised.
-        inputs: fingerprint of the fixed and the moving scan.
+        inputs: fingerprints of the fixed and the moving scan, then of further contrasts, pair by pair.
         finished: in memory only: everything else that the registration made, so that the next step makes again only
             what changes; None when it is not there.
     """
@@ -82,12 +82,12 @@ class State:
     grid: Grid
     pose: Alignment
     similarity: str
-    inputs: tuple[str, str]
+    inputs: tuple[str, ...]
     finished: Finished | None = None
 
     @classmethod
     def of(
-        cls, pair: FieldPair, space: WorkingPair, pose: Alignment, similarity: str, inputs: tuple[str, str]
+        cls, pair: FieldPair, space: WorkingPair, pose: Alignment, similarity: str, inputs: tuple[str, ...]
     ) -> State:
         """The state of a result on its working pair; ``pose`` is replaced by that of the working pair
         where they differ."""
@@ -108,11 +108,12 @@ class State:
         grid = Grid((d, h, w), self.grid.matrix @ np.diag([*factor, 1.0]))
         return replace(self, halves=resize_field(self.halves, shape), grid=grid, finished=None)
 
-    def check_inputs(self, fixed: Volume, moving: Volume) -> None:
-        """Refuse scans that are not those of this state. Raises InputError naming the first that differs."""
-        same = self.finished.volumes if self.finished else (None, None)
-        for volume, before, known in zip((fixed, moving), same, self.inputs):
-            if volume is not before and fingerprint(volume) != known:
+    def check_inputs(self, *volumes: Volume) -> None:
+        """Refuse scans that are not those of this state, in the order of :attr:`inputs`. Contrasts that it does not
+        know may join, and others may be left out. Raises InputError naming the first that differs."""
+        seen = self.finished.volumes if self.finished else ()
+        for volume, known in zip(volumes, self.inputs):
+            if not any(volume is other for other in seen) and fingerprint(volume) != known:
                 raise InputError(
                     f"'{volume.name}' is not the scan that was registered; it was changed or replaced since.",
                     "Put the scan back as it was, or register again.",
@@ -160,7 +161,7 @@ class State:
                 measure,
             )
             halves = torch.from_numpy(values.astype(np.float32)) / STEPS
-            return cls(halves, grid, pose, known["similarity"], (known["inputs"][0], known["inputs"][1]))
+            return cls(halves, grid, pose, known["similarity"], tuple(known["inputs"]))
         except InputError:
             raise
         except Exception as error:  # safetensors has its own class of errors; a damaged file may raise anything

@@ -28,7 +28,8 @@ from SymRegistrationLib.job import Job, Options
 from SymRegistrationLib.jobs.history import continuing_job
 from SymRegistrationLib.jobs.memory import Memory
 from SymRegistrationLib.jobs.register import run
-from SymRegistrationLib.pipeline import Extras, register
+from SymRegistrationLib.pipeline import register
+from SymRegistrationLib.registration.extras import Extras
 from SymRegistrationLib.registration.guide import Region
 from SymRegistrationLib.registration.live import Watch
 from SymRegistrationLib.registration.state import State

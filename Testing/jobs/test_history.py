@@ -105,6 +105,22 @@ def test_a_new_step_after_undo_replaces_what_was_undone(made, tmp_path):
     assert sorted(p.name for p in copy.glob("state-*")) == ["state-1.safetensors", "state-2.safetensors"]
 
 
+def test_an_update_lets_slide_what_did_not_before(made, tmp_path):
+    place, out, _ = made
+    array, grid = pairs.scan()
+    half = np.zeros(array.shape, np.uint8)
+    half[: len(half) // 2] = 1
+    write_volume(tmp_path / "half.nii.gz", half, grid)
+    masks = [f"--{side}-sliding-mask={tmp_path / 'half.nii.gz'}" for side in ("fixed", "moving")]
+    again = tmp_path / "again"
+    assert cli.main(["update", str(out), "-o", str(again), *masks, "--sliding", "auto", "--no-report", "-q"]) == 0
+    told = json.loads((again / "metrics.json").read_text())
+    print("sliding:", told["sliding"])
+    assert told["sliding"]["regions"] == 1 and 0 < told["sliding"]["surface_percent"] < 50
+    assert told["quality"]["folded_voxels"] == 0
+    assert json.loads((out / "metrics.json").read_text())["sliding"] is None
+
+
 def test_a_history_is_replayed_elsewhere(made, tmp_path):
     _, out, took = made
     again = tmp_path / "again"

@@ -14,6 +14,7 @@ from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.geometry.volumes import Volume, write_volume
 from SymRegistrationLib.job import InputError, Job, Options
 from SymRegistrationLib.registration import contrasts
+from SymRegistrationLib.registration.extras import Extras
 
 GRID = Grid.centred((32, 34, 30), 4.0, (0, 0, 0))
 FAST = Options(preset="fast", initial="none")
@@ -43,9 +44,7 @@ def test_every_contrast_drives_the_transform():
     errors = []
     for further in (False, True):
         (first, second), (third, fourth) = ((volume(image) for image in side) for side in sides)
-        extras = (
-            pipeline.Extras(fixed_contrasts=(second,), moving_contrasts=(fourth,)) if further else pipeline.Extras()
-        )
+        extras = Extras(fixed_contrasts=(second,), moving_contrasts=(fourth,)) if further else Extras()
         done = pipeline.register(first, third, FAST, extras)
         found = done.forward.map_points(GRID.points(index))
         errors.append(float(np.linalg.norm(found - true, axis=1).mean()))
@@ -75,6 +74,16 @@ def test_the_command_line_takes_contrasts_and_the_job_can_be_repeated(files, cap
     assert job.fixed_contrasts == [str(files / "fixed2.nii.gz")] and contrasts.shares(job.options, 2) == (0.25, 0.75)
     assert job.inputs["moving_2"] == str(files / "moving2.nii.gz")
     assert Job.from_json(job.to_json()) == job
+
+
+def test_a_result_is_only_gone_on_from_with_the_contrasts_that_made_it(files, capsys):
+    more = [f"--{side}-contrast={files / side}2.nii.gz" for side in ("fixed", "moving")]
+    assert main(words(files, *more, "--no-report")) == 0
+    changed = volume(known()[0][0][1])
+    changed.array[0, 0, 0] += 1
+    write_volume(files / "fixed2.nii.gz", changed.array, GRID)
+    assert main(["update", str(files / "out")]) == 2
+    assert "is not the scan that was registered" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from SymRegistrationLib import fields
 from SymRegistrationLib.geometry.points import PointSet
 from SymRegistrationLib.geometry.volumes import Volume
 from SymRegistrationLib.job import InputError, Options
-from SymRegistrationLib.pipeline import Extras, register
+from SymRegistrationLib.pipeline import register
 from SymRegistrationLib.registration import continuing
+from SymRegistrationLib.registration.extras import Extras
 from SymRegistrationLib.registration.guide import Region
 from SymRegistrationLib.registration.live import Watch
 from SymRegistrationLib.registration.optimisers import syn

@@ -277,3 +277,34 @@ def test_a_new_map_is_one_entry_of_the_librarys_table(monkeypatch):
     composite = opened.panel.results.views.composites()[0]
     assert composite.GetForegroundVolumeID() == run.node("least_stretch").GetID()
     slicer_harness.unloadModule(opened.app)
+
+
+def test_what_slides_is_chosen_as_segments_that_belong_together_by_name(module):
+    fixed, moving = scenes.pair(module.scene)
+    ui, state = module.ui, module.state
+    state.fixedVolume, state.movingVolume, state.preset = fixed, moving, "fast"
+    assert ui.fixedSlidingMaskSelector.isHidden() and ui.slidingComboBox.count == 3
+    ui.slidingComboBox.currentIndex = ui.slidingComboBox.findData("auto")
+    assert state.sliding == "auto" and not ui.movingSlidingMaskSelector.isHidden()
+    low = np.zeros((34, 36, 32), bool)
+    low[:17] = True
+    first = scenes.segmentation(module.scene, fixed, [low, ~low], "Slides", ("low", "high"))
+    second = scenes.segmentation(module.scene, moving, [~low, low], "Slides too", ("high", "low"))
+    ui.fixedSlidingMaskSelector.setCurrentNode(first)
+    module.click("registerButton")
+    assert "chosen for one scan only" in module.app.shown[-1][1] and not module.engine.busy
+    ui.movingSlidingMaskSelector.setCurrentNode(second)
+    told = press(module, "registerButton").metrics["sliding"]
+    print("what slides:", told)
+    assert told["regions"] == 2 and 0 < told["surface_percent"] < 50
+    ui.slidingComboBox.currentIndex = 0  # the masks stay chosen, but say nothing
+    assert press(module, "registerButton").metrics["sliding"] is None
+
+
+def test_a_preset_shows_what_it_lets_slide(module):
+    from SymRegistrationGui import parameters
+
+    for name, expected in (("abdomen", "auto"), ("lung-ct", "auto"), ("unknown", "off")):
+        parameters.applyAnatomy(module.state, name)
+        box = module.ui.slidingComboBox
+        assert box.itemData(box.currentIndex) == expected == parameters.options(module.state).sliding

@@ -259,6 +259,7 @@ CHANGED = {
     "contrastWeights": [1.0, 0.5, 2.0],
     "alignKind": "similarity",
     "anatomy": "ct-mr",
+    "sliding": "auto",
     "repairWhere": "place",
     "repairSegment": "one",
     "repairRadius": 7.5,
@@ -282,9 +283,9 @@ def test_every_parameter_is_saved_and_loaded_with_the_scene(module, tmp_path, en
             setattr(state, name, [scenes.volume(scene, ones, np.eye(4), f"{name} {k}") for k in range(2)])
         elif name in ("fixedLandmarks", "movingLandmarks"):
             setattr(state, name, scenes.fiducials(scene, [(1, 2, 3), (4, 5, 6), (7, 9, 8)], name))
-        elif name in ("fixedMask", "movingLabels"):
+        elif name in ("fixedMask", "movingLabels", "fixedSlidingMask"):
             setattr(state, name, scenes.segmentation(scene, fixed, [ones > 0], name))
-        elif name in ("movingMask", "fixedLabels"):
+        elif name in ("movingMask", "fixedLabels", "movingSlidingMask"):
             setattr(state, name, scenes.volume(scene, ones, np.eye(4), name, "vtkMRMLLabelMapVolumeNode"))
         elif name not in ("fixedVolume", "movingVolume"):
             kind = (
