@@ -46,8 +46,8 @@ class JudgedPair:
 
     @torch.no_grad()
     def scores(self, network: Any) -> dict[str, float]:
-        """``dice``, ``dice_before`` (what stands in front), ``folded`` (share, of the residual map), ``passes_dice``
-        of 1, 2, 4."""
+        """``dice``, ``dice_before`` (what stands in front), ``folded`` (share, of the residual map) and
+        ``residual_voxel`` (largest, of both directions)."""
         zero = torch.zeros_like(self.frame.out(None, 1))
         found = network.within(self.moving, self.fixed, self.frame).pair
         u = found.fixed_to_moving.float()
@@ -55,7 +55,7 @@ class JudgedPair:
             "dice_before": self.dice(zero),
             "dice": self.dice(u),
             "folded": float((jacobian_determinant(u) <= 0).float().mean()),
-            "residual_voxel": found.residual,
+            "residual_voxel": float(found.residual),
         }
 
     def dice(self, u: Tensor) -> float:

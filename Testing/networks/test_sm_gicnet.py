@@ -158,6 +158,19 @@ def test_ablations_change_what_they_say(images):
     assert set(joint) == {"similarity", "smooth", "anti_fold", "multi_level"}
 
 
+def test_consistency_by_construction_is_not_claimed_as_a_loss(images):
+    """Where both directions are exact exponentials of one field no loss asks for it, and the card says so."""
+    asked = {"inverse", "symmetric", "inverse_similarity", "inverse_smooth"}
+    network = awake("small")
+    assert network.switches.antisymmetric == "levels" and not asked & set(network.objective(*images))
+    assert asked <= set(awake("small", antisymmetric="result").objective(*images))
+    with torch.no_grad():
+        (ab, ba), (other, _) = network.run(*images)[-1], network.run(*images[::-1])[-1]
+    assert ab.velocity.abs().max() > 0.01 and torch.equal(ab.velocity, -ba.velocity)
+    assert torch.equal(ab.inverse, ba.phi) and torch.equal(other.phi, ab.inverse)
+    assert any("no loss asks for it" in " ".join(line.split()) for line in networks.card("sm-gicnet").deviations)
+
+
 def test_gates_differ_and_can_be_left_out(images):
     counts = {gate: parameter_count(awake(gate=gate).nets[-1]) for gate in ("paper", "code", "none")}
     c = 16

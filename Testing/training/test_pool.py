@@ -151,12 +151,19 @@ def test_a_stopped_run_ends_with_the_same_weights(made, tmp_path, monkeypatch):
         on_pool.train(run(tmp_path / "whole", made, seed=5))
 
 
-def test_pose_and_matching_stay_as_they_are_and_the_method_learns(made, tmp_path):
-    result = on_pool.train(run(tmp_path / "run", made, steps_free=1))
+def test_pose_and_matching_stay_as_they_are_and_the_method_learns(made, maps, tmp_path):
+    table = tmp_path / "judged.csv"
+    pair = [str(maps / f"map_{number}.nii.gz") for number in (0, 1)]
+    table.write_text("fixed,moving,fixed_labels,moving_labels\n" + ",".join(pair * 2) + "\n", encoding="utf-8")
+    result = on_pool.train(run(tmp_path / "run", made, steps_free=1, judged=str(table)))
     after, before = load_file(Path(result["weights"])), weights.load(weights.find("hsyn")).tensors
     assert all(torch.equal(after[name], before[name]) for name in after if name.startswith(("pose.", "match.")))
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in log} == {"A", "B", "C"}
+    judged = [json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines()]
+    print([(row["step"], row["dice_before"], row["dice"], row["residual_voxel"]) for row in judged])
+    assert [row["step"] for row in judged] == [0, result["step"]]
+    assert all(0 <= row["residual_voxel"] < 2 for row in judged)
 
 
 def test_the_teacher_costs_nothing_and_standing_still_its_length(made):
