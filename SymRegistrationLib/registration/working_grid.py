@@ -269,21 +269,25 @@ def resample(scan: Scan, grid: Grid, to_scan: np.ndarray) -> tuple[Tensor, Tenso
 
 def to_working_grid(pair: FieldPair, source: WorkingPair, target: WorkingPair) -> FieldPair:
     """A field pair carried from one working grid to another of the same scans, whatever their mid-spaces;
-    voxels of ``target``."""
-    to_fixed, to_moving = (
-        np.linalg.inv(old) @ new
-        for old, new in ((source.mid_to_fixed, target.mid_to_fixed), (source.mid_to_moving, target.mid_to_moving))
-    )
+    voxels of ``target``.
+
+    What is carried is what the target's pose leaves over. Beyond the source's grid only that goes on as it ends at the
+    border; a whole turn that went on so would tear space there.
+    """
+    sides = (source.mid_to_fixed, target.mid_to_fixed), (source.mid_to_moving, target.mid_to_moving)
+    to_fixed, to_moving = (np.linalg.inv(old) @ new for old, new in sides)
 
     def carried(u: Tensor, enter: np.ndarray, leave: np.ndarray) -> Tensor:
         at = affine_grid(target.grid.shape, source.grid.inverse @ enter @ target.grid.matrix, u)
-        moved = torch.from_numpy((leave @ source.grid.matrix)[:3, :3]).to(u) @ sample(u, at)[0].reshape(3, -1)
-        moved += affine_displacement(leave @ enter, target.grid).to(u).reshape(3, -1)
-        return (torch.from_numpy(target.grid.inverse[:3, :3]).to(u) @ moved).view(1, 3, *target.grid.shape)
+        left = torch.from_numpy(source.grid.matrix[:3, :3].copy()).to(u) @ u[0].reshape(3, -1)
+        left -= affine_displacement(leave @ np.linalg.inv(enter), source.grid).to(u).reshape(3, -1)
+        moved = sample(left.view(u.shape), at)[0].reshape(3, -1)
+        back = torch.from_numpy(target.grid.inverse[:3, :3] @ np.linalg.inv(leave)[:3, :3]).to(u)
+        return (back @ moved).view(1, 3, *target.grid.shape)
 
     return FieldPair(
-        carried(pair.fixed_to_moving, to_fixed, np.linalg.inv(to_moving)),
-        carried(pair.moving_to_fixed, to_moving, np.linalg.inv(to_fixed)),
+        carried(pair.fixed_to_moving, to_fixed, to_moving),
+        carried(pair.moving_to_fixed, to_moving, to_fixed),
         pair.inverse_method,
         pair.residual,
     )
