@@ -231,7 +231,10 @@ def add_options(parser: argparse.ArgumentParser) -> Any:
         "--refine", type=int, default=options.refine, metavar="N", help="optimiser levels after a network (default: 0)"
     )
     how.add_argument(
-        "--adapt", type=int, default=options.adapt, metavar="N", help="steps that fit a network to this pair"
+        "--adapt",
+        type=int,
+        metavar="N",
+        help="steps that fit a network to this pair, 0 for none (default: 2 where it can)",
     )
     how.add_argument("--spacing", type=float, metavar="MM", help="working voxel size (default: the method decides)")
     how.add_argument(

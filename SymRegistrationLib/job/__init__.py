@@ -87,7 +87,8 @@ class Options:
             contrast, ``mind`` for two.
         initial: ``none``, ``centre``, ``rigid``, ``affine``, or the path of a transform file (ITK: fixed -> moving).
         refine: optimiser levels run after a network, starting from its result; 0 = none.
-        adapt: instance-optimisation steps of a network's own half-way fields on this very pair; 0 = none.
+        adapt: instance-optimisation steps of a network's own half-way fields on this very pair; 0 = none, ``None`` = two
+            where the network can.
         spacing: working voxel size in mm; ``None`` lets the method decide.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         seed: of everything random.
@@ -118,7 +119,7 @@ class Options:
     similarity: str = "auto"
     initial: str = "affine"
     refine: int = 0
-    adapt: int = 0
+    adapt: int | None = None
     spacing: float | None = None
     device: str = "auto"
     seed: int = 0
@@ -145,7 +146,7 @@ class Options:
         _choice("sliding", self.sliding, SLIDING)
         if not 0 <= self.refine <= 100:
             raise InputError(f"refine is {self.refine}.", "Give the number of optimiser levels, 0 for none.")
-        if not 0 <= self.adapt <= 1000:
+        if self.adapt is not None and not 0 <= self.adapt <= 1000:
             raise InputError(f"adapt is {self.adapt}.", "Give a number of steps from 0 (none) to 1000.")
         runs = self.uncertainty
         if runs != "fast" and (isinstance(runs, str) or not 0 <= runs <= 1000 or runs == 1):

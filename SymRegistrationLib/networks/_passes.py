@@ -38,8 +38,8 @@ from ._base import NetworkOutput, Note, measured_pair
 _SQUARINGS = 5
 #: Volume below which a half-way map is eased, and how often that is tried.
 _LEAST_DETERMINANT, _ROUNDS = 0.25, 6
-#: Adam's rate of the adaptation to one pair, cells.
-_ADAPT_RATE = 0.03
+#: Adam's rate of the adaptation to one pair, cells, and its steps unless others are asked for (RESULTS.md).
+_ADAPT_RATE, ADAPT_STEPS = 0.03, 2
 #: Voxels of the images per cell of the fields.
 CELL = 2
 #: Window of the local correlation whose gradient is the force, and Gaussian sigma that smooths it, voxels.
@@ -69,7 +69,8 @@ class HalfFields:
         grows by ``v``."""
         if self.velocity is not None:
             return of_velocity(self.velocity + v)
-        return HalfFields(compose(self.to_moving, v), compose(self.to_fixed, -v))
+        # Each side has a tensor of its own, so that gradients, too, are sums of two that exchange exactly.
+        return HalfFields(compose(self.to_moving, v.clone()), compose(self.to_fixed, -v))
 
     def where(self, chosen: Tensor, other: HalfFields) -> HalfFields:
         """This where the tensor () is true, else ``other``."""
@@ -272,15 +273,18 @@ def inside(network: nn.Module, around: Callable[[HalfFields], tuple[Tensor, Tens
 
 
 @contextmanager
-def adapting(network: nn.Module, steps: int) -> Iterator[bool]:
+def adapting(network: nn.Module, steps: int | None) -> Iterator[bool]:
     """Let a network of repeated passes fit its result to the pair of the next calls.
+
+    Args:
+        steps: ``None`` = :data:`ADAPT_STEPS`.
 
     Yields:
         Whether it can.
     """
     methods = [m for m in network.modules() if isinstance(m, MeanFramePasses) and m.switches.passes]
     for method in methods:
-        method.adapt = steps
+        method.adapt = ADAPT_STEPS if steps is None else steps
     try:
         yield bool(methods)
     finally:

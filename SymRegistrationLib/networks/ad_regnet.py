@@ -64,7 +64,7 @@ _CARD = Card(
     publication="AD-RegNet, arXiv 2602.07088, 2026",
     deviations=differences(__doc__),
     inverse_method="fixed_point",
-    bytes_per_voxel={"published": 1650.0, "small": 180.0, "recurrent": 550.0},
+    bytes_per_voxel={"published": 1650.0, "small": 180.0, "recurrent": 640.0},
     sizes={"published": {}, "small": _SMALL, "recurrent": {**_SMALL, "channels": (16, 32, 48, 80), **REPEATED}},
 )
 

@@ -56,7 +56,7 @@ _CARD = Card(
     publication="Symmetric Multi-level Gradient-Inverse Consistency Network, MIDL 2025",
     inverse_method="svf",
     deviations=differences(__doc__),
-    bytes_per_voxel={"published": 1200.0, "small": 220.0, "recurrent": 470.0},
+    bytes_per_voxel={"published": 1200.0, "small": 220.0, "recurrent": 710.0},
     sizes={
         "published": {},
         "small": _SMALL,

@@ -101,7 +101,7 @@ def run_network(
     Args:
         moving, fixed: (N, 1, D, H, W) in [0, 1] on one working grid of any size, any device.
         name: of the method.
-        options: ``device``, ``memory_gb``, ``weights``, ``method_options``.
+        options: ``device``, ``memory_gb``, ``weights``, ``method_options``, ``adapt``.
         network: a network to use instead of loading one; it is moved to the device.
         progress: told where the network runs and when it had to run coarser or elsewhere.
 
@@ -230,7 +230,7 @@ def _precision(device: torch.device, card: Card) -> AbstractContextManager:
     return nullcontext()
 
 
-def _run(moving: Tensor, fixed: Tensor, network: SymmetricNetwork, plan: _Plan, adapt: int = 0) -> FieldPair:
+def _run(moving: Tensor, fixed: Tensor, network: SymmetricNetwork, plan: _Plan, adapt: int | None = 0) -> FieldPair:
     """One pass at the plan's lattice, back on the grid of ``moving``."""
     network = _placed(network, plan.device)
     whole = padded_shape(plan.shape, network.card)

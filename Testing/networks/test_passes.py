@@ -280,6 +280,21 @@ def test_the_loss_itself_finds_the_map(name):
     assert (jacobian_determinant(found) <= 0).sum() == 0
 
 
+@pytest.mark.parametrize(
+    "name, inverted",
+    [("hsyn", False), ("hsyn", True), ("sm-gicnet", False), ("sm-gicnet", True), ("ad-regnet", False), ("caml", False)],
+)
+def test_adaptation_exchanges_with_the_scans(name, inverted):
+    shape = shape_of(name)
+    moving, fixed = phantom(shape, 1), phantom(shape, 2)
+    moving = 1 - moving if inverted else moving
+    network = recurrent(name)
+    with torch.no_grad(), adapting(network, 2):
+        there, back = network(moving, fixed).pair, network(fixed, moving).pair
+    assert torch.equal(there.fixed_to_moving, back.moving_to_fixed)
+    assert torch.equal(there.moving_to_fixed, back.fixed_to_moving)
+
+
 def test_adaptation_ends_with_the_call_and_needs_passes(images):
     network = recurrent("hsyn")
     with torch.no_grad():
@@ -289,6 +304,13 @@ def test_adaptation_ends_with_the_call_and_needs_passes(images):
             fitted = network(*images)
         assert network.adapt == 0 and torch.equal(network(*images).pair.fixed_to_moving, plain.pair.fixed_to_moving)
     assert (fitted.pair.fixed_to_moving - plain.pair.fixed_to_moving).abs().max() > 0.01
+    # Without a word a run adapts in two steps, and as little as nothing where that is asked for.
+    runs = {}
+    for asked in (None, 2, 0):
+        options = Options(method="hsyn", device="cpu", adapt=asked)
+        runs[asked] = inference.run_network(*images, "hsyn", options, network).fixed_to_moving
+    assert torch.equal(runs[None], runs[2]) and (runs[0] - runs[2]).abs().max() > 0.01
+    inference.run_network(*images, "hsyn", Options(method="hsyn", device="cpu"), networks.create("hsyn", "small"))
     options = Options(method="hsyn", device="cpu", adapt=3)
     with pytest.raises(InputError, match="cannot adapt"):
         inference.run_network(*images, "hsyn", options, networks.create("hsyn", "small"))
