@@ -87,8 +87,8 @@ class Options:
             contrast, ``mind`` for two.
         initial: ``none``, ``centre``, ``rigid``, ``affine``, or the path of a transform file (ITK: fixed -> moving).
         refine: optimiser levels run after a network, starting from its result; 0 = none.
-        adapt: instance-optimisation steps of a network's own half-way fields on this very pair; 0 = none, ``None`` = two
-            where the network can.
+        adapt: instance-optimisation steps of a network's own half-way fields on this very pair; 0 = none, ``None`` =
+            two where the network can.
         spacing: working voxel size in mm; ``None`` lets the method decide.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         seed: of everything random.
