@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 #: Part of the plain fixed-point step that the first steps of an inversion take.
 _FIRST_STEP = 0.9
 
