@@ -162,7 +162,7 @@ def test_only_what_differs_from_the_background_is_looked_up(compact):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_box_looked_at_holds_every_voxel_that_meets_the_source_and_not_much_more(seed):
-    """Smooth displacements of up to 9 mm along each axis at voxels of 1.5 mm, between two affines; the source is a box within."""
+    """Smooth displacements, up to 9 mm an axis, at voxels of 1.5 mm between two affines; the source is a box within."""
     print("seed", seed)
     random = np.random.default_rng(seed)
     lattice = Grid.centred((14, 15, 13), 8.0, (3.0, -2.0, 4.0))
