@@ -123,7 +123,8 @@ def test_detail_must_add_to_what_the_scans_share(head, longest):
         for one, more in zip((bent, image), noise)
     ]
     pose = alignment.Alignment(np.eye(4), np.eye(4), "none")
-    solver = Solver((scans[0], scans[1]), pose, Options(preset="fast", spacing=5.0, similarity="lncc", uncertainty="fast"), [])
+    options = Options(preset="fast", spacing=5.0, similarity="lncc", uncertainty="fast")
+    solver = Solver((scans[0], scans[1]), pose, options, [])
     delivered = solver.run()
     detailed = solver.optimiser.run(solver.space, RunSettings(solver.preset, "lncc"))
     lengths = [float(pair.fixed_to_moving.square().sum(1).sqrt().mean()) for pair in (delivered, detailed)]
