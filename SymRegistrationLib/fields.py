@@ -20,6 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+#: Part of the plain fixed-point step that the first steps of an inversion take.
+_FIRST_STEP = 0.9
+
 
 @dataclass(frozen=True, eq=False)
 class FieldPair:
@@ -213,9 +216,9 @@ def invert(u: Tensor, start: Tensor | None = None, tolerance: float = 0.01, iter
     """Numerical inverse of a displacement field by damped fixed-point steps (mathematics.md, 2.3); not differentiable.
 
     The plain step ``w <- -u(x + w)`` diverges where ``|grad u| >= 1`` although the map is invertible; a step of 0.7 of
-    it converges for strongly strained maps too, and is shortened further where the residual grows all the same. Voxels
-    do not depend on each other, so on a CPU only those go on after a few steps that have not converged; elsewhere all
-    do, without asking the device.
+    it converges for strongly strained maps too, and is shortened further where the residual grows all the same. The
+    first few steps, of all voxels, are longer: most are strained little and arrive with them. Voxels do not depend on
+    each other, so on a CPU only those go on that have not converged; elsewhere all do, without asking the device.
 
     Args:
         u: (N, 3, D, H, W) voxels.
@@ -228,9 +231,9 @@ def invert(u: Tensor, start: Tensor | None = None, tolerance: float = 0.01, iter
     """
     _check_field(u)
     w = -u if start is None else start
-    used = min(3, iterations)
+    used = min(4, iterations)
     for _ in range(used):
-        w = w - 0.7 * (w + warp(u, w))
+        w = w - _FIRST_STEP * (w + warp(u, w))
     w = w.clone(memory_format=torch.contiguous_format) if not used else w
     residual = w + warp(u, w)
     if u.device.type != "cpu":

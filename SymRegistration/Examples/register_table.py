@@ -2,11 +2,11 @@
 
     Slicer --no-main-window --python-script register_table.py pairs.csv results preset=fast initial=rigid
 
-The table is that of ``symreg batch`` (columns fixed, moving, and if you like masks, labels, points, initial, method,
-id); whatever Slicer can load can stand in it. Words like preset=fast are the library's options. For every pair a folder
-with forward.h5 and inverse.h5 (transforms, moving to fixed and back), warped_moving.nrrd, jacobian.nrrd and
-metrics.json; summary.csv lists them all. A pair that fails is listed with its reason and stops nothing. The same
-command again goes on where it was ended.
+The table is that of ``symreg batch`` (columns fixed, moving, and if you like masks, labels, points, sliding masks,
+further contrasts, initial, method, id); whatever Slicer can load can stand in it. Words like preset=fast are the
+library's options. For every pair a folder with forward.h5 and inverse.h5 (transforms, moving to fixed and back),
+warped_moving.nrrd, jacobian.nrrd and metrics.json; summary.csv lists them all. A pair that fails is listed with its
+reason and stops nothing. The same command again goes on where it was ended.
 
 Take it as a start for scripts of your own, where something is done with the nodes while they are in the scene. Where
 nothing of Slicer is needed, ``symreg batch`` is faster: several workers, a page of pictures, clusters.
@@ -87,13 +87,16 @@ def registerRow(logic, row, folder):
         "mask": slicer.util.loadLabelVolume,
         "labels": slicer.util.loadLabelVolume,
         "points": slicer.util.loadMarkups,
+        "sliding_mask": slicer.util.loadLabelVolume,
     }
     fixed, moving = slicer.util.loadVolume(job.fixed), slicer.util.loadVolume(job.moving)
     inputs = {}
     for kind, read in load.items():
         for side in ("fixed", "moving"):
             if path := getattr(job, f"{side}_{kind}"):
-                inputs[f"{side}{kind.capitalize()}"] = read(path)
+                inputs[side + "".join(word.capitalize() for word in kind.split("_"))] = read(path)
+    for side in ("fixed", "moving"):
+        inputs[f"{side}Contrasts"] = tuple(map(slicer.util.loadVolume, getattr(job, f"{side}_contrasts")))
     options = {name: value for name, value in vars(job.options).items() if value != getattr(Options(), name)}
     if job.options.initial not in INITIALS:
         inputs["initialTransform"] = slicer.util.loadTransform(options.pop("initial"))
@@ -118,6 +121,7 @@ def stamp(job):
         for name, value in vars(job).items()
         if isinstance(value, str) and name not in ("output", "transform_format")
     ]
+    files += [*job.fixed_contrasts, *job.moving_contrasts]
     if job.options.initial not in INITIALS:
         files.append(job.options.initial)
     sums = {}

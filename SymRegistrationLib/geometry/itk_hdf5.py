@@ -168,7 +168,7 @@ def _array(file: _File, values: np.ndarray, level: int) -> int:
     )
 
 
-def write_transforms(path: str | Path, parts: Sequence[tuple[str, np.ndarray, np.ndarray]], level: int = 4) -> None:
+def write_transforms(path: str | Path, parts: Sequence[tuple[str, np.ndarray, np.ndarray]], level: int = 1) -> None:
     """Write an ITK transform file.
 
     Args:

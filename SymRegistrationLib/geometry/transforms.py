@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..fields import gradient, sample
@@ -253,22 +254,22 @@ def _filled(array: np.ndarray, outside: float) -> tuple[slice, slice, slice] | N
 
 
 def _reached(transform: Transform | np.ndarray, grid: Grid, source: Grid, every: int = 4) -> tuple[slice, slice, slice]:
-    """The box of ``grid`` that holds every voxel which the transform takes into ``source``; looks at
-    every fourth voxel."""
+    """The box of ``grid`` that holds every voxel which the transform takes into ``source``; looks at every fourth
+    voxel, and around each cell of these as far as its own corners lie apart."""
     depth, height, width = shape = tuple(-(-(n - 1) // every) + 1 for n in grid.shape)
     matrix = grid.matrix.copy()
     matrix[:3, :3] *= every
-    at = point_coordinates(transform, Grid((depth, height, width), matrix), source)[0]
-    room = 1 + 2 / np.maximum(np.asarray(source.shape[::-1]) - 1, 1)
-    for axis in range(3):  # between two of the points looked at, nothing is further from both than they are apart
-        if shape[axis] > 1:
-            room = room + torch.diff(at, dim=axis).abs().amax((0, 1, 2)).numpy()
-    inside = (at.abs() <= torch.from_numpy(room).to(at)).all(-1)
+    at = point_coordinates(transform, Grid((depth, height, width), matrix), source)[0].permute(3, 0, 1, 2)
+    cell = [min(2, n) for n in shape]
+    low, high = -F.max_pool3d(-at, cell, 1), F.max_pool3d(at, cell, 1)
+    voxel = torch.from_numpy(2 / np.maximum(np.asarray(source.shape[::-1]) - 1, 1)).to(at).view(3, 1, 1, 1)
+    room = high - low + voxel
+    inside = ((low - room <= 1) & (high + room >= -1)).all(0)
     box = []
     for axis, n in enumerate(grid.shape):
         where = inside.amax(tuple(k for k in range(3) if k != axis)).nonzero()[:, 0]
-        first, last = (int(where[0]) - 1, int(where[-1]) + 1) if len(where) else (0, 0)
-        box.append(slice(max(0, every * first), min(n, every * last + 1)))
+        first, last = (int(where[0]), int(where[-1]) + 1) if len(where) else (0, 0)
+        box.append(slice(every * first, min(n, every * last + 1)))
     return box[0], box[1], box[2]
 
 

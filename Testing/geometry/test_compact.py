@@ -160,6 +160,31 @@ def test_only_what_differs_from_the_background_is_looked_up(compact):
     assert (empty == 3.5).all()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_box_looked_at_holds_every_voxel_that_meets_the_source_and_not_much_more(seed):
+    """Smooth displacements, up to 9 mm an axis, at voxels of 1.5 mm between two affines; the source is a box within."""
+    print("seed", seed)
+    random = np.random.default_rng(seed)
+    lattice = Grid.centred((14, 15, 13), 8.0, (3.0, -2.0, 4.0))
+    waves = [np.sin(np.linspace(0, np.pi, n)) for n in lattice.shape]
+    bump = np.einsum("d,h,w->dhw", *waves)
+    for wave in waves:
+        wave[[0, -1]] = 0
+    inner = np.einsum("d,h,w->dhw", *waves)
+    vectors = (random.uniform(-5, 5, 3) + 4 * bump[..., None] * random.uniform(-1, 1, 3)) * inner[..., None]
+    transform = CompactTransform(lattice, vectors.astype(np.float32), affine(seed), affine(seed + 9))
+    source = Grid.centred((20, 24, 18), 1.5, transform.map_points(np.zeros((1, 3)))[0])
+    grid = Grid.centred((70, 66, 62), 1.5, (0.0, 0.0, 0.0))
+    index = source.indices(transform.map_points(grid.points(np.argwhere(np.ones(grid.shape)))))
+    met = ((index > -1) & (index < np.array(source.shape))).all(1).reshape(grid.shape)
+    box = transforms._reached(transform, grid, source)
+    assert met.sum() > 1000
+    assert met[box].sum() == met.sum()
+    tight = np.ptp(np.argwhere(met), axis=0) + 1
+    # On either side at most the cell looked at, another one as slack, and the source's own rim.
+    assert (np.array([part.stop - part.start for part in box]) <= tight + 2 * 3 * 4).all()
+
+
 def test_a_fold_in_one_cell_is_seen(compact):
     field = compact.displacement.copy()
     field[18, 20, 22] += compact.grid.matrix[:3, 2] * 1.3  # a voxel past its neighbour

@@ -60,7 +60,8 @@ def exampleFixture(module, monkeypatch):
 
 @pytest.fixture(name="table")
 def tableFixture(module, tmp_path):
-    """Two good pairs, one with mask, landmarks and a start transform; one missing file; one that is no scan."""
+    """Two good pairs, one with mask, landmarks, a further contrast and a start transform; one missing file; one that is
+    no scan."""
     fixed, moving = scenes.pair(module.scene)
     for node, name in ((fixed, "fixed"), (moving, "moving ü")):
         assert saveNode(node, str(tmp_path / f"{name}.nrrd"))
@@ -74,11 +75,11 @@ def tableFixture(module, tmp_path):
     sitk.WriteTransform(sitk.TranslationTransform(3, (-4, 3, 2)), str(tmp_path / "start.tfm"))
     (tmp_path / "broken.nrrd").write_text("no scan")
     lines = [
-        "fixed,moving,id,fixed_mask,fixed_points,moving_points,initial",
-        "fixed.nrrd,moving ü.nrrd,plain,,,,",
-        "fixed.nrrd,moving ü.nrrd,full,mask.nrrd,f.mrk.json,m.mrk.json,start.tfm",
-        "fixed.nrrd,none.nrrd,missing,,,,",
-        "fixed.nrrd,broken.nrrd,broken,,,,",
+        "fixed,moving,id,fixed_mask,fixed_points,moving_points,initial,fixed_2,moving_2",
+        "fixed.nrrd,moving ü.nrrd,plain,,,,,,",
+        "fixed.nrrd,moving ü.nrrd,full,mask.nrrd,f.mrk.json,m.mrk.json,start.tfm,fixed.nrrd,moving ü.nrrd",
+        "fixed.nrrd,none.nrrd,missing,,,,,,",
+        "fixed.nrrd,broken.nrrd,broken,,,,,,",
     ]
     (tmp_path / "pairs.csv").write_text("\n".join(lines), encoding="utf-8")
     slicer.mrmlScene.Clear()
@@ -100,7 +101,7 @@ def test_a_table_becomes_folders_and_goes_on(example, table, module, monkeypatch
     assert "none.nrrd' does not exist" in rows["missing"]["reason"] and float(rows["plain"]["similarity"]) > 0.9
     full = json.loads((out / "full/metrics.json").read_text())
     assert full["landmarks"]["count"] == 3 and full["landmarks"]["mean_after_mm"] < 1.5
-    assert full["alignment"]["kind"] == "file"
+    assert full["alignment"]["kind"] == "file" and len(full["job"]["fixed_contrasts"]) == 1
     ras = np.array((5, -8, 12.0))
     lps = np.array((-1, -1, 1.0))
     for name in ("plain", "full"):

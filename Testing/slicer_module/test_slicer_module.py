@@ -376,7 +376,7 @@ def test_selectors_offer_what_fits_and_nothing_else(module):
         kind = "vtkMRMLTransformNode" if outputs.of(part).kind == "transform" else "vtkMRMLScalarVolumeNode"
         assert list(getattr(module.ui, name).nodeTypes) == [kind] and getattr(module.ui, name).mrmlScene(), name
         checked += 1
-    assert checked == 19
+    assert checked == 21
     connected = set(
         re.findall(
             r"<receiver>(\w+)</receiver>", (slicer_harness.MODULE / "Resources/UI/SymRegistration.ui").read_text()
