@@ -61,8 +61,10 @@ def estimate_uncertainty(solver: Solver, pair: FieldPair, fixed: Volume, progres
     predictors = with_low_contrast(predictors)
     kind = "runs" if isinstance(options.uncertainty, int) and options.uncertainty else "fast"
     content = foreground(fixed.array)
-    # Neither a mean of runs nor what slides errs as the single results that the calibrations were fitted on.
-    other = options.average or (kind == "fast" and options.uncertainty != "fast") or solver.space.regions is not None
+    # Neither a mean of runs, nor what slides or was kept smooth, errs as the single results that the calibrations were
+    # fitted on.
+    other = options.average or solver.smooth or solver.space.regions is not None
+    other = other or (kind == "fast" and options.uncertainty != "fast")
     known = None if other else _calibration(solver, kind)
     shear = surface_shear(solver.space, pair)
     found = uncertainty_map(predictors, runs, solver.space, fixed.grid, content, known, shear)

@@ -8,11 +8,12 @@ from conftest import moved, movement, turn
 
 from SymRegistrationLib.fields import FieldPair, gaussian, warp
 from SymRegistrationLib.geometry.volumes import Volume
-from SymRegistrationLib.job import Options
+from SymRegistrationLib.job import Options, silent
 from SymRegistrationLib.quality import checks
 from SymRegistrationLib.registration import alignment, evidence, working_grid
 from SymRegistrationLib.registration.optimisers import RunSettings
 from SymRegistrationLib.registration.solver import Solver
+from SymRegistrationLib.uncertainty.estimate import estimate_uncertainty
 
 SEED = 11
 
@@ -110,7 +111,8 @@ def test_the_verdict_follows_from_the_alignment(pose, evident, level, registered
 @pytest.mark.parametrize("longest", [0.0, 12.0])
 def test_detail_must_add_to_what_the_scans_share(head, longest):
     """Two scans of one head with noise of their own, where it should be: detail would follow the noise, and moves
-    further from the truth. A head that is bent by up to ``longest`` mm is bent in detail."""
+    further from the truth. A head that is bent by up to ``longest`` mm is bent in detail. Only results in detail have
+    a calibrated uncertainty."""
     generator = torch.Generator().manual_seed(SEED)
     image = torch.from_numpy(head.array)[None, None]
     u = gaussian(torch.randn((1, 3, *head.array.shape), generator=generator), 3.0)
@@ -121,10 +123,12 @@ def test_detail_must_add_to_what_the_scans_share(head, longest):
         for one, more in zip((bent, image), noise)
     ]
     pose = alignment.Alignment(np.eye(4), np.eye(4), "none")
-    solver = Solver((scans[0], scans[1]), pose, Options(preset="fast", spacing=5.0, similarity="lncc"), [])
+    options = Options(preset="fast", spacing=5.0, similarity="lncc", uncertainty="fast")
+    solver = Solver((scans[0], scans[1]), pose, options, [])
     delivered = solver.run()
     detailed = solver.optimiser.run(solver.space, RunSettings(solver.preset, "lncc"))
     lengths = [float(pair.fixed_to_moving.square().sum(1).sqrt().mean()) for pair in (delivered, detailed)]
     print("seed", SEED, "moved by voxels, delivered and in detail:", lengths)
     assert solver.smooth == (not longest) == bool(solver.notes)
     assert lengths[0] < 0.7 * lengths[1] if not longest else lengths[0] == lengths[1]
+    assert estimate_uncertainty(solver, delivered, head, silent).map.summary["calibrated"] == bool(longest)

@@ -226,7 +226,7 @@ def test_methods_that_disagree_wildly_are_told(head):
 class _Still:
     """A solver without a method: jitter finds the delivered result again, stiffer runs stand still."""
 
-    learned, similarity, pose, scans = False, "mse", None, ()
+    learned, similarity, smooth, pose, scans = False, "mse", False, None, ()
 
     def __init__(self, options):
         grid = Grid.centred((16, 18, 20), 2.0, (0, 0, 0))
