@@ -241,7 +241,10 @@ def exportJob(request, folder, further=None):
     """
     grids, files, options = {}, {}, request.options
     numbers = labelNumbers(request.fixedLabels, request.movingLabels)
-    slidingNumbers = labelNumbers(request.fixedSlidingMask, request.movingSlidingMask)
+    labels = {
+        "Labels": ("labels", numbers),
+        "SlidingMask": ("sliding_mask", labelNumbers(request.fixedSlidingMask, request.movingSlidingMask)),
+    }
     for side, node in (("fixed", request.fixedNode), ("moving", request.movingNode)):
         array, grids[side] = nodes.worldVolume(node)
         files[side] = folder.file(f"{side}.nrrd")
@@ -252,18 +255,12 @@ def exportJob(request, folder, further=None):
             name = next(name for name, other in further.items() if other is contrast)
             files[f"{side}_contrasts"].append(folder.file(f"{name}.nrrd"))
             yield from exchange.writeVolume(files[f"{side}_contrasts"][-1], *nodes.worldVolume(contrast))
-        slides = getattr(request, f"{side}SlidingMask")
-        if slides is not None:
-            name = f"{side}_sliding_mask"
-            files[name] = yield from exportLabels(slides, node, folder, name, slidingNumbers[side])
-        for kind in ("Labels", "Points"):
-            chosen = getattr(request, side + kind)
-            if chosen is not None:
-                name = f"{side}_{kind.lower()}"
-                if kind == "Labels":
-                    files[name] = yield from exportLabels(chosen, node, folder, name, numbers[side])
-                else:
-                    files[name] = yield from exportPoints(chosen, node, folder, name)
+        for kind, (word, own) in labels.items():
+            if (chosen := getattr(request, side + kind)) is not None:
+                name = f"{side}_{word}"
+                files[name] = yield from exportLabels(chosen, node, folder, name, own[side])
+        if (points := getattr(request, f"{side}Points")) is not None:
+            files[f"{side}_points"] = yield from exportPoints(points, node, folder, f"{side}_points")
     if request.driveSegments:
         options = dataclasses.replace(options, drive_labels=numbered(request.driveSegments, numbers["fixed"]))
     if request.initialTransform is not None:

@@ -43,7 +43,7 @@ APART = 0.06
 LEAST_INSIDE = 500
 
 #: Detail in the deformation between scans of one contrast must add this share of mutual information to what the
-#: alignment shares. Measured (results/contrasts.md): two visits of one patient 0.13 to 0.17, where detail took the
+#: alignment shares. Measured (results/contrasts.md): two visits of one patient 0.13 to 0.18, where detail took the
 #: result away from the truth; breathing livers 0.20 to 0.69, brains and heads of two people 0.46 to 0.77.
 DETAIL = 0.19
 
