@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from SymRegistrationLib import fields
+from SymRegistrationLib.fields import inversion
 from SymRegistrationLib.losses import lncc_map, ncc
 from SymRegistrationLib.registration.optimisers import syn
 from SymRegistrationLib.registration.presets import presets
@@ -154,7 +155,7 @@ def test_outside_the_weight_nothing_pulls(known):
 
 def test_starting_from_a_result_splits_and_joins_it(known):
     moving, fixed, u = known
-    inverse = fields.invert(u)
+    inverse = inversion.invert(u)
     pair = fields.FieldPair(u, inverse.field, "fixed_point", inverse.residual)
     again = syn.compose_halves(syn.split_halves(pair))
     inside = fixed > 0.1
@@ -174,7 +175,7 @@ def test_after_a_network_the_finest_levels_are_left_with_fewer_steps():
 
 def test_a_start_that_is_right_stays_right_when_the_first_level_is_coarse(known):
     moving, fixed, u = known
-    inverse = fields.invert(u)
+    inverse = inversion.invert(u)
     start = fields.FieldPair(u, inverse.field, "fixed_point", inverse.residual)
     refined = syn.optimise(fixed, moving, syn.Schedule(shrink=(2, 1), iterations=(3, 3)), start=start)
     assert pairs.end_point_error(refined.fixed_to_moving, u, fixed) < 0.3

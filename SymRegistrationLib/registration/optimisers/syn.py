@@ -25,8 +25,6 @@ from ...fields import (
     gradient,
     identity,
     inverse_consistency,
-    invert,
-    invert_within,
     jacobian_determinant,
     resize,
     resize_field,
@@ -34,6 +32,7 @@ from ...fields import (
     square_sum,
     warp,
 )
+from ...fields.inversion import invert, invert_within
 from ...job import Progress, silent
 from ...losses import lncc_force, mind
 from ..presets import Preset
