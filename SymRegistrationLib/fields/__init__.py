@@ -204,7 +204,8 @@ def inverse_consistency(forward: Tensor, inverse: Tensor) -> Tensor:
 
 def square_sum(u: Tensor) -> Tensor:
     """(N, 1, D, H, W): squared length of every vector; an explicit sum, since ``norm(dim=1)`` is slow on CPU."""
-    return (u[:, 0] ** 2 + u[:, 1] ** 2 + u[:, 2] ** 2)[:, None]
+    d, h, w = u.unbind(1)
+    return torch.addcmul(torch.addcmul(d * d, h, h), w, w)[:, None]
 
 
 # ---------------------------------------------------------------------------------------------- resizing
@@ -274,15 +275,27 @@ def sd_log_jacobian(determinant: Tensor, mask: Tensor | None = None) -> float:
 # ---------------------------------------------------------------------------------------------- filters
 
 
+#: Filters that reach further, voxels, are matrix products; narrower ones are sums of shifted images.
+_NARROW = 8
+#: So many voxels are filtered at once: more of them no longer stay near the processor from one sum to the next.
+_AT_ONCE = 1_000_000
+
+
+def _reach(kind: str, width: float) -> int:
+    """How far a filter looks, voxels."""
+    return int(width) // 2 if kind == "box" else int(max(2.0, 4 * width))
+
+
 @lru_cache(maxsize=64)
 def _band(kind: str, width: float, n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(n, n) matrix that filters one axis: ``box`` of ``width`` voxels (plain sum / width, zeros
     outside), or ``gauss``."""
     distance = (torch.arange(n)[:, None] - torch.arange(n)[None, :]).abs().double()
+    matrix = (distance <= _reach(kind, width)).double()
     if kind == "box":
-        matrix = (distance <= width // 2).double() / width
+        matrix = matrix / width
     else:
-        matrix = torch.exp(-0.5 * (distance / width) ** 2) * (distance <= max(2.0, 4 * width))
+        matrix = torch.exp(-0.5 * (distance / width) ** 2) * matrix
         matrix = matrix / matrix.sum(1, keepdim=True)
     return matrix.to(device=device, dtype=dtype)
 
@@ -302,40 +315,62 @@ def ambient_autocast(image: Tensor) -> contextlib.AbstractContextManager:
 
 
 def _filter(image: Tensor, kind: str, widths: Sequence[float]) -> Tensor:
-    """Separable filter as three small matrix products: on CPU twice as fast as running sums, and exact in float32."""
+    """Separable filter, one axis after the other."""
     with no_autocast(image):  # half precision would round what is filtered
-        return _filtered(image, kind, widths)
+        axes = [axis for axis in (4, 3, 2) if widths[axis - 2] > 0]
+        narrow = all(_reach(kind, widths[axis - 2]) <= min(_NARROW, (image.shape[axis] - 1) // 2) for axis in axes)
+        exact = image.dtype in (torch.float32, torch.float64)
+        if image.device.type == "cpu" and narrow and exact and not image.requires_grad:
+            return _by_shifts(image, kind, [(axis, float(widths[axis - 2])) for axis in axes])
+        for axis in axes:
+            band = _band(kind, float(widths[axis - 2]), image.shape[axis], image.device, image.dtype)
+            if axis == 4:
+                image = torch.matmul(image, band.T)
+            elif axis == 3:
+                image = torch.matmul(band, image)
+            else:
+                image = torch.matmul(band, image.flatten(3)).view_as(image)
+        return image
 
 
-def _filtered(image: Tensor, kind: str, widths: Sequence[float]) -> Tensor:
-    n, c, d, h, w = image.shape
-    bands = [
-        _band(kind, float(s), size, image.device, image.dtype) if s > 0 else None for s, size in zip(widths, (d, h, w))
-    ]
-    out = image
-    if bands[2] is not None:
-        out = torch.matmul(out, bands[2].T)
-    if bands[1] is not None:
-        out = torch.matmul(bands[1], out)
-    if bands[0] is not None:
-        reach = int(widths[0]) // 2 if kind == "box" else int(max(2.0, 4 * widths[0]))
-        out = _banded(bands[0], out.reshape(n * c, d, h * w), reach).view(n, c, d, h, w)
+def _by_shifts(image: Tensor, kind: str, widths: Sequence[tuple[int, float]]) -> Tensor:
+    """The filter as sums of shifted images, a few channels at a time: on a CPU three to five times faster than by
+    matrices.
+
+    Args:
+        widths: (axis, width) of what is filtered.
+    """
+    out = torch.empty(image.shape, dtype=image.dtype)
+    count = max(1, _AT_ONCE // image[0, 0].numel())
+    for source, target in zip(image.flatten(0, 1).split(count), out.flatten(0, 1).split(count)):
+        for k, (axis, width) in enumerate(widths):
+            last = k == len(widths) - 1
+            source = _along(source, axis - 1, kind, width, target if last else torch.empty_like(target))
+    return out if widths else image
+
+
+def _along(rows: Tensor, axis: int, kind: str, width: float, out: Tensor) -> Tensor:
+    """``rows`` filtered along one axis, into ``out``."""
+    n, (weights, shares) = rows.shape[axis], _taps(kind, width)
+    torch.mul(rows, weights[0], out=out)
+    for k, weight in enumerate(weights[1:], 1):
+        out.narrow(axis, 0, n - k).add_(rows.narrow(axis, k, n - k), alpha=weight)
+        out.narrow(axis, k, n - k).add_(rows.narrow(axis, 0, n - k), alpha=weight)
+    if shares is not None:
+        ends = shares.to(rows.dtype).view([-1 if k == axis else 1 for k in range(4)])
+        out.narrow(axis, 0, len(shares)).mul_(ends)
+        out.narrow(axis, n - len(shares), len(shares)).mul_(ends.flip(axis))
     return out
 
 
-def _banded(band: Tensor, rows: Tensor, reach: int) -> Tensor:
-    """(d, d) band matrix times (m, d, k), without multiplying by most of its zeros: 2.7 times faster at d = 87, reach
-    2 (CPU)."""
-    d = len(band)
-    blocks = max(1, round(d / 24))
-    if blocks == 1 or rows.requires_grad or reach > 12 or rows.device.type != "cpu":
-        return torch.matmul(band, rows)
-    out = torch.empty_like(rows)
-    edges = [round(k * d / blocks) for k in range(blocks + 1)]
-    for start, stop in zip(edges, edges[1:]):
-        low, high = max(0, start - reach), min(d, stop + reach)
-        torch.bmm(band[start:stop, low:high].expand(len(rows), -1, -1), rows[:, low:high], out=out[:, start:stop])
-    return out
+@lru_cache(maxsize=64)
+def _taps(kind: str, width: float) -> tuple[list[float], Tensor | None]:
+    """Weights of a filter from its middle outwards; and what the values next to a border are multiplied by, so that
+    weights which fall outside are shared out among those inside, None for ``box``."""
+    reach = _reach(kind, width)
+    middle = _band(kind, width, 2 * reach + 1, torch.device("cpu"), torch.float64)[reach, reach:]
+    inside = middle.cumsum(0)[:-1] + middle[1:].sum()
+    return middle.tolist(), None if kind == "box" else 1 / inside
 
 
 def box_mean(image: Tensor, window: int) -> Tensor:

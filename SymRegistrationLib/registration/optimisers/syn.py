@@ -29,6 +29,7 @@ from ...fields import (
     resize,
     resize_field,
     sample_at,
+    settled,
     square_sum,
     warp,
 )
@@ -341,7 +342,8 @@ class _Level:
             values.append(value)
             # On the device, without reading the value: there the host would wait for every step.
             better = value > highest
-            best, highest = torch.where(better, halves, best), torch.where(better, value, highest)
+            best = halves if settled(better) else torch.where(better, halves, best)
+            highest = torch.where(better, value, highest)
             if step == iterations or self._stands_still(values, report):
                 break
             if steered is not None and steered.enough():
@@ -371,14 +373,16 @@ class _Level:
         weight = None if self.weight is None else warp(self.weight, halves, padding="zeros").prod(0, keepdim=True)
         force, value = self._force(warped, weight)
         # d similarity / d u = force * gradient of the warped image, summed over its channels.
-        direction = torch.cat([(force * gradient(warped, axis)).sum(1, keepdim=True) for axis in range(3)], 1)
+        direction = torch.empty_like(halves)
+        for axis in range(3):
+            torch.sum(gradient(warped, axis).mul_(force), 1, out=direction[:, axis])
         self.smooth.look(halves)
         direction = self.smooth(direction, self.schedule.smooth_update)
         length = square_sum(direction)
         typical = TYPICAL_TO_LONGEST * length.mean().sqrt()
         # Scaled by the root mean square, so that one hot voxel does not decide; no vector longer than a voxel.
         scale = self.schedule.step / typical.clamp_min(1e-12)
-        return direction * (scale / length.sqrt_().mul_(scale).clamp_(min=1.0)), value
+        return direction.mul_(scale / length.sqrt_().mul_(scale).clamp_(min=1.0)), value
 
     def _force(self, warped: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         """Derivative of the similarity with respect to every channel of both warped images, and the similarity."""
