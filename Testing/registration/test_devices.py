@@ -14,6 +14,7 @@ from SymRegistrationLib import fields, networks
 from SymRegistrationLib.fields import inversion
 from SymRegistrationLib.networks import _attention, _passes, _pose, _prealign
 from SymRegistrationLib.registration.optimisers import syn
+from SymRegistrationLib.registration.schedule import Schedule
 
 SHAPE = (20, 22, 24)
 
@@ -23,7 +24,7 @@ SHAPE = (20, 22, 24)
 def test_a_level_of_the_optimiser_reads_nothing_back(similarity, weighted):
     images = torch.empty(2, 1, *SHAPE, device="meta")
     weight = torch.empty(2, 1, *SHAPE, device="meta") if weighted else None
-    level = syn._Level(images, weight, (10, 11, 12), syn.Schedule(), similarity)
+    level = syn._Level(images, weight, (10, 11, 12), Schedule(), similarity)
     halves = torch.empty(2, 3, 10, 11, 12, device="meta")
     update, value = level.update(halves)
     assert update.device.type == "meta" and update.shape == halves.shape and value.shape == ()
