@@ -273,12 +273,22 @@ def jacobian_determinant(u: Tensor, matrix: Tensor | None = None) -> Tensor:
             (columns = array axes); the determinant is then that of the physical map.
     """
     check_field(u)
-    grads = torch.stack([gradient(u, axis) for axis in range(3)], dim=2)  # (N, component, axis, D, H, W)
+    rows = [[gradient(u[:, r : r + 1], axis) for axis in range(3)] for r in range(3)]
     if matrix is not None:
-        inverse = torch.linalg.inv(matrix.double()).to(u)
-        grads = torch.einsum("ncadhw,ab->ncbdhw", grads, inverse)
-    (a, b, c), (d, e, f), (g, h, i) = ([grads[:, r, s] + (r == s) for s in range(3)] for r in range(3))
-    return (a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))[:, None]
+        inverse = torch.linalg.inv(matrix.double()).tolist()
+        rows = [[sum(row[a] * inverse[a][b] for a in range(3)) for b in range(3)] for row in rows]
+    for k in range(3):
+        rows[k][k] = rows[k][k] + 1
+    return determinant(rows)
+
+
+def determinant(rows: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Determinants of the 3 x 3 matrices whose entries are nine tensors of one shape."""
+    (a, b, c), (d, e, f), (g, h, i) = rows
+    first, second, third = (
+        torch.addcmul(p * q, r, s, value=-1) for p, q, r, s in ((e, i, f, h), (d, i, f, g), (d, h, e, g))
+    )
+    return torch.addcmul(torch.addcmul(a * first, b, second, value=-1), c, third)
 
 
 def sd_log_jacobian(determinant: Tensor, mask: Tensor | None = None) -> float:

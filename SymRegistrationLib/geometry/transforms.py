@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..fields import gradient, sample
+from ..fields import determinant, gradient, sample
 from .folds import folded_cells
 from .grid import Grid, transform_points
 from .interpolation import interpolate
@@ -362,8 +362,7 @@ def jacobian_on(transform: Transform, grid: Grid) -> np.ndarray:
         rows = [
             [gradient(u[:, r : r + 1], axis)[0, 0].add_(float(steps[r, axis])) for axis in range(3)] for r in range(3)
         ]
-        (a, b, c), (d, e, f), (g, h, i) = rows
-        det = (a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)) / float(np.linalg.det(steps))
+        det = determinant(rows).div_(float(np.linalg.det(steps)))
         target[start:stop] = det[start - low : start - low + stop - start].numpy()
     return out
 
