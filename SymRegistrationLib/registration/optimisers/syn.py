@@ -254,6 +254,7 @@ class _Level:
         schedule = self.schedule
         values: list[Tensor] = []
         best, highest = halves, halves.new_full((), -math.inf)
+        far = steered is not None and steered.landmarks is not None  # only they pull by more than a voxel a step
         for step in range(iterations + 1):
             if steered is None:
                 update, value = self.update(halves)
@@ -268,8 +269,7 @@ class _Level:
                 break
             if steered is not None and steered.enough():
                 break
-            # Without steering no vector of a step is longer than a voxel.
-            halves = moved = compose_step(halves, update) if steered is None else compose(halves, update)
+            halves = moved = (compose if far else compose_step)(halves, update)
             if schedule.smooth_total > 0 and step % schedule.smooth_every == schedule.smooth_every - 1:
                 halves = self.smooth(halves, schedule.smooth_total * schedule.smooth_every**0.5)
             if step % 10 == 9:
