@@ -42,6 +42,7 @@ class Level:
             inside &= torch.cartesian_prod(*(torch.arange(len(steps), device=device),) * 3).sum(1) % 2 == 0
         points = points[inside]
         self.points = points[: len(points) // 2 * 2]
+        self.places = _homogeneous(self.points)
         self.to_grid, self.images = [], []
         for scan in self.scans:
             size = torch.tensor(scan.image.shape[2:], dtype=torch.float64)
@@ -59,9 +60,9 @@ class Level:
     def sampled(self, which: int, matrices: Tensor, points: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Intensity and validity (K, n) of scan ``which`` at ``points`` (default: the level's own) mapped by
         (K, 4, 4) mid -> scan mm."""
-        points = self.points if points is None else points
+        places = self.places if points is None else _homogeneous(points)
         matrices = (self.to_grid[which] @ matrices.double()).float()
-        grid = points @ matrices[:, :3, :3].transpose(1, 2) + matrices[:, None, :3, 3]
+        grid = (matrices[:, :3] @ places).transpose(1, 2)  # each coordinate by itself: four times faster than in threes
         image = self.images[which]
         grid = grid[:, :, None, None, :]
         values = sample(image.expand(len(grid), -1, -1, -1, -1), grid, padding="zeros")[..., 0, 0]
@@ -92,6 +93,11 @@ class Level:
         # Without gradient: overlap ranks poses, but must not pull them together.
         overlap = weight.detach().sum(1) / (LEAST_OVERLAP * min(possible, len(self.points)))
         return value * overlap.clamp(max=1)
+
+
+def _homogeneous(points: Tensor) -> Tensor:
+    """(n, 3) -> (4, n)."""
+    return torch.cat([points.T, points.new_ones(1, len(points))])
 
 
 def normalised_information(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
