@@ -47,6 +47,9 @@ TYPICAL_TO_LONGEST = 9.0
 #: Distance of the neighbours that MIND compares, voxels of the level. With 2, which networks use, known warps of three
 #: contrasts were left with up to twice the error (results/contrasts.md).
 NEIGHBOURS = 1
+#: Standard deviation, voxels, of the smoothing where half-way fields are squeezed, and how far around such a place
+#: smoothing looks: twice the filter's reach, and one more.
+_EASING, _EASING_ROOM = 1.5, 13
 #: Steps between two looks at the similarity.
 _LOOK = 4
 
@@ -200,16 +203,31 @@ def split_halves(pair: FieldPair) -> Tensor:
 
 
 def regularise_folds(halves: Tensor, least: float, rounds: int = 4) -> Tensor:
-    """Smooth half-way fields only where they are squeezed below ``least`` in volume, so that they stay invertible."""
+    """Smooth half-way fields only where they are squeezed below ``least`` in volume, so that they stay invertible.
+
+    After the first round only what it changed is looked at; on a CPU, only the box around what is squeezed is smoothed.
+    """
+    eased, touched = halves, None
+    at: Any = (..., *(slice(0, n) for n in halves.shape[2:]))
     for _ in range(rounds):
-        squeezed = (jacobian_determinant(halves) < least).to(halves)
-        if squeezed.device.type == "cpu" and not bool(
-            squeezed.any()
-        ):  # elsewhere asking costs more than smoothing nothing
-            break
-        blend = gaussian(squeezed, 1.5).mul_(4).clamp_(max=1)
-        halves = torch.lerp(halves, gaussian(halves, 1.5), blend.expand_as(halves))
-    return halves
+        squeezed = jacobian_determinant(eased[at]) < least
+        if touched is not None:
+            squeezed &= touched
+        if halves.device.type == "cpu":  # elsewhere asking costs more than smoothing nothing
+            where = squeezed.any(1).any(0).nonzero()
+            if not len(where):
+                break
+            low, high = (where.amin(0) - _EASING_ROOM).clamp_min(0).tolist(), (where.amax(0) + _EASING_ROOM).tolist()
+            near: Any = (..., *(slice(a, min(b + 1, n)) for a, b, n in zip(low, high, squeezed.shape[2:])))
+            squeezed = squeezed[near]
+            at = (..., *(slice(w.start + n.start, w.start + n.stop) for w, n in zip(at[1:], near[1:])))
+        part = eased[at]
+        blend = gaussian(squeezed.to(halves), _EASING).mul_(4).clamp_(max=1)
+        smooth = torch.lerp(part, gaussian(part, _EASING), blend.expand_as(part))
+        eased = eased.clone() if eased is halves else eased
+        eased[at] = smooth
+        touched = blend > 0
+    return eased
 
 
 def _level_shape(shape: Sequence[int], factor: float) -> tuple[int, ...]:
