@@ -43,7 +43,7 @@ class Level:
         points = points[inside]
         self.points = points[: len(points) // 2 * 2]
         self.places = _homogeneous(self.points)
-        self.to_grid, self.images = [], []
+        self.to_grid, self.images, self.known = [], [], []
         for scan in self.scans:
             size = torch.tensor(scan.image.shape[2:], dtype=torch.float64)
             inverse = torch.from_numpy(scan.grid.inverse)
@@ -52,7 +52,9 @@ class Level:
             matrix[:3] = scale[:, None] * inverse[:3]
             matrix[:3, 3] -= 1
             self.to_grid.append(matrix[[2, 1, 0, 3]].to(device))
-            valid = torch.ones_like(scan.image) if scan.mask is None else scan.mask
+            # A coarse voxel half of which is outside the mask shows the other scan what the mask hides.
+            valid = torch.ones_like(scan.image) if scan.mask is None else ((scan.mask - 0.5) * 2).clamp_min(0)
+            self.known.append(float(valid.sum() * np.prod(scan.grid.spacing)))  # mm^3
             self.images.append(
                 torch.cat([scan.image * valid, valid], 1) if scan.cut or scan.mask is not None else scan.image
             )
@@ -83,13 +85,7 @@ class Level:
         value = normalised_information(a, b, weight) if measure == "mi" else correlation(a, b, weight)
         if weight is None:
             return value
-        possible = (
-            min(
-                float(np.prod(image.shape[2:]) * np.prod(scan.grid.spacing))
-                for image, scan in zip(self.images, self.scans)
-            )
-            * self.density
-        )
+        possible = self.density * min(self.known)
         # Without gradient: overlap ranks poses, but must not pull them together.
         overlap = weight.detach().sum(1) / (LEAST_OVERLAP * min(possible, len(self.points)))
         return value * overlap.clamp(max=1)
