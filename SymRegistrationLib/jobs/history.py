@@ -102,9 +102,10 @@ def job_of(history: History, k: int) -> Job:
             return path
         return str(given / path)
 
-    changes = {name: found(getattr(job, name)) for name in INPUT_PATHS}
-    contrasts = {name: [found(path) for path in getattr(job, name)] for name in ("fixed_contrasts", "moving_contrasts")}
-    return dataclasses.replace(job, **changes, **contrasts)
+    changes: dict[str, Any] = {name: found(getattr(job, name)) for name in INPUT_PATHS}
+    for name in ("fixed_contrasts", "moving_contrasts"):
+        changes[name] = [found(path) for path in getattr(job, name)]
+    return dataclasses.replace(job, **changes)
 
 
 def _plain_name(name: Any) -> bool:
