@@ -265,6 +265,18 @@ def test_files_hold_what_memory_held(files, small, done, tmp_path):
     assert Job.from_dict(metrics["job"]) == job(files, tmp_path / "out")
 
 
+def test_a_label_map_in_the_place_of_a_scan_is_noted_and_the_other_way_round(files, small, nothing_computed, tmp_path):
+    classes = (small[0].array > 200).astype(np.uint8)
+    write_volume(tmp_path / "classes.nii.gz", classes, small[0].grid)
+    labels, scans = str(tmp_path / "classes.nii.gz"), [str(files / f"{name}.nii.gz") for name in ("fixed", "moving")]
+    swapped = replace(job(files, tmp_path / "o"), fixed=labels, fixed_labels=scans[0], moving_labels=scans[1])
+    notes = register.run(swapped)["notes"]
+    assert [note.split(" '")[0] for note in notes[:3]] == ["fixed image", "fixed labels", "moving labels"]
+    assert "looks like a label map" in notes[0] and "look like a scan" in notes[1] and "look like a scan" in notes[2]
+    right = replace(job(files, tmp_path / "o"), fixed_labels=labels, moving_labels=labels)
+    assert not [note for note in register.run(right)["notes"] if "look" in note]
+
+
 def test_a_killed_run_leaves_nothing_that_looks_finished(files, tmp_path):
     out = tmp_path / "out"
     text = job(files, out).to_json()

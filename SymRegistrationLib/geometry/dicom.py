@@ -54,7 +54,7 @@ def _series(folder: Path) -> tuple[str, ...]:
 
 
 def _instead(folder: Path) -> str:
-    """What to give in place of a folder without a series: a scan in it, or a folder below; "" where neither is there."""
+    """What to give in place of a folder without a series: a scan in it, or a folder below; "" without either."""
     scans = sorted(p.name for p in folder.iterdir() if p.name.lower().endswith((".nii", ".nii.gz", ".nrrd", ".mha")))
     if scans:
         return f"Give one of its files, such as '{folder / scans[0]}'."

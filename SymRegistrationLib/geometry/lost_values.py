@@ -22,7 +22,8 @@ class NotFinite:
         self._path = path
         kind = nifti_reals(path)
         self.possible = kind is not None
-        self._dtype, self._skip = (np.dtype(kind[0]), kind[1]) if kind else (np.dtype("f4"), 0)
+        name, self._skip = kind or ("<f4", 0)
+        self._dtype: np.dtype = np.dtype(name)
         self._rest, self._count = b"", 0
         self._where: list[np.ndarray] = []
 

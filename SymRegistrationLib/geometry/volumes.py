@@ -19,6 +19,9 @@ from .grid import Grid
 from .lost_values import NotFinite
 
 _MOST_LABEL = 2**31 - 1
+#: Share of neighbours with one value above the background: 0.67 to 0.94 in label maps of heads and lungs (3 and 1 mm),
+#: 0.01 to 0.19 in scans of heads, lungs and livers.
+_UNIFORM = 0.5
 FORMATS_HINT = "Readable are NIfTI, NRRD, MHA/MHD, MGZ (with nibabel) and a folder with one DICOM series."
 
 
@@ -178,6 +181,17 @@ def labels_on_grid(volume: Volume, grid: Grid) -> np.ndarray:
     return sitk.GetArrayFromImage(
         sitk.Resample(volume.to_itk(), reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
     )
+
+
+def looks_like_labels(volume: Volume) -> bool:
+    """Whether a volume is more like a label map than like a scan: whole numbers, most neighbours equal."""
+    middle = volume.grid.shape[0] // 2
+    array = volume.array[max(0, middle - 16) : middle + 16]
+    low = volume.array.min()
+    inside = array[..., 1:] > low
+    if not inside.any() or not np.array_equal(array, np.round(array)):
+        return False
+    return bool((array[..., 1:] == array[..., :-1])[inside].mean() > _UNIFORM)
 
 
 def write_volume(path: str | os.PathLike, array: np.ndarray, grid: Grid) -> None:

@@ -11,6 +11,7 @@ from SymRegistrationLib.geometry.volumes import (
     Volume,
     foreground,
     grid_of,
+    looks_like_labels,
     read_labels,
     read_mask,
     read_volume,
@@ -210,6 +211,15 @@ def test_labels_must_be_whole_numbers(scan, tmp_path):
     write_volume(tmp_path / "x.nii.gz", scan.array + np.float32(0.3), scan.grid)
     with pytest.raises(InputError, match="whole numbers"):
         read_labels(tmp_path / "x.nii.gz")
+
+
+def test_label_maps_are_told_from_scans(head):
+    assert not looks_like_labels(head)
+    assert not looks_like_labels(Volume(np.round(head.array), head.grid))
+    classes = (head.array > 30).astype(np.uint8) + (head.array > 110)
+    assert looks_like_labels(Volume(classes, head.grid))
+    assert looks_like_labels(Volume(1000.0 * classes, head.grid))
+    assert not looks_like_labels(Volume(classes + np.float32(0.5), head.grid))
 
 
 def test_foreground_and_range_of_a_real_head(head):
