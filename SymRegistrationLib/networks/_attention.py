@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..fields import FieldPair, compose, invert, settled, square_sum
+from ..fields import FieldPair, compose, settled, square_sum
+from ..fields.inversion import invert
 from ._base import measured_pair
 
 #: Bytes of gathered keys and values that one slab of windows may take.
