@@ -319,16 +319,8 @@ def test_scans_that_do_not_meet_in_space(scans, tmp_path, capfd):
     image = sitk.ReadImage(str(scans / "moving.nii.gz"))
     image.SetOrigin((5000.0, 0, 0))
     sitk.WriteImage(image, str(tmp_path / "far.nii.gz"))
-    words = [
-        "register",
-        str(scans / "fixed.nii.gz"),
-        str(tmp_path / "far.nii.gz"),
-        "-o",
-        str(tmp_path / "out"),
-        "--preset",
-        "fast",
-    ]
-    assert main([*words, "--initial", "none"]) == 2
+    words = ["register", str(scans / "fixed.nii.gz"), str(tmp_path / "far.nii.gz"), "-o", str(tmp_path / "out")]
+    assert main([*words, "--preset", "fast", "--initial", "none"]) == 2
     assert "overlap" in capfd.readouterr().err and not (tmp_path / "out").exists()
 
 
