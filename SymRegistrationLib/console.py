@@ -79,6 +79,12 @@ class Console:
             self.close()
             self._err.write(f"symreg: note: {text}\n")
 
+    def failure(self, text: str) -> None:
+        """Why the exit code is 1 although the outputs are there, for who asked not to be shown the outcome."""
+        if self.quiet and not self.events:
+            self._err.write("symreg: " + " ".join(text.split()) + "\n")
+            self._err.flush()
+
     def error(self, error: RegistrationError, exit_code: int | None = None) -> None:
         """One line on stderr, and an event; ``exit_code`` when it is not the error's own."""
         self.close()

@@ -38,7 +38,10 @@ def replacing(path: str | os.PathLike, hint: str = CHECK_SPACE) -> Iterator[Path
             left.unlink(missing_ok=True)
     temporary = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
+        with open(temporary, "wb") as stream:
+            mode = os.fstat(stream.fileno()).st_mode
         yield temporary
+        os.chmod(temporary, mode)  # safetensors makes files anew that only their owner can read
         os.replace(temporary, path)
     except RegistrationError:
         raise

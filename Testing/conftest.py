@@ -65,22 +65,26 @@ def oblique() -> Grid:
 
 #: Files that take longest, by processor time: they start first, so that the test processes end together.
 LONGEST = (
+    "test_shipped_weights.py",
+    "test_training.py",
     "test_alignment.py",
     "test_pipeline.py",
-    "test_training.py",
-    "test_caml.py",
     "test_passes.py",
-    "test_slicer_steering_panel.py",
-    "test_syn.py",
-    "test_slicer_steering.py",
+    "test_batch.py",
     "test_cli.py",
     "test_worker.py",
-    "test_batch.py",
-    "test_slicer_runs.py",
+    "test_syn.py",
+    "test_caml.py",
+    "test_devices.py",
     "test_slicer_use.py",
-    "test_slicer_scenes.py",
+    "test_history.py",
     "test_bad_input.py",
+    "test_slicer_steering_panel.py",
+    "test_slicer_scenes.py",
     "test_batch_cluster.py",
+    "test_networks_contract.py",
+    "test_slicer_steering.py",
+    "test_prealign.py",
 )
 
 

@@ -249,5 +249,5 @@ def test_the_picture_of_the_rooms_is_the_floor_plan():
 
 def test_the_readme_keeps_its_two_one_line_commands():
     lines = re.findall(r"^    (python3 -m venv .*)$", source(ROOT / "README.md"), re.M)
-    assert len(lines) == 2 and "symreg demo" in lines[0] and " -m pytest -n 2" in lines[1]
+    assert len(lines) == 2 and "symreg demo" in lines[0] and " -m pytest -n 3" in lines[1]
     assert "Research use only" in source(ROOT / "README.md")

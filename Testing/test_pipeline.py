@@ -234,23 +234,47 @@ def files(small, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def done(small):
+    """The result of the small pair, for what only writes."""
+    return pipeline.register(*small, CENTRED)
+
+
+@pytest.fixture
+def nothing_computed(done, monkeypatch):
+    """A job comes to its writing at once, with the result that is there."""
+    monkeypatch.setattr(register, "register", lambda *_: done)
+
+
 def job(files, out, **more):
     return Job(str(files / "fixed.nii.gz"), str(files / "moving.nii.gz"), str(out), options=CENTRED, **more)
 
 
-def test_files_hold_what_memory_held(files, small, tmp_path):
+def test_files_hold_what_memory_held(files, small, done, tmp_path):
     metrics = register.run(job(files, tmp_path / "out"))
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == set(metrics["files"].values()) | {"metrics.json"}
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
     assert problems(metrics) == []
-    forward = pipeline.register(*small, CENTRED).forward
+    forward = done.forward
     read = transform_files.physical(transform_files.read_transform(tmp_path / "out" / "forward.h5"), None)
     points = prepare(small[0]).inside
     assert np.linalg.norm(forward.map_points(points) - points, axis=1).mean() > 2
     # the files went through NIfTI's float32 header, so the working grid may lie a hair elsewhere
     np.testing.assert_allclose(read.map_points(points), forward.map_points(points), atol=0.2)
     assert Job.from_dict(metrics["job"]) == job(files, tmp_path / "out")
+
+
+def test_a_label_map_in_the_place_of_a_scan_is_noted_and_the_other_way_round(files, small, nothing_computed, tmp_path):
+    classes = (small[0].array > 200).astype(np.uint8)
+    write_volume(tmp_path / "classes.nii.gz", classes, small[0].grid)
+    labels, scans = str(tmp_path / "classes.nii.gz"), [str(files / f"{name}.nii.gz") for name in ("fixed", "moving")]
+    swapped = replace(job(files, tmp_path / "o"), fixed=labels, fixed_labels=scans[0], moving_labels=scans[1])
+    notes = register.run(swapped)["notes"]
+    assert [note.split(" '")[0] for note in notes[:3]] == ["fixed image", "fixed labels", "moving labels"]
+    assert "looks like a label map" in notes[0] and "look like a scan" in notes[1] and "look like a scan" in notes[2]
+    right = replace(job(files, tmp_path / "o"), fixed_labels=labels, moving_labels=labels)
+    assert not [note for note in register.run(right)["notes"] if "look" in note]
 
 
 def test_a_killed_run_leaves_nothing_that_looks_finished(files, tmp_path):
@@ -273,7 +297,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(files, tmp_path):
     assert not list(out.glob(f"{register.PARTIAL}*")) and (out / "metrics.json").exists()
 
 
-def test_a_failure_while_writing_removes_the_new_folder(files, tmp_path, monkeypatch):
+def test_a_failure_while_writing_removes_the_new_folder(files, nothing_computed, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
@@ -284,7 +308,9 @@ def test_a_failure_while_writing_removes_the_new_folder(files, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("written", [0, 3_000, 30_000])
-def test_a_disk_that_fills_in_the_middle_of_a_transform_leaves_what_was_there(files, tmp_path, monkeypatch, written):
+def test_a_disk_that_fills_in_the_middle_of_a_transform_leaves_what_was_there(
+    files, nothing_computed, tmp_path, monkeypatch, written
+):
     """The writer of transforms gets so many bytes through; the result of before stays whole, a new folder goes."""
 
     class Full(io.FileIO):

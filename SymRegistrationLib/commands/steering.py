@@ -164,7 +164,11 @@ def told(metrics: Any, output: str, console: Console) -> int:
     for note in metrics.get("notes", []):
         console.note(note)
     console.result(metrics, summary(metrics, output))
-    return 0 if metrics.get("verdict", {}).get("registered", True) else 1
+    verdict = metrics.get("verdict", {})
+    if verdict.get("registered", True):
+        return 0
+    console.failure(f"{' '.join(verdict['reasons'])} The outputs are in {output}.")
+    return 1
 
 
 COMMANDS = {"update": go_on, "repair": go_on, "undo": step_back, "redo": step_back, "history": list_history}

@@ -15,7 +15,7 @@ import struct
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 #: More voxels than this per byte of file cannot be: deflate packs at most 1:1032.
@@ -88,6 +88,20 @@ def nifti_fault(path: Path) -> str:
     return "" if _unpacked_bytes(path, need) >= need else "is cut off: its voxels are not all there"
 
 
+def nifti_reals(path: Path) -> tuple[str, int] | None:
+    """NumPy's name of the type of the voxels of a NIfTI file and the byte where they begin, unpacked; None where they
+    are no real numbers in floating point, or it is no NIfTI by its name."""
+    name = path.name.lower()
+    if not name.endswith((".nii", ".nii.gz")):
+        return None
+    header = _nifti_header(path, name.endswith(".gz"))
+    order = "<" if header[:4] in (struct.pack("<i", 348), struct.pack("<i", 540)) else ">"
+    first = struct.unpack(order + "i", header[:4])[0] == 348
+    (kind,) = struct.unpack(order + "h", header[70:72] if first else header[12:14])
+    (offset,) = struct.unpack(order + ("f" if first else "q"), header[108:112] if first else header[168:176])
+    return (order + {16: "f4", 64: "f8"}[kind], int(offset)) if kind in (16, 64) else None
+
+
 def _nifti_header(path: Path, packed: bool) -> bytes:
     head = _head(path)
     return zlib.decompressobj(wbits=31).decompress(head, 544) if packed else head[:544]
@@ -104,8 +118,8 @@ def _unpacked_bytes(path: Path, need: int) -> int:
     # Several gzip members, or bytes after the voxels.
     there = 0
     with contextlib.suppress(zlib.error, EOFError):
-        for count in _unpacked(path, 0):
-            there += count
+        for block in _unpacked(path, 0):
+            there += len(block)
             if there >= need:
                 break
     return there
@@ -127,10 +141,10 @@ def mgh_fault(path: Path) -> str:
 # ---------------------------------------------------------------------------------------------- compressed voxels
 
 
-def is_intact(path: Path) -> bool:
+def is_intact(path: Path, look: Callable[[bytes], None] | None = None) -> bool:
     """False when the compressed voxels of a file do not have the checksum that was stored with them.
 
-    It unpacks everything once (0.3 s for 256^3), because ITK checks nothing.
+    It unpacks everything once (0.3 s for 256^3), because ITK checks nothing; ``look`` gets each unpacked piece.
     """
     name = path.name.lower()
     at = 0
@@ -153,15 +167,16 @@ def is_intact(path: Path) -> bool:
                 )
         elif not name.endswith(".gz"):
             return True
-        for _ in _unpacked(path, at):
-            pass
+        for block in _unpacked(path, at):
+            if look is not None:
+                look(block)
         return True
     except (OSError, EOFError, ValueError, zlib.error):
         return False
 
 
-def _unpacked(path: Path, start: int) -> Iterator[int]:
-    """Byte counts of the unpacked gzip or zlib stream from byte ``start`` on.
+def _unpacked(path: Path, start: int) -> Iterator[bytes]:
+    """Pieces of the unpacked gzip or zlib stream from byte ``start`` on.
 
     Raises:
         zlib.error, EOFError: damaged, a checksum that differs, or cut off.
@@ -175,7 +190,7 @@ def _unpacked(path: Path, start: int) -> Iterator[int]:
                     if block[:2] != b"\x1f\x8b":
                         return
                     unpacker, ended = zlib.decompressobj(wbits=47), False
-                yield len(unpacker.decompress(block, 1 << 24))
+                yield unpacker.decompress(block, 1 << 24)
                 ended = unpacker.eof
                 block = unpacker.unused_data if ended else unpacker.unconsumed_tail
         if not ended:
@@ -254,3 +269,17 @@ def quiet() -> Iterator[None]:
             if _silent["depth"] == 0 and _silent["stderr"] >= 0:
                 os.dup2(_silent["stderr"], 2)
                 os.close(_silent["stderr"])
+
+
+def itk_reason(error: Exception) -> str:
+    """What an exception of ITK says, without addresses, source files and the file's name."""
+    lines = [line for line in str(error).splitlines() if line.startswith("[nrrd]")] or [str(error)]
+    text = " ".join(re.sub(r"^.*?(?:ITK ERROR|sitk::ERROR|itk::ERROR):", "", lines[-1], flags=re.DOTALL).split())
+    if "Unable to determine ImageIO reader" in text:
+        return "no known format"
+    if "orthonormal" in text:
+        return "its axes are not at right angles: a sheared or singular orientation"
+    if "direction, determinant is 0" in text:
+        return "its orientation is singular"
+    text = re.sub(r"^\w+\(0x\w+\): ", "", text).split(" Reason: No such file")[0]
+    return text[:160] or type(error).__name__

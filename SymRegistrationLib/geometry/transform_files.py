@@ -11,11 +11,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..job import InputError, existing_file
-from .file_checks import check_written, quiet
+from .file_checks import check_written, itk_reason, quiet
 from .grid import Grid, transform_points
 from .itk_hdf5 import COMPOSITE, affine_part, compact_parts, grid_part, write_transforms
 from .transforms import CompactTransform, DenseTransform, Transform, itk_affine
-from .volumes import grid_of, itk_reason, read_image, to_itk
+from .volumes import grid_of, read_image, to_itk
 
 
 def write_transform(path: str | os.PathLike, transform: Transform, matrix: np.ndarray | None = None) -> None:

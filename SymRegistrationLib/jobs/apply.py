@@ -78,10 +78,10 @@ class Application:
             known = ", ".join(allowed) or "none, points are not interpolated"
             raise InputError(f"interpolation '{self.interpolation}' is not for {self.kind}.", f"Known: {known}.")
         if self.kind != "points" and not self.reference:
-            raise InputError(
-                "no reference image is given.",
-                "Add --reference with the image whose grid you want, usually the fixed scan.",
-            )
+            hint = "Add --reference with the image whose grid you want, usually the fixed scan."
+            if self.input.lower().endswith(POINT_ENDINGS):
+                hint = f"Add --points if '{self.input}' holds landmarks."
+            raise InputError("no reference image is given.", hint)
         endings = POINT_ENDINGS if self.kind == "points" else IMAGE_ENDINGS
         name = self.output.lower() if self.kind == "points" else self.output  # ITK knows the lower-case ones only
         if not name.endswith(endings):
@@ -123,6 +123,8 @@ def apply_transform(request: Application, progress: Progress = silent) -> dict:
     ):
         if path:
             existing_file(path, what)
+            if _same_file(path, request.output):
+                raise InputError(f"the output would replace the {what} '{path}'.", "Give the result another name.")
     check_writable(Path(request.output))
     progress("read", 0.0, f"reading {Path(request.transform).name}")
     transform = read_transform(request.transform)
@@ -148,13 +150,31 @@ def _image(request: Application, transform: sitk.Transform, progress: Progress) 
         array = smallest(resample_labels(volume, transform, grid, smooth=request.interpolation == "smooth"))
     else:
         array = resample_image(volume, transform, grid, request.interpolation or "linear")
-    notes = list(volume.notes)
+    notes = [*volume.notes, *_against(request)]
     if array.min() == array.max():
         notes.append("nothing of the input lands on the reference grid; is this the transform of the other direction?")
     progress("write", 0.8, f"writing {Path(request.output).name}")
     with replacing(request.output) as temporary:
         write_volume(temporary, array, grid)
     return {"notes": notes}
+
+
+def _against(request: Application) -> list[str]:
+    """A note where a run's transform is asked to carry a scan against its direction."""
+    run = _run_of(Path(request.transform))
+    source, target = (run.moving, run.fixed) if run.role == "forward" else (run.fixed, run.moving)
+    if not (_same_file(request.reference, source) or (request.kind == "image" and _same_file(request.input, target))):
+        return []
+    other = f"; the other way is {run.sibling.name}" if run.sibling else ""
+    return [f"{Path(request.transform).name} brings '{source}' onto '{target}'{other}"]
+
+
+def _same_file(a: str | None, b: str | None) -> bool:
+    """Whether two paths lead to one file."""
+    try:
+        return bool(a and b) and os.path.samefile(a or "", b or "")
+    except OSError:
+        return False
 
 
 def smallest(labels: np.ndarray) -> np.ndarray:

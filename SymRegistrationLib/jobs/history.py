@@ -18,7 +18,7 @@ from typing import Any
 from ..console import number, table
 from ..files import json_object
 from ..geometry.volumes import read_labels
-from ..job import InputError, Job, Options, Progress, existing_file, numbers, silent
+from ..job import INPUT_PATHS, InputError, Job, Options, Progress, existing_file, numbers, silent
 from ..registration.catalogue import is_linear
 from ..registration.guide import Region
 from ..registration.state import State
@@ -84,6 +84,27 @@ def read(folder: str | Path) -> History:
     if not sound:
         raise InputError(f"'{folder / FILE}' is damaged or of another version.", "Register again.")
     return History(folder, tuple(steps), current, tuple(inputs))
+
+
+def job_of(history: History, k: int) -> Job:
+    """The job of step ``k``. Relative paths that lead nowhere from here are looked for where the job was given, which
+    the path of its output folder tells. Raises InputError: values that are not allowed."""
+    job = Job.from_dict(history.steps[k - 1]["job"])
+    folder, output = history.folder.resolve(), Path(job.output).parts
+    above = len(folder.parts) - len(output)
+    if Path(job.output).is_absolute() or folder.parts[max(above, 0) :] != output:
+        return job
+    given = Path(*folder.parts[:above])
+
+    def found(path: Any) -> Any:
+        if not path or Path(path).exists() or not (given / path).exists():
+            return path
+        return str(given / path)
+
+    changes: dict[str, Any] = {name: found(getattr(job, name)) for name in INPUT_PATHS}
+    for name in ("fixed_contrasts", "moving_contrasts"):
+        changes[name] = [found(path) for path in getattr(job, name)]
+    return dataclasses.replace(job, **changes)
 
 
 def _plain_name(name: Any) -> bool:
@@ -254,7 +275,7 @@ def show(
     """
     from .register import run
 
-    job = Job.from_dict(history.steps[k - 1]["job"])
+    job = job_of(history, k)
     job = dataclasses.replace(job, output=str(history.folder), start_from=None, region=None, sphere=None)
     options = dataclasses.replace(job.options, uncertainty=0, ensemble="", average=False)
     shown = dataclasses.replace(history, current=k)
@@ -267,14 +288,14 @@ def replay(path: str | Path, output: str, progress: Progress = silent) -> dict[s
 
     history = read(path)
     metrics: dict[str, Any] = {}
-    steps = history.steps[: history.current]
-    for k, step in enumerate(steps):
-        job = Job.from_dict({**step["job"], "output": output})
+    count = history.current
+    for k in range(count):
+        job = dataclasses.replace(job_of(history, k + 1), output=output)
         if job.start_from:
             job = dataclasses.replace(job, start_from=output)
 
         def told(stage: str, f: float, text: str, k: int = k) -> None:
-            progress(stage, (k + f) / len(steps), f"step {k + 1}: {text}")
+            progress(stage, (k + f) / count, f"step {k + 1}: {text}")
 
         metrics = dict(run(job, told))
     return metrics
@@ -291,7 +312,8 @@ def continuing_job(folder: str, output: str | None, changes: dict[str, Any], opt
     Raises:
         InputError: no history there, or values that are not allowed.
     """
-    last = Job.from_dict(read(folder).now["job"])
+    steps = read(folder)
+    last = job_of(steps, steps.current)
     method = Options().method if is_linear(last.options.method) else last.options.method
     keep = {"method": method, "uncertainty": 0, "ensemble": "", "average": False, "spacing": None}
     return dataclasses.replace(

@@ -33,7 +33,7 @@ from ..geometry.linear import write_linear
 from ..geometry.points import PointSet, paired, read_points
 from ..geometry.transform_files import write_transform
 from ..geometry.transforms import Transform
-from ..geometry.volumes import Volume, read_labels, read_mask, read_volume, write_volume
+from ..geometry.volumes import Volume, looks_like_labels, read_labels, read_mask, read_volume, write_volume
 from ..job import InputError, Job, Progress, RegistrationError, silent, usable_path
 from ..pipeline import Result, register
 from ..quality.outputs import OUTPUTS
@@ -91,6 +91,7 @@ def run(
     result = register(fixed, moving, job.options, extras, lambda stage, f, text: progress(stage, 0.03 + 0.87 * f, text))
     progress("write", 0.9, "writing")
     metrics = _first_metrics(job, result, read)
+    metrics["notes"] = [*_mistaken(fixed, moving, extras), *metrics["notes"]]
     with destination(job.output) as folder:
 
         def report(files: dict[str, str]) -> None:
@@ -166,6 +167,23 @@ def read_extras(job: Job, fixed: Grid, moving: Grid) -> Extras:
         fixed_contrasts=_contrasts(job.fixed_contrasts, "fixed"),
         moving_contrasts=_contrasts(job.moving_contrasts, "moving"),
     )
+
+
+def _mistaken(fixed: Volume, moving: Volume, extras: Extras) -> list[str]:
+    """Notes where a label map stands in the place of a scan, or a scan in that of a label map."""
+    scans = {"fixed image": fixed, "moving image": moving}
+    labels = {"fixed labels": extras.fixed_labels, "moving labels": extras.moving_labels}
+    notes = [
+        f"{what} '{volume.name}' looks like a label map; give the scan, and labels with --fixed-labels, --moving-labels"
+        for what, volume in scans.items()
+        if looks_like_labels(volume)
+    ]
+    notes += [
+        f"{what} '{volume.name}' look like a scan; give a label map"
+        for what, volume in labels.items()
+        if volume is not None and not looks_like_labels(volume)
+    ]
+    return notes
 
 
 def _contrasts(paths: Sequence[str], side: str) -> tuple[Volume, ...]:

@@ -138,7 +138,9 @@ class Solver:
     def _earned(self, pair: FieldPair, steering: Steering | None, progress: Progress) -> FieldPair:
         """The result of the images alone, or a smoother one where its detail did not earn its place."""
         given = steering is not None and steering.decides
-        self.smooth = self.similarity == "lncc" and not given and detail_is_noise(self.space, pair.details["halves"])
+        halves = pair.details.get("halves")
+        judged = self.similarity == "lncc" and not given
+        self.smooth = judged and halves is not None and detail_is_noise(self.space, halves)
         if not self.smooth:
             return pair
         self.notes.append("detail in the deformation added little that the scans share, so it was kept smooth")
@@ -193,7 +195,8 @@ class Solver:
         space = contrasts.beside(self._space(pose, spacing, margin=MARGIN), self.further, self.options)
         self.space = sliding.with_regions(space, self.regions)
         linear = not self.learned and self.optimiser.card.pose
-        self.similarity = pose.measure if linear else _similarity(self.options.similarity, self.scans, pose, self.notes)
+        asked, available = self.options.similarity, self.optimiser.card.similarities
+        self.similarity = pose.measure if linear else _similarity(asked, self.scans, pose, self.notes, available)
 
     def _found(self, pair: FieldPair) -> Alignment:
         """The affine part of what a network found from the headers, and how alike it makes the scans."""
@@ -260,13 +263,18 @@ def predict_perturbed(space: WorkingPair, options: Options, change: Perturbation
     return FieldPair(there, back, pair.inverse_method, pair.residual, pair.details)
 
 
-def _similarity(asked: str, scans: tuple[Scan, Scan], pose: Alignment, notes: list[str]) -> str:
-    """The optimiser's similarity; ``auto`` decides by whether the aligned scans show one contrast."""
+def _similarity(
+    asked: str, scans: tuple[Scan, Scan], pose: Alignment, notes: list[str], available: Sequence[str]
+) -> str:
+    """The optimiser's similarity; ``auto`` decides by whether the aligned scans show one contrast, and takes the first
+    that is available where that one is not."""
     if asked == "mi":
         return "mind"  # mutual information steers the alignment; its local counterpart in the optimiser is MIND
     if asked != "auto":
         return asked
-    if shows_one_contrast(*scans, pose):
-        return "lncc"
-    notes.append("the scans look like different contrasts; the modality-independent similarity 'mind' was used")
-    return "mind"
+    best = "lncc" if shows_one_contrast(*scans, pose) else "mind"
+    if best not in available:
+        return available[0]
+    if best == "mind":
+        notes.append("the scans look like different contrasts; the modality-independent similarity 'mind' was used")
+    return best

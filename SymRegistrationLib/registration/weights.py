@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialised
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -121,8 +120,8 @@ def _share(path: Path, parts: dict[str, Tensor]) -> str:
             raise InputError(f"'{path}' holds another pose and matching than these weights.", "Choose another folder.")
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:  # save_file would make a file that only its owner can read
-            temporary.write_bytes(serialised(parts, metadata={"version": __version__}))
+        with replacing(path) as temporary:
+            save_file(parts, temporary, metadata={"version": __version__})
     return sha256(path)
 
 

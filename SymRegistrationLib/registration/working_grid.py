@@ -23,6 +23,8 @@ from ..job import InputError
 
 #: Content may be cut by the field of view; a face of the volume with more than this share of foreground counts as cut.
 CUT_FACE = 0.05
+#: Contents of which one is longer by more than this are not of one body: a man is 20 times as long as a prostate.
+NO_PAIR = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,6 +237,12 @@ def working_grid(
     boxes = [np.percentile(points @ axes, [0.5, 99.5], axis=0) for points in mapped]
     inner, outer = (np.minimum, np.maximum) if whole else (np.maximum, np.minimum)
     low, high = inner(boxes[0][0], boxes[1][0]), outer(boxes[0][1], boxes[1][1])
+    across = [float(np.linalg.norm(np.ptp(scan.inside, axis=0))) for scan in (fixed, moving)]
+    if max(across) > NO_PAIR * min(across):
+        raise InputError(
+            f"the fixed scan is {across[0]:.3g} mm across and the moving one {across[1]:.3g} mm.",
+            "One of the two headers has a wrong voxel size, most often metres or micrometres for mm.",
+        )
     if (high <= low).any():
         raise InputError(
             "the two scans do not overlap in space after the initial alignment.",

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,8 +17,10 @@ import pairs
 import pytest
 import SimpleITK as sitk
 
+from SymRegistrationLib.commands import steering
 from SymRegistrationLib.commands.arguments import SUBCOMMANDS, available_subcommands
 from SymRegistrationLib.commands.cli import main
+from SymRegistrationLib.console import Console
 from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.geometry.points import PointSet, read_points, write_points
 from SymRegistrationLib.geometry.volumes import read_volume, write_volume
@@ -96,7 +99,11 @@ def test_scans_that_do_not_belong_together_end_with_code_1_and_their_outputs(tmp
     )
     metrics = json.loads((tmp_path / "o/metrics.json").read_text())
     assert metrics["verdict"]["level"] == "FAIL" and not metrics["verdict"]["registered"]
-    assert (tmp_path / "o/forward.h5").exists() and "NOT REGISTERED" in capsys.readouterr().out
+    seen = capsys.readouterr()
+    assert (tmp_path / "o/forward.h5").exists() and "NOT REGISTERED" in seen.out and "NOT" not in seen.err
+    assert steering.told(metrics, "o", Console(quiet=True)) == 1  # -q: why, and where the outputs are
+    seen = capsys.readouterr()
+    assert not seen.out and re.fullmatch("symreg: .*NOT REGISTERED: .* The outputs are in o.\n", seen.err)
     assert main(["batch", str(tmp_path / "pairs.csv"), "-o", str(tmp_path / "b"), *words, "--workers", "1"]) == 1
     rows = {row["id"]: row for row in csv.DictReader((tmp_path / "b/summary.csv").open(encoding="utf-8"))}
     assert rows["wrong"]["status"] == "failed" and "NOT REGISTERED" in rows["wrong"]["reason"]
@@ -312,16 +319,8 @@ def test_scans_that_do_not_meet_in_space(scans, tmp_path, capfd):
     image = sitk.ReadImage(str(scans / "moving.nii.gz"))
     image.SetOrigin((5000.0, 0, 0))
     sitk.WriteImage(image, str(tmp_path / "far.nii.gz"))
-    words = [
-        "register",
-        str(scans / "fixed.nii.gz"),
-        str(tmp_path / "far.nii.gz"),
-        "-o",
-        str(tmp_path / "out"),
-        "--preset",
-        "fast",
-    ]
-    assert main([*words, "--initial", "none"]) == 2
+    words = ["register", str(scans / "fixed.nii.gz"), str(tmp_path / "far.nii.gz"), "-o", str(tmp_path / "out")]
+    assert main([*words, "--preset", "fast", "--initial", "none"]) == 2
     assert "overlap" in capfd.readouterr().err and not (tmp_path / "out").exists()
 
 

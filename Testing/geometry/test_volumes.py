@@ -11,6 +11,7 @@ from SymRegistrationLib.geometry.volumes import (
     Volume,
     foreground,
     grid_of,
+    looks_like_labels,
     read_labels,
     read_mask,
     read_volume,
@@ -135,7 +136,7 @@ def _bad_files(folder):
     scan = nibabel.Nifti1Image(array, sheared)
     scan.set_qform(None, 0)
     nibabel.save(scan, folder / "sheared.nii")
-    yield folder / "sheared.nii", "not at right angles"
+    yield folder / "sheared.nii", "Resample it onto a grid without shear"
     (folder / "words.nii.gz").write_text("this is not a scan")
     yield folder / "words.nii.gz", "could not be read"
     (folder / "empty.nii.gz").write_bytes(b"")
@@ -145,6 +146,8 @@ def _bad_files(folder):
     yield folder / "missing.nii.gz", "does not exist"
     sitk.WriteImage(sitk.GetImageFromArray(array * np.nan), str(folder / "nan.nrrd"))
     yield folder / "nan.nrrd", "no finite voxel"
+    nibabel.save(nibabel.Nifti1Image(array * np.nan, np.eye(4)), folder / "nan.nii.gz")
+    yield folder / "nan.nii.gz", "no finite voxel"
     header = b"NRRD0004\ntype: short\ndimension: 3\nsizes: 60000 60000 60000\nendian: little\nencoding: raw\n\n"
     (folder / "huge.nrrd").write_bytes(header + b"12")
     yield folder / "huge.nrrd", "declares"
@@ -157,12 +160,33 @@ def test_unusable_scans_are_refused_by_name(tmp_path):
         assert words in str(caught.value) and str(path) in str(caught.value) and "fixed image" in str(caught.value)
 
 
-def test_some_nan_voxels_are_repaired_and_said(tmp_path):
-    array = np.random.default_rng(0).uniform(1, 2, (5, 6, 7)).astype(np.float32)
-    array[2, 3, 4] = np.nan
-    sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "a.nrrd"))
-    volume = read_volume(tmp_path / "a.nrrd")
-    assert volume.array[2, 3, 4] == np.nanmin(array) and "1 NaN" in volume.notes[0]
+@pytest.mark.parametrize("name, kind", [("a.nrrd", "<f4"), ("a.nii", "<f4"), ("a.nii.gz", "<f4"), ("a.nii.gz", ">f8")])
+def test_some_nan_voxels_are_repaired_and_said(tmp_path, name, kind):
+    """Also those that ITK's reader of NIfTI hands on as 0."""
+    array = np.random.default_rng(0).uniform(1, 2, (5, 6, 7)).astype(kind)
+    array[2, 3, 4], array[4, 5, 6] = np.nan, np.inf
+    if name.endswith(".nrrd"):
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / name))
+    else:
+        header = nibabel.Nifti1Header(endianness=kind[0])
+        header.set_data_dtype(kind)
+        nibabel.save(nibabel.Nifti1Image(array.T, np.eye(4), header), tmp_path / name)
+    volume = read_volume(tmp_path / name)
+    assert volume.array[2, 3, 4] == volume.array[4, 5, 6] == array[np.isfinite(array)].min()
+    assert "2 NaN" in volume.notes[0] and np.isfinite(volume.array).all()
+    array[2, 3, 4] = array[4, 5, 6] = volume.array[4, 5, 6]
+    assert np.array_equal(volume.array, array)
+
+
+def test_what_lies_in_a_folder_without_a_series_is_named(tmp_path):
+    (tmp_path / "study" / "a").mkdir(parents=True)
+    (tmp_path / "study" / "a" / "readme.txt").write_text("no scan")
+    below = _series(tmp_path / "study" / "b", [(0, 0, 2 * k) for k in range(4)])
+    with pytest.raises(InputError, match=f"holds no DICOM series. Give a folder below, such as '{below}'"):
+        read_volume(tmp_path / "study")
+    (tmp_path / "study" / "T1.nii.gz").write_text("")
+    with pytest.raises(InputError, match="Give one of its files, such as '.*T1.nii.gz'"):
+        read_volume(tmp_path / "study")
 
 
 def test_a_mask_on_another_grid_is_resampled_through_space(scan, tmp_path):
@@ -187,6 +211,15 @@ def test_labels_must_be_whole_numbers(scan, tmp_path):
     write_volume(tmp_path / "x.nii.gz", scan.array + np.float32(0.3), scan.grid)
     with pytest.raises(InputError, match="whole numbers"):
         read_labels(tmp_path / "x.nii.gz")
+
+
+def test_label_maps_are_told_from_scans(head):
+    assert not looks_like_labels(head)
+    assert not looks_like_labels(Volume(np.round(head.array), head.grid))
+    classes = (head.array > 30).astype(np.uint8) + (head.array > 110)
+    assert looks_like_labels(Volume(classes, head.grid))
+    assert looks_like_labels(Volume(1000.0 * classes, head.grid))
+    assert not looks_like_labels(Volume(classes + np.float32(0.5), head.grid))
 
 
 def test_foreground_and_range_of_a_real_head(head):

@@ -1,6 +1,7 @@
 """Images, labels and points through transforms whose effect is known; points go the way that points go."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def run(tmp_path_factory):
         json.dumps(
             {
                 "files": {"forward": "forward.h5", "inverse": "inverse.h5"},
-                "job": {"fixed": "F.nii.gz", "moving": "M.nii.gz"},
+                "job": {"fixed": str(folder / "fixed.nii.gz"), "moving": str(folder / "moving.nii.gz")},
             }
         )
     )
@@ -179,8 +180,8 @@ def test_points_of_either_scan_reach_the_other_with_either_file(run, tmp_path, t
     assert result["method"] == method and result["count"] == 40 and not result["notes"]
     assert result["residual_max_mm"] < 0.1 and found.labels[3] == "P3"
     if folder == run:
-        assert (result["from"], result["to"]) == (
-            ("M.nii.gz", "F.nii.gz") if origin == "moving" else ("F.nii.gz", "M.nii.gz")
+        assert (Path(result["from"]).name[:-7], Path(result["to"]).name[:-7]) == (
+            ("moving", "fixed") if origin == "moving" else ("fixed", "moving")
         )
 
 
@@ -260,6 +261,30 @@ def test_the_transform_of_the_other_direction_is_noticed_for_images(run, tmp_pat
     assert "other direction" in result["notes"][0]
 
 
+@pytest.mark.parametrize(
+    "kind, image, transform, reference, told",
+    [
+        ("image", "moving", "forward", "fixed", 0),
+        ("image", "fixed", "inverse", "moving", 0),
+        ("image", "fixed", "forward", "fixed", 1),
+        ("labels", "labels", "forward", "moving", 1),
+        ("labels", "labels", "inverse", "fixed", 1),
+        ("labels", "labels", "inverse", "moving", 0),
+    ],
+)
+def test_a_run_knows_its_direction(run, tmp_path, kind, image, transform, reference, told):
+    write_volume(tmp_path / "labels.nii.gz", np.ones(FIXED.shape, np.uint8), FIXED)
+    source = (tmp_path if image == "labels" else run) / f"{image}.nii.gz"
+    paths = [str(p) for p in (source, run / f"{transform}.h5", tmp_path / "o.nii.gz", run / f"{reference}.nii.gz")]
+    notes = [note for note in apply_transform(Application(*paths, kind))["notes"] if "the other way is" in note]
+    assert len(notes) == told
+    if told:
+        ends = ("moving", "fixed") if transform == "forward" else ("fixed", "moving")
+        other = "inverse" if transform == "forward" else "forward"
+        scans = " onto ".join(f"'{run / end}.nii.gz'" for end in ends)
+        assert notes == [f"{transform}.h5 brings {scans}; the other way is {other}.h5"]
+
+
 def test_a_failed_write_leaves_nothing(run, tmp_path, monkeypatch):
     def full(path, array, grid):
         path.write_bytes(b"half")
@@ -289,6 +314,9 @@ def test_a_failed_write_leaves_nothing(run, tmp_path, monkeypatch):
         ({"transform": "{run}/moving.nii.gz"}, "not a displacement grid"),
         ({"transform": "{run}/metrics.json"}, "could not be read"),
         ({"output": "nofolder/x.nii.gz"}, "does not exist"),
+        ({"output": "{run}/moving.nii.gz"}, "the output would replace the image"),
+        ({"output": "{run}/fixed.nii.gz"}, "the output would replace the reference image"),
+        ({"reference": None, "input": "p.mrk.json"}, "Add --points if 'p.mrk.json' holds landmarks"),
     ],
 )
 def test_bad_requests_are_refused(run, tmp_path, change, part):
@@ -299,8 +327,9 @@ def test_bad_requests_are_refused(run, tmp_path, change, part):
         "reference": str(run / "fixed.nii.gz"),
     }
     change = {key: value.format(run=run) if isinstance(value, str) else value for key, value in change.items()}
-    with pytest.raises(InputError, match=part):
+    with pytest.raises(InputError) as error:
         apply_transform(Application.from_dict({**good, **change}))
+    assert part in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 

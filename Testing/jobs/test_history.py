@@ -56,6 +56,7 @@ def test_each_step_is_kept_with_its_numbers(made, capsys):
     assert steps.steps[1]["numbers"]["mean_landmark_error_mm"] < 2
     assert sorted(p.name for p in out.glob("state-*")) == [f"state-{k}.safetensors" for k in (1, 2, 3)]
     assert all(p.stat().st_size < 1e6 for p in out.glob("state-*"))
+    assert len({p.stat().st_mode for p in out.iterdir()}) == 1, "whoever may read the result may go on from it"
     assert cli.main(["history", str(out)]) == 0
     table = capsys.readouterr().out
     assert ">3" in table and all(step in table for step in STEPS)
@@ -91,6 +92,32 @@ def test_undo_without_a_step_before_and_after_the_scan_changed_is_said(made, tmp
     (copy / "history.json").write_text(json.dumps(record))
     assert cli.main(["undo", str(copy)]) == 2 and "nothing to undo" in capsys.readouterr().err
     assert cli.main(["undo", str(tmp_path)]) == 2 and "holds no history" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["out", "."])
+def test_relative_paths_are_found_from_any_folder(made, tmp_path, monkeypatch, output):
+    _, out, _ = made
+    record = json.loads((out / "history.json").read_text())
+    for step in record["steps"]:
+        step["job"].update(
+            fixed="fixed.nii.gz",
+            moving="scans/moving.nii.gz",
+            output=output,
+            fixed_labels="gone.nii",
+            moving_labels="gone.nii",
+        )
+    place = tmp_path / "elsewhere"
+    (place / "scans").mkdir(parents=True)
+    (place / output).mkdir(exist_ok=True)
+    for name in ("fixed.nii.gz", "scans/moving.nii.gz"):
+        (place / name).write_text("")
+    (place / output / "history.json").write_text(json.dumps(record))
+    monkeypatch.chdir(tmp_path)
+    job = history.continuing_job(f"elsewhere/{output}", None, {}, {})
+    assert job.fixed == str(place / "fixed.nii.gz") and job.moving == str(place / "scans/moving.nii.gz")
+    assert job.fixed_labels == "gone.nii"  # nowhere: it is named as it was given
+    monkeypatch.chdir(place)
+    assert history.continuing_job(output, None, {}, {}).fixed == "fixed.nii.gz"
 
 
 def test_a_new_step_after_undo_replaces_what_was_undone(made, tmp_path):

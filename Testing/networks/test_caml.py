@@ -274,7 +274,7 @@ def test_overfits_a_known_warp():
     pair = overfitted(
         networks.create("caml", "small", depths=(1, 1, 1, 1)),
         known_pair((40, 40, 40), 4.0, 7.0),
-        steps=16,
+        steps=12,
         rate=5e-4,
         gain=0.1,
     )

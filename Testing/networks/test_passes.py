@@ -169,14 +169,14 @@ def test_the_box_about_the_content():
 def test_in_front_of_the_method_only_the_content_is_seen():
     torch.manual_seed(SEED)
     network = networks.create("hsyn", "recurrent", prealign=True).eval()
-    moving, fixed = (torch.nn.functional.pad(phantom((32, 32, 32), k), (16, 16) * 3) for k in (1, 2))
+    moving, fixed = (torch.nn.functional.pad(phantom((20, 20, 20), k), (14, 14) * 3) for k in (1, 2))
     with torch.no_grad():
         frame, *met = network._met(moving, fixed)
         found = network.within(*met, frame).pair.fixed_to_moving
         alone = network.inner(*met).pair.fixed_to_moving
         whole = network(moving, fixed).pair.fixed_to_moving
-    assert found.shape[1:] == (3, 48, 48, 48) and torch.equal(found, alone)
-    assert whole.shape == (1, 3, 64, 64, 64) and torch.isfinite(whole).all()
+    assert found.shape[1:] == (3, 32, 32, 32) and torch.equal(found, alone)
+    assert whole.shape == (1, 3, 48, 48, 48) and torch.isfinite(whole).all()
 
 
 def test_weights_with_pose_and_matching_serve_the_method_alone(tmp_path):
@@ -324,12 +324,15 @@ def test_half_precision_changes_little_where_fields_are_eased_too(name, monkeypa
     monkeypatch.setattr(_passes, "_LEAST_DETERMINANT", 2.0)
     torch.manual_seed(SEED)
     network = networks.create(name, "recurrent", prealign=True).eval()
-    moving, fixed = phantom((48, 48, 48), 1), phantom((48, 48, 48), 2)
+    shape = (40, 40, 40) if name == "caml" else (32, 32, 32)  # the smallest that they take
+    moving, fixed = phantom(shape, 1), phantom(shape, 2)
     with torch.no_grad():
         whole = network(moving, fixed).pair.fixed_to_moving
         with torch.autocast("cpu", torch.bfloat16):
             half = network(moving, fixed).pair.fixed_to_moving
-    assert half.dtype is torch.float32 and (whole - half).abs().mean() < 0.05
+    apart = (whole - half).abs().mean()
+    print(f"{name}: {apart:.4f} voxels apart, {whole.abs().mean():.2f} long")
+    assert half.dtype is torch.float32 and apart < 0.05
 
 
 def test_filters_stay_in_full_precision_under_autocast():

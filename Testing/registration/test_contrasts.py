@@ -13,7 +13,7 @@ from SymRegistrationLib.commands.cli import main
 from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.geometry.volumes import Volume, write_volume
 from SymRegistrationLib.job import InputError, Job, Options
-from SymRegistrationLib.registration import contrasts
+from SymRegistrationLib.registration import contrasts, solver
 from SymRegistrationLib.registration.extras import Extras
 
 GRID = Grid.centred((32, 34, 30), 4.0, (0, 0, 0))
@@ -35,6 +35,21 @@ def known():
 
 def volume(image, grid=GRID):
     return Volume((1000 * image[0, 0].numpy()).astype(np.float32), grid, "contrast")
+
+
+@pytest.mark.parametrize(
+    "one, available, taken, told",
+    [
+        (True, ("lncc", "mind"), "lncc", 0),
+        (False, ("lncc", "mind"), "mind", 1),
+        (True, ("mse",), "mse", 0),
+        (False, ("mse", "lncc"), "mse", 0),
+    ],
+)
+def test_auto_takes_a_similarity_that_the_optimiser_has(monkeypatch, one, available, taken, told):
+    monkeypatch.setattr(solver, "shows_one_contrast", lambda *_: one)
+    notes = []
+    assert solver._similarity("auto", (None, None), None, notes, available) == taken and len(notes) == told
 
 
 def test_every_contrast_drives_the_transform():

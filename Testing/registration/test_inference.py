@@ -37,7 +37,7 @@ def trained():
     torch.manual_seed(SEED)
     moving, fixed, true = known_pair((32, 32, 32))
     network = networks.create("sm-gicnet", "small")
-    overfit(network, moving, fixed, steps=24, rate=1.5e-3)
+    overfit(network, moving, fixed, steps=12, rate=1.5e-3)
     return network, moving, fixed, true
 
 

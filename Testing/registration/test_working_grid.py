@@ -82,6 +82,14 @@ def test_scans_that_are_apart_are_refused_with_a_remedy(head):
         working_grid.working_pair(working_grid.prepare(head), far, np.eye(4), np.eye(4), working_grid.Layout(3.0))
 
 
+def test_a_header_in_metres_is_told_from_scans_that_are_apart(head):
+    grid = head.grid.matrix.copy()
+    grid[:3] /= 1000
+    metres = working_grid.prepare(Volume(head.array, Grid(head.grid.shape, grid), "metres"))
+    with pytest.raises(InputError, match=r"fixed scan is 32\d mm across and the moving one 0\.32\d mm"):
+        working_grid.working_pair(working_grid.prepare(head), metres, np.eye(4), np.eye(4), working_grid.Layout(3.0))
+
+
 def test_a_field_carried_to_another_grid_is_the_same_map(head):
     scan = working_grid.prepare(head)
     spaces = [working_grid.working_pair(scan, scan, np.eye(4), np.eye(4), working_grid.Layout(s)) for s in (6.0, 4.0)]

@@ -17,7 +17,8 @@ class OptimiserCard(MethodCard):
     """A method's card, and what an optimiser adds.
 
     Attributes:
-        similarities: what it can maximise, by the names of ``--similarity``.
+        similarities: what it can maximise, by the names of ``--similarity``; ``auto`` takes ``lncc`` for one contrast
+            and ``mind`` for two where they are among them, else the first.
         bytes_per_voxel: peak memory of a run per voxel of the working grid, float32, measured.
         pose: ``rigid``, ``similarity`` or ``affine`` when the alignment is the whole result; "" when it bends.
     """
@@ -68,7 +69,9 @@ class Optimiser(ABC):
             settings: how.
 
         Returns:
-            Both directions in voxels of the grid, the residual of their composition measured.
+            Both directions in voxels of the grid, the residual of their composition measured. ``details["halves"]``,
+            (2, 3, D, H, W), are the fields from half-way to fixed and to moving, if there are such: without them no
+            state is kept and nothing can be gone on from.
         """
 
 
