@@ -40,6 +40,8 @@ _SQUARINGS = 5
 _LEAST_DETERMINANT, _ROUNDS = 0.25, 6
 #: Adam's rate of the adaptation to one pair, cells, and its steps unless others are asked for (RESULTS.md).
 _ADAPT_RATE, ADAPT_STEPS = 0.03, 2
+#: Adam's other numbers (Kingma and Ba, ICLR 2015).
+_BETAS, _EPS = (0.9, 0.999), 1e-8
 #: Voxels of the images per cell of the fields.
 CELL = 2
 #: Window of the local correlation whose gradient is the force, and Gaussian sigma that smooths it, voxels.
@@ -226,15 +228,18 @@ class MeanFramePasses(nn.Module):
         state = state.detached()
         with torch.inference_mode(False), torch.enable_grad(), no_autocast(moving):
             moving, fixed = moving.float().clone(), fixed.float().clone()
-            v = torch.zeros_like(state.to_moving).requires_grad_()
-            optimiser = torch.optim.Adam([v], lr=_ADAPT_RATE)
-            for _ in range(steps):
-                optimiser.zero_grad()
-                now = state.advanced(v)
+            v = torch.zeros_like(state.to_moving)
+            mean, square = torch.zeros_like(v), torch.zeros_like(v)
+            for n in range(1, steps + 1):
+                now = state.advanced(v.requires_grad_())
                 x, y = now.warped(moving, fixed)
-                (_unlike_by(kind, x, y) + diffusion(now.to_moving) + diffusion(now.to_fixed)).backward()
-                optimiser.step()
-            return state.advanced(v.detach())
+                loss = _unlike_by(kind, x, y) + diffusion(now.to_moving) + diffusion(now.to_fixed)
+                (slope,) = torch.autograd.grad(loss, v)
+                # Adam, written out: torch.optim loads a compiler, four seconds in every new process.
+                mean, square = torch.lerp(slope, mean, _BETAS[0]), torch.lerp(slope**2, square, _BETAS[1])
+                size = (square / (1 - _BETAS[1] ** n)).sqrt() + _EPS
+                v = v.detach() - _ADAPT_RATE / (1 - _BETAS[0] ** n) * mean / size
+            return state.advanced(v)
 
     @staticmethod
     def _unlike(moving: Tensor, fixed: Tensor, state: HalfFields) -> Tensor:
