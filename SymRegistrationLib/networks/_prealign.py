@@ -8,7 +8,7 @@ found; its own network adds the rest. Everything stays symmetric: exchanging the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -64,14 +64,16 @@ class PreAligned(SymmetricNetwork):
             sure = sure_m * sure_f + 1e-4
             return fitted_pose(m, f, sure), (m, f), sure
 
-    def _frame(self, moving: Tensor, fixed: Tensor) -> _Frame:
-        """The mean frame that pose and matching find."""
+    def _frame(self, moving: Tensor, fixed: Tensor, precision: AbstractContextManager = nullcontext()) -> _Frame:
+        """The mean frame that pose and matching find; ``precision`` of the matching's convolutions."""
         self.check_inputs(moving, fixed)
         pose = self.estimate(moving, fixed)[0] if self.training else self._searched(moving, fixed)
         here = identity(moving.shape[2:], moving.device).expand(len(moving), -1, -1, -1, -1)
         u = pose.offset(here)
-        met = warp(moving, u, padding="zeros"), warp(fixed, -u, padding="zeros")
-        return _Frame(pose, self.match(*met, rounds=ROUNDS_BEFORE_PASSES if self._looks_again else None), here)
+        met = [warp(moving, u, padding="zeros"), warp(fixed, -u, padding="zeros")]
+        box = self._box(met)
+        rounds = ROUNDS_BEFORE_PASSES if self._looks_again else None
+        return _Frame(pose, self.match(*(_cut(x, *box) for x in met), rounds, precision), here, box[0])
 
     @property
     def _looks_again(self) -> bool:
@@ -85,20 +87,28 @@ class PreAligned(SymmetricNetwork):
             found = [found_pose(self.pose, m[None], f[None]) for m, f in zip(moving, fixed)]
         return Pose(*(torch.cat(parts) for parts in zip(*(pose.parts for pose in found))))
 
-    def _met(self, moving: Tensor, fixed: Tensor) -> tuple[_Frame, Tensor, Tensor]:
-        """The mean frame, and both scans in it; at use, in front of repeated passes, only the box that shows something.
+    def _met(
+        self, moving: Tensor, fixed: Tensor, precision: AbstractContextManager = nullcontext()
+    ) -> tuple[_Frame, Tensor, Tensor]:
+        """The mean frame, and both scans in it, on the box that shows something once they match."""
+        frame = self._frame(moving, fixed, precision)
+        met = [warp(x, frame.out(None, side), padding="zeros") for x, side in ((moving, 1), (fixed, -1))]
+        box = self._box(met)
+        return frame.part(*box), *(_cut(x, *box) for x in met)
+
+    def _box(self, met: Sequence[Tensor]) -> tuple[list[int], list[int]]:
+        """First and behind-last voxels of what follows: at use, in front of repeated passes, only what shows something.
 
         The box is the one thing that the host must learn in the middle of a forward, since it is the shape of what
         follows.
         """
-        frame = self._frame(moving, fixed)
-        met = [warp(x, frame.out(None, side), padding="zeros") for x, side in ((moving, 1), (fixed, -1))]
-        if self._boxed:
-            low, high = content_box(torch.maximum(*met), self.card.size_multiple)
-            least, multiple = self.card.minimum_size, self.card.size_multiple
-            if all(b - a >= least and (b - a) % multiple == 0 for a, b in zip(low, high)):
-                frame, met = frame.part(low, high), [_cut(x, low, high) for x in met]
-        return frame, *met
+        whole = [0, 0, 0], list(met[0].shape[2:])
+        if not self._boxed:
+            return whole
+        least, multiple = self.card.minimum_size, self.card.size_multiple
+        low, high = content_box(torch.maximum(*met), multiple)
+        fits = all(b - a >= least and (b - a) % multiple == 0 for a, b in zip(low, high))
+        return (low, high) if fits else whole
 
     @property
     def _boxed(self) -> bool:
@@ -111,7 +121,7 @@ class PreAligned(SymmetricNetwork):
             return self._forward(moving, fixed, ambient)
 
     def _forward(self, moving: Tensor, fixed: Tensor, ambient: AbstractContextManager) -> NetworkOutput:
-        frame, met_moving, met_fixed = self._met(moving, fixed)
+        frame, met_moving, met_fixed = self._met(moving, fixed, nullcontext() if self.training else ambient)
         with ambient:
             found = self.within(met_moving, met_fixed, frame)
         there = frame.through(found.pair.fixed_to_moving.float(), 1)
@@ -200,7 +210,7 @@ class _Frame:
         halves = self.halves
         steps = tuple((_cut(there, *cells), _cut(back, *cells)) for there, back in halves.steps)
         cut = Halves(_cut(halves.to_moving, *cells), _cut(halves.to_fixed, *cells), steps)
-        return _Frame(self.pose, cut, self.here, low)
+        return _Frame(self.pose, cut, self.here, [a + int(b) for a, b in zip(low, self._low.flatten())])
 
     def out(self, u: Tensor | None, side: int) -> Tensor:
         """Displacement from the frame's lattice, along ``u`` first, to the moving (+1) or fixed (-1) scan's grid."""
@@ -238,7 +248,7 @@ def _eased(u: Tensor) -> Tensor:
     return u
 
 
-def symmetrise_inverses(u: Tensor, w: Tensor, rounds: int = 8) -> tuple[Tensor, Tensor]:
+def symmetrise_inverses(u: Tensor, w: Tensor, rounds: int = 2) -> tuple[Tensor, Tensor]:
     """Two directions made inverse to each other where both stay on the grid; what sampling left over is shared.
 
     Unlike ``balanced_pair`` it judges by the mean over such places: behind a large pose much of a grid maps outside of
