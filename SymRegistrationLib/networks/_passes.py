@@ -270,7 +270,7 @@ class MeanFramePasses(nn.Module):
                 x, y = now.warped(moving, fixed)
                 loss = _unlike_by(kind, x, y) + diffusion(now.to_moving) + diffusion(now.to_fixed)
                 (slope,) = torch.autograd.grad(loss, v)
-                # Adam, written out: torch.optim loads a compiler, four seconds in every new process.
+                # Adam, written out: PyTorch's optimisers load a compiler, four seconds in every new process.
                 mean, square = torch.lerp(slope, mean, _BETAS[0]), torch.lerp(slope**2, square, _BETAS[1])
                 size = (square / (1 - _BETAS[1] ** n)).sqrt() + _EPS
                 v = v.detach() - _ADAPT_RATE / (1 - _BETAS[0] ** n) * mean / size
