@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..fields import (
-    box_mean,
     compose,
     exponentiate,
     gaussian,
@@ -439,20 +438,3 @@ def _pull(a: Tensor, b: Tensor, kind: str) -> Tensor:
     )
     pull = _SCALE[kind] * F.avg_pool3d(gaussian(pull, _SMOOTH), CELL)
     return pull * (_LONGEST / square_sum(pull).sqrt().clamp_min(1e-6)).clamp(max=1.0)
-
-
-def content_box(image: Tensor, multiple: int, margin: int = 2, threshold: float = 0.1) -> tuple[list[int], list[int]]:
-    """First and behind-last voxel per axis of a box about what (N, 1, D, H, W) shows, axes multiples of ``multiple``.
-
-    The box begins at even voxels and stays inside the image where that is possible; an empty image gives the whole.
-    """
-    low, high = [], []
-    shown = box_mean(image, 5) > threshold  # noise of the background averages out
-    for axis, n in enumerate(image.shape[2:]):
-        where = shown.any(dim=0).any(dim=0).movedim(axis, 0).flatten(1).any(1).nonzero().flatten()
-        first, last = (int(where[0]), int(where[-1]) + 1) if len(where) else (0, n)
-        size = min(-(-(last - first + 2 * margin) // multiple) * multiple, n)
-        start = min(max((first + last - size) // 2, 0), n - size)
-        low.append(start - start % CELL)
-        high.append(low[-1] + size)
-    return low, high

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..fields import (
     FieldPair,
     ambient_autocast,
+    box_mean,
     compose,
     gaussian,
     identity,
@@ -31,7 +32,7 @@ from ..losses import lncc
 from ._attention import up_blocks
 from ._base import NetworkOutput, Stage, SymmetricNetwork, measured_pair
 from ._match import CELL, ROUNDS_BEFORE_PASSES, Halves, Match
-from ._passes import HalfFields, MeanFramePasses, content_box, inside
+from ._passes import HalfFields, MeanFramePasses, inside
 from ._pose import KeyPoints, Pose, fitted_pose, found_pose, pose_terms
 
 #: Volume below which a joined map is eased, and how often that is tried.
@@ -229,6 +230,23 @@ def _cut(image: Tensor, low: Sequence[int], high: Sequence[int]) -> Tensor:
     """The box from ``low`` to behind ``high`` of (N, C, D, H, W)."""
     box: Any = (..., *(slice(a, b) for a, b in zip(low, high)))
     return image[box]
+
+
+def content_box(image: Tensor, multiple: int, margin: int = 2, threshold: float = 0.1) -> tuple[list[int], list[int]]:
+    """First and behind-last voxel per axis of a box about what (N, 1, D, H, W) shows, axes multiples of ``multiple``.
+
+    The box begins at even voxels and stays inside the image where that is possible; an empty image gives the whole.
+    """
+    low, high = [], []
+    shown = box_mean(image, 5) > threshold  # noise of the background averages out
+    for axis, n in enumerate(image.shape[2:]):
+        where = shown.any(dim=0).any(dim=0).movedim(axis, 0).flatten(1).any(1).nonzero().flatten()
+        first, last = (int(where[0]), int(where[-1]) + 1) if len(where) else (0, n)
+        size = min(-(-(last - first + 2 * margin) // multiple) * multiple, n)
+        start = min(max((first + last - size) // 2, 0), n - size)
+        low.append(start - start % CELL)
+        high.append(low[-1] + size)
+    return low, high
 
 
 @torch.no_grad()

@@ -17,11 +17,11 @@ from SymRegistrationLib.networks import _passes
 from SymRegistrationLib.networks._passes import (
     HalfFields,
     adapting,
-    content_box,
     no_motion,
     of_velocity,
     similarity_force,
 )
+from SymRegistrationLib.networks._prealign import content_box
 from SymRegistrationLib.registration import devices, inference, weights
 
 SHAPE = (32, 48, 32)
