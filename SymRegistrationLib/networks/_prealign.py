@@ -100,8 +100,8 @@ class PreAligned(SymmetricNetwork):
     def _box(self, met: Sequence[Tensor]) -> tuple[list[int], list[int]]:
         """First and behind-last voxels of what follows: at use, in front of repeated passes, only what shows something.
 
-        The box is the one thing that the host must learn in the middle of a forward, since it is the shape of what
-        follows.
+        A box is the one thing that the host must learn in the middle of a forward, before and behind the matching: it
+        is the shape of what follows.
         """
         whole = [0, 0, 0], list(met[0].shape[2:])
         if not self._boxed:
@@ -200,7 +200,7 @@ class _Frame:
     """
 
     def __init__(self, pose: Pose, halves: Halves, here: Tensor, low: Sequence[int] = (0, 0, 0)):
-        self.pose, self.halves, self.here = pose, halves, here
+        self.pose, self.halves, self.here, self.low = pose, halves, here, low
         self._half = {1: up_blocks(halves.to_moving, CELL), -1: up_blocks(halves.to_fixed, CELL)}
         self._low = torch.tensor(low, dtype=here.dtype, device=here.device).view(1, 3, 1, 1, 1)
         self._own = _cut(here, low, [a + n for a, n in zip(low, self._half[1].shape[2:])])
@@ -211,7 +211,7 @@ class _Frame:
         halves = self.halves
         steps = tuple((_cut(there, *cells), _cut(back, *cells)) for there, back in halves.steps)
         cut = Halves(_cut(halves.to_moving, *cells), _cut(halves.to_fixed, *cells), steps)
-        return _Frame(self.pose, cut, self.here, [a + int(b) for a, b in zip(low, self._low.flatten())])
+        return _Frame(self.pose, cut, self.here, [a + b for a, b in zip(self.low, low)])
 
     def out(self, u: Tensor | None, side: int) -> Tensor:
         """Displacement from the frame's lattice, along ``u`` first, to the moving (+1) or fixed (-1) scan's grid."""
