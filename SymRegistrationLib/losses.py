@@ -57,20 +57,31 @@ def lncc_force(a: Tensor, b: Tensor, window: int, weight: Tensor | None = None) 
         (2 N, 1, D, H, W): derivatives with respect to ``a`` and, behind them, to ``b``, not differentiable itself; and
         the mean of cc, a scalar on their device.
     """
-    mean_a, mean_b, var_a, var_b, cov = local_moments(a, b, window)
-    den = var_a * var_b + 1e-5
-    cc = cov * cov / den
+    terms = a.new_empty(a.shape[0], 5, *a.shape[2:])
+    for term, (one, other) in zip(terms[:, 2:].split(1, 1), ((a, a), (b, b), (a, b))):
+        torch.mul(one, other, out=term)
+    terms[:, :1], terms[:, 1:2] = a, b
+    mean_a, mean_b, var_a, var_b, cov = box_mean(terms, window).split(1, 1)
+    var_a.addcmul_(mean_a, mean_a, value=-1).clamp_min_(0)
+    var_b.addcmul_(mean_b, mean_b, value=-1).clamp_min_(0)
+    cov.addcmul_(mean_a, mean_b, value=-1)
+    p = (2 * cov).div_((var_a * var_b).add_(1e-5))  # A; cc = p cov / 2, B = -p p vb / 4, C = -p p va / 4
+    quarter = (p * p).mul_(-0.25)
     if weight is None:
-        value = cc.mean()
-        p = 2 * cov / den
-        q, r = -cc * var_b / den, -cc * var_a / den
+        value = cov.mul_(p).mean() / 2
     else:
-        value = (cc * weight).sum() / weight.sum().clamp_min(1e-6)
-        p = weight * 2 * cov / den
-        q, r = -weight * cc * var_b / den, -weight * cc * var_a / den
-    terms = torch.cat([p, q, r, p * mean_b + 2 * q * mean_a, p * mean_a + 2 * r * mean_b], 1)
+        value = cov.mul_(p).mul_(weight).sum() / (2 * weight.sum()).clamp_min(1e-6)
+        p, quarter = p.mul_(weight), quarter.mul_(weight)
+    terms[:, :1] = p
+    torch.mul(quarter, var_b, out=terms[:, 1:2])
+    torch.mul(quarter, var_a, out=terms[:, 2:3])
+    torch.mul(p, mean_b, out=terms[:, 3:4]).addcmul_(terms[:, 1:2], mean_a, value=2)
+    torch.mul(p, mean_a, out=terms[:, 4:]).addcmul_(terms[:, 2:3], mean_b, value=2)
     p, q, r, ab, ba = box_mean(terms, window).split(1, 1)
-    return torch.cat([b * p + 2 * a * q - ab, a * p + 2 * b * r - ba]), value
+    force = torch.cat([ab, ba]).neg_()
+    force[: len(a)].addcmul_(b, p).addcmul_(a, q, value=2)
+    force[len(a) :].addcmul_(a, p).addcmul_(b, r, value=2)
+    return force, value
 
 
 def mse(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:

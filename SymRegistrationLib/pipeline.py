@@ -103,17 +103,17 @@ def register(
     """
     device = devices.resolve(options.device)
     with devices.run_settings(device, options.threads, options.seed):
-        return _register(fixed, moving, options, extras, progress, device)
+        return _register(fixed, moving, options, extras, Clock(progress), device)
 
 
 def _register(
-    fixed: Volume, moving: Volume, options: Options, extras: Extras, progress: Progress, device: torch.device
+    fixed: Volume, moving: Volume, options: Options, extras: Extras, clock: Clock, device: torch.device
 ) -> Result:
-    clock = Clock(progress)
     check_options(options)
     clock.enter("prepare", "normalising intensities")
-    scans = _prepared(fixed, moving, extras, device)
     notes = [*fixed.notes, *moving.notes]
+    extras = extras.completed(fixed, moving, notes)
+    scans = _prepared(fixed, moving, extras, device)
     if fixed.grid.same_as(moving.grid) and np.array_equal(fixed.array, moving.array):
         notes.append("fixed and moving are the same image; the result should be the identity")
     clock.enter("align", f"initial alignment: {options.initial}")
@@ -148,7 +148,7 @@ def _register(
     clock.leave()
     if uncertain:
         clock.move("method", "uncertainty", uncertain.seconds)
-    progress("output", 1.0, "done")
+    clock.progress("output", 1.0, "done")
     metrics |= {
         "method": options.method,
         "preset": options.preset,

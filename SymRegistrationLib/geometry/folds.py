@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..fields import determinant
+
 #: Voxels looked at at once.
 SLAB = 200_000
 
@@ -32,9 +34,7 @@ def corner_determinants(u: Tensor) -> Tensor:
                 if other != axis:
                     edge = edge.narrow(other + 2, corner[other], edge.shape[other + 2] - 1)
             columns.append([edge[:, row] + float(row == axis) for row in range(3)])
-        (a, d, g), (b, e, h), (c, f, i) = columns
-        here = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-        least = torch.minimum(least, here)
+        least = torch.minimum(least, determinant(columns))  # a matrix has the determinant of its transpose
     return least[:, None]
 
 

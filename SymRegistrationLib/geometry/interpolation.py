@@ -19,14 +19,24 @@ def interpolate(array: np.ndarray, index: np.ndarray) -> np.ndarray:
     """
     count = index.shape[-1]
     last = np.asarray(array.shape[:count]) - 1
-    index = np.clip(index, 0, last)
-    low = np.minimum(np.floor(index).astype(int), np.maximum(last - 1, 0))
-    part = np.moveaxis(index - low, -1, 0)
-    strides = np.cumprod([1, *array.shape[count - 1 : 0 : -1]])[::-1]
-    first, steps = low @ strides, np.where(last > 0, strides, 0)
     voxels = array.reshape(-1, *array.shape[count:])
-    out = np.zeros((*index.shape[:-1], *array.shape[count:]))
-    for corner in np.ndindex(*[2] * count):
-        share = math.prod(p if far else 1 - p for p, far in zip(part, corner))
-        out += share.reshape(*share.shape, *[1] * (array.ndim - count)) * voxels[first + steps @ corner]
-    return out
+    first, parts, steps = np.zeros(index.shape[:-1], int), [], []
+    for axis in range(count):
+        place = np.clip(index[..., axis], 0, last[axis])
+        low = np.minimum(place.astype(int), max(last[axis] - 1, 0))
+        step = math.prod(array.shape[axis + 1 : count])
+        first += low * step
+        parts.append((place - low).reshape(*low.shape, *[1] * (array.ndim - count)))
+        steps.append(step if last[axis] > 0 else 0)
+
+    def between(axis: int, at: np.ndarray) -> np.ndarray:
+        """Values interpolated along this axis and those behind it."""
+        if axis == count:
+            return voxels[at].astype(float)
+        low, high = between(axis + 1, at), between(axis + 1, at + steps[axis])
+        high -= low
+        high *= parts[axis]
+        high += low
+        return high
+
+    return between(0, first)

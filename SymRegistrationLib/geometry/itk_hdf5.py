@@ -48,6 +48,13 @@ def compact_parts(
     return [COMPOSITE, affine_part(after), grid_part(grid, displacement), affine_part(before)]
 
 
+def deflated(data: bytes | memoryview, level: int = 1) -> bytes:
+    """Numbers packed byte by byte of equal weight: only runs are looked for, since nothing longer repeats. On lattices
+    a tenth larger in two thirds of the time, on states smaller."""
+    packer = zlib.compressobj(level, strategy=zlib.Z_RLE)
+    return packer.compress(data) + packer.flush()
+
+
 class _File:
     """Blocks with known addresses, gathered in memory until everything is there."""
 
@@ -142,7 +149,7 @@ def _array(file: _File, values: np.ndarray, level: int) -> int:
         if len(chunk) < step:
             chunk = np.concatenate([chunk, np.zeros(step - len(chunk), chunk.dtype)])
         # The shuffle filter: first bytes of all numbers, then second bytes, ...; high bytes repeat and pack well.
-        return zlib.compress(np.ascontiguousarray(chunk.view(np.uint8).reshape(-1, width).T).data, level)
+        return deflated(np.ascontiguousarray(chunk.view(np.uint8).reshape(-1, width).T).data, level)
 
     with ThreadPoolExecutor(2) as pool:
         chunks = list(pool.map(packed, starts))

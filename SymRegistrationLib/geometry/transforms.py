@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..fields import gradient, sample
+from ..fields import determinant, gradient, sample
 from .folds import folded_cells
 from .grid import Grid, transform_points
 from .interpolation import interpolate
@@ -31,6 +31,8 @@ from .volumes import Volume, to_itk, whole_numbers
 
 #: Voxels handled at once when a whole volume is mapped, so that memory stays flat.
 SLAB = 4_000_000
+#: Where a transform leads is first looked at in every so many voxels an axis.
+EVERY = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,12 +234,10 @@ def resample_through(
         return out
     origin = volume.grid.cropped([part.start for part in filled], [part.stop for part in filled])
     source = torch.from_numpy(volume.array[filled].astype(np.float32))[None, None].sub_(outside)
-    reached = _reached(transform, grid, origin)
-    low = np.array([part.start for part in reached])
-    for start, stop, part in slabs(grid.cropped(low, [part.stop for part in reached])):
+    for box in _reached(transform, grid, origin, volume.array[filled] != volume.array.dtype.type(outside)):
+        part = grid.cropped([side.start for side in box], [side.stop for side in box])
         values = sample(source, point_coordinates(transform, part, origin), mode, "zeros")[0, 0].add_(outside).numpy()
-        target = out[reached][start:stop]
-        target[:] = whole_numbers(values, out.dtype) if whole else values
+        out[box] = whole_numbers(values, out.dtype) if whole else values
     return out
 
 
@@ -253,24 +253,51 @@ def _filled(array: np.ndarray, outside: float) -> tuple[slice, slice, slice] | N
     return found[0], found[1], found[2]
 
 
-def _reached(transform: Transform | np.ndarray, grid: Grid, source: Grid, every: int = 4) -> tuple[slice, slice, slice]:
-    """The box of ``grid`` that holds every voxel which the transform takes into ``source``; looks at every fourth
-    voxel, and around each cell of these as far as its own corners lie apart."""
-    depth, height, width = shape = tuple(-(-(n - 1) // every) + 1 for n in grid.shape)
+def _reached(
+    transform: Transform | np.ndarray, grid: Grid, source: Grid, content: np.ndarray
+) -> Iterator[tuple[slice, slice, slice]]:
+    """Boxes of ``grid``, layer by layer, that hold every voxel which the transform takes to content of ``source``.
+
+    Looks at every fourth voxel, and around each cell of these as far again as its own corners lie apart.
+
+    Args:
+        content: (D, H, W) bool on ``source``.
+    """
+    depth, height, width = shape = tuple(-(-(n - 1) // EVERY) + 1 for n in grid.shape)
     matrix = grid.matrix.copy()
-    matrix[:3, :3] *= every
-    at = point_coordinates(transform, Grid((depth, height, width), matrix), source)[0].permute(3, 0, 1, 2)
+    matrix[:3, :3] *= EVERY
+    at = point_coordinates(transform, Grid((depth, height, width), matrix), source)[0].permute(3, 0, 1, 2).flip(0)
+    index = (at + 1) * (torch.tensor(source.shape).view(3, 1, 1, 1) - 1) / 2
     cell = [min(2, n) for n in shape]
-    low, high = -F.max_pool3d(-at, cell, 1), F.max_pool3d(at, cell, 1)
-    voxel = torch.from_numpy(2 / np.maximum(np.asarray(source.shape[::-1]) - 1, 1)).to(at).view(3, 1, 1, 1)
-    room = high - low + voxel
-    inside = ((low - room <= 1) & (high + room >= -1)).all(0)
-    box = []
-    for axis, n in enumerate(grid.shape):
-        where = inside.amax(tuple(k for k in range(3) if k != axis)).nonzero()[:, 0]
-        first, last = (int(where[0]), int(where[-1]) + 1) if len(where) else (0, 0)
-        box.append(slice(every * first, min(n, every * last + 1)))
-    return box[0], box[1], box[2]
+    low, high = -F.max_pool3d(-index, cell, 1), F.max_pool3d(index, cell, 1)
+    apart = high - low + 1  # interpolation looks one voxel further
+    inside = _any_within(content, low - apart, high + apart)
+    layers = max(1, min(4, SLAB // (EVERY * grid.shape[1] * grid.shape[2])))
+    for start in range(0, len(inside), layers):
+        _, *sides = (torch.unique(where) for where in inside[start : start + layers].nonzero().T)
+        if len(sides[0]):
+            ends = [(start, start + layers), *((side[0], side[-1] + 1) for side in sides)]
+            # Neighbouring layers share the voxels between them.
+            d, h, w = (slice(EVERY * int(a), min(n, EVERY * int(b) + 1)) for (a, b), n in zip(ends, grid.shape))
+            yield d, h, w
+
+
+def _any_within(content: np.ndarray, low: Tensor, high: Tensor) -> Tensor:
+    """(...) bool: whether any voxel of ``content`` lies in each box from ``low`` to ``high`` (3, ...), voxels; at most
+    :data:`EVERY` voxels beyond it count, too."""
+    blocks = content
+    for axis, n in enumerate(content.shape):
+        blocks = np.logical_or.reduceat(blocks, np.arange(0, n, EVERY), axis)
+    sums = F.pad(torch.from_numpy(blocks).to(torch.int32), (1, 0) * 3).cumsum(0).cumsum(1).cumsum(2)
+    size = torch.tensor(blocks.shape).view(3, *[1] * (low.dim() - 1))
+    first = torch.minimum((low / EVERY).floor().clamp(min=0).long(), size)
+    last = torch.minimum((high / EVERY).floor().clamp(min=-1).long() + 1, size)
+    last = torch.maximum(first, last)
+    count = torch.zeros_like(first[0])
+    for corner in itertools.product((0, 1), repeat=3):
+        d, h, w = ((first, last)[end][axis] for axis, end in enumerate(corner))
+        count += (-1) ** (3 - sum(corner)) * sums[d, h, w]
+    return count > 0
 
 
 def slabs(grid: Grid) -> Iterator[tuple[int, int, Grid]]:
@@ -335,8 +362,7 @@ def jacobian_on(transform: Transform, grid: Grid) -> np.ndarray:
         rows = [
             [gradient(u[:, r : r + 1], axis)[0, 0].add_(float(steps[r, axis])) for axis in range(3)] for r in range(3)
         ]
-        (a, b, c), (d, e, f), (g, h, i) = rows
-        det = (a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)) / float(np.linalg.det(steps))
+        det = determinant(rows).div_(float(np.linalg.det(steps)))
         target[start:stop] = det[start - low : start - low + stop - start].numpy()
     return out
 

@@ -19,7 +19,6 @@ from ..console import number, table
 from ..files import json_object
 from ..geometry.volumes import read_labels
 from ..job import InputError, Job, Options, Progress, existing_file, numbers, silent
-from ..pipeline import Result
 from ..registration.catalogue import is_linear
 from ..registration.guide import Region
 from ..registration.state import State
@@ -116,51 +115,75 @@ def region_of(job: Job) -> Region | None:
     return None
 
 
+@dataclass(frozen=True)
+class Recording:
+    """A step that is being written into ``folder``, from where it is published with the other files.
+
+    Attributes:
+        kept: the history that the step goes on, or that is shown again.
+        state: what the step leaves; None when nothing is kept of it.
+    """
+
+    folder: Path
+    job: Job
+    kept: History
+    state: State | None
+
+    @property
+    def number(self) -> int:
+        """Of the step, from 1."""
+        return len(self.kept.steps) + 1
+
+    @property
+    def name(self) -> str:
+        """The file of the state."""
+        return f"state-{self.number}.safetensors"
+
+    def save(self) -> None:
+        """Write the state; other files can be written meanwhile."""
+        if self.state is not None:
+            self.state.save(self.folder / self.name)
+
+    def close(self, metrics: Mapping[str, Any]) -> History | None:
+        """Write the history with this step and its numbers. Returns it; None when the job keeps none."""
+        history = self.kept
+        if self.state is not None:
+            entry = {
+                "number": self.number,
+                "step": self.job.step,
+                "state": self.name,
+                "job": dataclasses.asdict(self.job),
+                "numbers": numbers_of(metrics),
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            }
+            history = History(Path(self.job.output), (*history.steps, entry), self.number, self.state.inputs)
+        if not history.steps:
+            return None
+        (self.folder / FILE).write_text(history.text(), encoding="utf-8")
+        return history
+
+
 def record(
-    folder: Path,
-    job: Job,
-    before: History | None,
-    result: Result,
-    metrics: Mapping[str, Any],
-    shown: History | None = None,
-) -> History | None:
-    """Write the state and the new history into ``folder``, from where they are published with the other files.
+    folder: Path, job: Job, before: History | None, state: State | None, shown: History | None = None
+) -> Recording:
+    """A step that begins to be written into ``folder``, with the states of the steps before it.
 
     Args:
         before: the history of the start, or None; a new registration goes on with that of the output folder when it is
             of the same scans.
-
+        state: what the step leaves, or None.
         shown: the history whose current step was written again; it is kept as it is.
-
-    Returns:
-        The new history; None when the job keeps none.
     """
-    if shown is not None:
-        (folder / FILE).write_text(shown.text(), encoding="utf-8")
-        return shown
-    state = result.state
-    if state is None:
-        return None
+    nothing = History(Path(job.output))
+    if shown is not None or state is None:
+        return Recording(folder, job, shown or nothing, None)
     if before is None and not job.start_from:
         before = _of_same_scans(Path(job.output), state.inputs)
     kept = before.steps[: before.current] if before else ()
     if before is not None and before.folder.resolve() != Path(job.output).resolve():
         for step in kept:
             shutil.copyfile(before.folder / step["state"], folder / step["state"])
-    k = len(kept) + 1
-    name = f"state-{k}.safetensors"
-    state.save(folder / name)
-    entry = {
-        "number": k,
-        "step": job.step,
-        "state": name,
-        "job": dataclasses.asdict(job),
-        "numbers": numbers_of(metrics),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
-    }
-    history = History(Path(job.output), (*kept, entry), k, state.inputs)
-    (folder / FILE).write_text(history.text(), encoding="utf-8")
-    return history
+    return Recording(folder, job, dataclasses.replace(nothing, steps=kept), state)
 
 
 def sweep_states(history: History | None) -> None:

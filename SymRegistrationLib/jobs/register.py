@@ -102,12 +102,14 @@ def run(
                 metrics["files"]["report"] = "report.html"
                 write_report(folder / "report.html", result, metrics)
 
+        step = history.record(folder, job, before, result.state, shown)
         if write is None:
-            write_result(folder, job, result, meanwhile=report)
+            write_result(folder, job, result, report, step.save)
         else:
             report(write(folder, job, result))
+            step.save()
         metrics["seconds"]["total"] = round(time.perf_counter() - started, 3)
-        steps = history.record(folder, job, before, result, metrics, shown)
+        steps = step.close(metrics)
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     history.sweep_states(steps)
     if memory is not None and steps is not None and result.state is not None:
@@ -171,12 +173,17 @@ def _contrasts(paths: Sequence[str], side: str) -> tuple[Volume, ...]:
 
 
 def write_result(
-    folder: Path, job: Job, result: Result, meanwhile: Callable[[dict[str, str]], None] | None = None
+    folder: Path,
+    job: Job,
+    result: Result,
+    meanwhile: Callable[[dict[str, str]], None] | None = None,
+    beside: Callable[[], None] | None = None,
 ) -> dict[str, str]:
     """Write transforms, images and maps, several files at a time; returns what lies where.
 
     Args:
         meanwhile: called with the file names while they are being written.
+        beside: writes one more file, as one of those that are written at a time.
 
     Raises:
         OSError, RuntimeError: the disk is full, or the folder went away.
@@ -185,6 +192,8 @@ def write_result(
     names = {name: file for name, (file, _) in tasks.items()}
     with ThreadPoolExecutor(max(1, min(4, torch.get_num_threads()))) as pool:
         written = [pool.submit(write, folder / file) for file, write in tasks.values()]
+        if beside is not None:
+            written.append(pool.submit(beside))
         if meanwhile is not None:
             meanwhile(names)
         for future in written:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..fields import FieldPair, compose, invert, no_autocast, settled, square_sum
+from ..fields import FieldPair, compose, no_autocast, settled, square_sum
+from ..fields.inversion import invert
 from ._base import measured_pair
 
 #: Bytes of gathered keys and values that one slab of windows may take.

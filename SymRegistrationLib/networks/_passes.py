@@ -24,7 +24,6 @@ from ..fields import (
     exponentiate,
     gaussian,
     gradient,
-    invert,
     jacobian_determinant,
     no_autocast,
     scale_channels,
@@ -32,6 +31,7 @@ from ..fields import (
     square_sum,
     warp,
 )
+from ..fields.inversion import invert
 from ..losses import diffusion, lncc, lncc_force, mind, mind_ssd
 from ._attention import up_blocks
 from ._base import NetworkOutput, Note, measured_pair

@@ -38,7 +38,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..fields import FieldPair, compose, downsample2, invert, resize, square_sum, warp
+from ..fields import FieldPair, compose, downsample2, resize, square_sum, warp
+from ..fields.inversion import invert
 from ..job import InputError
 from ..losses import diffusion, lncc
 from ._attention import up_blocks

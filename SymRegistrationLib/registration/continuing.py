@@ -26,6 +26,7 @@ from .evidence import detail_is_noise
 from .guide import Region, window
 from .optimisers import syn
 from .presets import presets
+from .schedule import Schedule, schedule_for
 from .solver import Solver
 from .state import State
 from .steering import LabelChannels, LandmarkPairs, Observer, Steering, pulled_back
@@ -37,9 +38,6 @@ UPDATE_STEPS = (10, 12, 6)
 LANDMARK_REACH = 14.0
 #: Standard deviation, voxels, by which the places that an update may change reach beyond its labels.
 LABEL_REACH = 3.0
-#: Smoothing where landmarks or labels pull between two contrasts of one patient, voxels of the level: against fields as
-#: smooth as the images alone need, six landmarks mended a spoiled place less (results/contrasts.md).
-PULLED_UPDATE, PULLED_TOTAL = 4.0, 0.7
 #: Voxels around the window that a repair sees, so that windows of the similarity are complete.
 CONTEXT = 8
 #: Local similarity that a repair may cost; more, and it starts from what was there.
@@ -218,7 +216,7 @@ class Continuation:
         than what was there, the region starts again from that.
         """
         box, _ = _box(inside, CONTEXT)
-        whole = syn.Schedule.of(self.preset)
+        whole = Schedule.of(self.preset)
         smallest = min(inside[box].shape[2:])
         kept = [k for k, factor in enumerate(whole.shrink) if factor == 1 or smallest / factor >= 10]
         shrink, steps = [whole.shrink[k] for k in kept], [whole.iterations[k] for k in kept]
@@ -248,12 +246,10 @@ class Continuation:
         that."""
         box, start = _box(inside, CONTEXT)
         space, crop = self.space, _Crop(box, start)
-        kind = self.similarity, self.pose.one_patient, space.regions is not None
         pulled = steered[0] is not None or steered[1] is not None
         smooth = self.similarity == "lncc" and not pulled and detail_is_noise(space, self.halves)
-        schedule = syn.schedule_for(self.preset, *kind, smooth=smooth)
-        if pulled and kind == ("mind", True, False):
-            schedule = replace(schedule, smooth_update=PULLED_UPDATE, smooth_total=PULLED_TOTAL)
+        kind = self.similarity, self.pose.one_patient, space.regions is not None
+        schedule = schedule_for(self.preset, *kind, smooth=smooth, pulled=pulled)
         schedule = replace(schedule, shrink=tuple(shrink), iterations=tuple(steps))
         landmarks, labels, observer = steered
         window = inside[box]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from ..geometry.points import PointSet
 from ..geometry.volumes import Volume
 from ..job import InputError
+from . import cutouts
 from .guide import Pulling, Region
 from .live import Watch
 from .state import State
@@ -65,6 +66,11 @@ class Extras:
                 "landmarks shall guide the alignment but none were given.", "Add --fixed-points and --moving-points."
             )
         return self.fixed_points.points, self.moving_points.points
+
+    def completed(self, fixed: Volume, moving: Volume, notes: list[str]) -> Extras:
+        """The same with the mask of a scan that was cut out of its surroundings, see :func:`.cutouts.masks`."""
+        masks = cutouts.masks((fixed, moving), (self.fixed_mask, self.moving_mask), notes)
+        return replace(self, fixed_mask=masks[0], moving_mask=masks[1])
 
     def volumes(self, fixed: Volume, moving: Volume) -> tuple[Volume, ...]:
         """All that a registration of these two looks at: them, then the further contrasts pair by pair."""

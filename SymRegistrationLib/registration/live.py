@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..fields import compose, invert, jacobian_determinant, resize_field, sample
+from ..fields import compose, jacobian_determinant, resize_field, sample
+from ..fields.inversion import invert
 from ..geometry.grid import Grid
 from ..geometry.lattice import affine_grid
 from .steering import Observer

@@ -42,7 +42,8 @@ class Level:
             inside &= torch.cartesian_prod(*(torch.arange(len(steps), device=device),) * 3).sum(1) % 2 == 0
         points = points[inside]
         self.points = points[: len(points) // 2 * 2]
-        self.to_grid, self.images = [], []
+        self.places = _homogeneous(self.points)
+        self.to_grid, self.images, self.known = [], [], []
         for scan in self.scans:
             size = torch.tensor(scan.image.shape[2:], dtype=torch.float64)
             inverse = torch.from_numpy(scan.grid.inverse)
@@ -51,7 +52,9 @@ class Level:
             matrix[:3] = scale[:, None] * inverse[:3]
             matrix[:3, 3] -= 1
             self.to_grid.append(matrix[[2, 1, 0, 3]].to(device))
-            valid = torch.ones_like(scan.image) if scan.mask is None else scan.mask
+            # A coarse voxel half of which is outside the mask shows the other scan what the mask hides.
+            valid = torch.ones_like(scan.image) if scan.mask is None else ((scan.mask - 0.5) * 2).clamp_min(0)
+            self.known.append(float(valid.sum() * np.prod(scan.grid.spacing)))  # mm^3
             self.images.append(
                 torch.cat([scan.image * valid, valid], 1) if scan.cut or scan.mask is not None else scan.image
             )
@@ -59,9 +62,9 @@ class Level:
     def sampled(self, which: int, matrices: Tensor, points: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Intensity and validity (K, n) of scan ``which`` at ``points`` (default: the level's own) mapped by
         (K, 4, 4) mid -> scan mm."""
-        points = self.points if points is None else points
+        places = self.places if points is None else _homogeneous(points)
         matrices = (self.to_grid[which] @ matrices.double()).float()
-        grid = points @ matrices[:, :3, :3].transpose(1, 2) + matrices[:, None, :3, 3]
+        grid = (matrices[:, :3] @ places).transpose(1, 2)  # each coordinate by itself: four times faster than in threes
         image = self.images[which]
         grid = grid[:, :, None, None, :]
         values = sample(image.expand(len(grid), -1, -1, -1, -1), grid, padding="zeros")[..., 0, 0]
@@ -82,16 +85,15 @@ class Level:
         value = normalised_information(a, b, weight) if measure == "mi" else correlation(a, b, weight)
         if weight is None:
             return value
-        possible = (
-            min(
-                float(np.prod(image.shape[2:]) * np.prod(scan.grid.spacing))
-                for image, scan in zip(self.images, self.scans)
-            )
-            * self.density
-        )
+        possible = self.density * min(self.known)
         # Without gradient: overlap ranks poses, but must not pull them together.
         overlap = weight.detach().sum(1) / (LEAST_OVERLAP * min(possible, len(self.points)))
         return value * overlap.clamp(max=1)
+
+
+def _homogeneous(points: Tensor) -> Tensor:
+    """(n, 3) -> (4, n)."""
+    return torch.cat([points.T, points.new_ones(1, len(points))])
 
 
 def normalised_information(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:

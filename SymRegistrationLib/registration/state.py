@@ -21,6 +21,7 @@ from torch import Tensor
 from ..fields import FieldPair, compose, resize_field
 from ..files import replacing
 from ..geometry.grid import Grid
+from ..geometry.itk_hdf5 import deflated
 from ..geometry.volumes import Volume
 from ..job import InputError, existing_file
 from .alignment import Alignment
@@ -194,7 +195,7 @@ def _packed(values: np.ndarray) -> bytes:
     """int16 array, differenced along the last three axes (wrapping around), low and high bytes apart, deflated."""
     for axis in (-1, -2, -3):
         values = np.diff(values, axis=axis, prepend=values.dtype.type(0))
-    return zlib.compress(np.ascontiguousarray(values).view(np.uint8).reshape(-1, 2).T.tobytes(), 1)
+    return deflated(np.ascontiguousarray(values).view(np.uint8).reshape(-1, 2).T.tobytes())
 
 
 def _unpacked(packed: bytes, shape: tuple[int, ...]) -> np.ndarray:

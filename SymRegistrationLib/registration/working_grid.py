@@ -110,8 +110,14 @@ def shrink(scan: Scan, spacing: float) -> Scan:
     grid = scan.grid.resampled(np.maximum(scan.grid.spacing, spacing))
     if grid.shape == scan.grid.shape:
         return scan
-    mask = None if scan.mask is None else F.adaptive_avg_pool3d(scan.mask, grid.shape)
-    return Scan(F.adaptive_avg_pool3d(scan.image, grid.shape), grid, mask, scan.inside, scan.cut)
+    image, mask = scan.image, None
+    if scan.mask is not None:
+        mask = F.adaptive_avg_pool3d(scan.mask, grid.shape)
+        image = image * scan.mask
+    image = F.adaptive_avg_pool3d(image, grid.shape)
+    if mask is not None:  # the mean of what lies inside
+        image = image / mask.clamp_min(1e-3)
+    return Scan(image, grid, mask, scan.inside, scan.cut)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from ..networks._match import CELL, Halves
 from ..networks._prealign import PreAligned, _Frame
 from ..registration import weights
 from ..registration.optimisers import syn
+from ..registration.schedule import Schedule
 from . import dataset
 from .appearance import normalised, random_contrast, render
 from .pool import MANIFEST, POOL_VERSION, PoolPair, mean_dice, read_manifest
@@ -241,7 +242,7 @@ def make_pool_pair(
         "dice_teacher": None,
     }
     if options.teacher:
-        halves = syn.split_halves(syn.optimise(met[3], met[2], syn.Schedule()))
+        halves = syn.split_halves(syn.optimise(met[3], met[2], Schedule()))
         to_fixed, to_moving = (F.avg_pool3d(half[None], CELL) / CELL for half in halves)
         moved = warp(labels_m.float(), up_blocks(to_moving, CELL), "nearest", "zeros").to(labels_m.dtype)
         stayed = warp(labels_f.float(), up_blocks(to_fixed, CELL), "nearest", "zeros").to(labels_f.dtype)

@@ -161,8 +161,9 @@ def test_only_what_differs_from_the_background_is_looked_up(compact):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_box_looked_at_holds_every_voxel_that_meets_the_source_and_not_much_more(seed):
-    """Smooth displacements, up to 9 mm an axis, at voxels of 1.5 mm between two affines; the source is a box within."""
+def test_the_boxes_looked_at_hold_every_voxel_that_meets_the_content_and_not_much_more(seed):
+    """Smooth displacements, up to 9 mm an axis, at voxels of 1.5 mm between two affines; the source is a box within,
+    its content a block in a corner of it."""
     print("seed", seed)
     random = np.random.default_rng(seed)
     lattice = Grid.centred((14, 15, 13), 8.0, (3.0, -2.0, 4.0))
@@ -175,14 +176,19 @@ def test_the_box_looked_at_holds_every_voxel_that_meets_the_source_and_not_much_
     transform = CompactTransform(lattice, vectors.astype(np.float32), affine(seed), affine(seed + 9))
     source = Grid.centred((20, 24, 18), 1.5, transform.map_points(np.zeros((1, 3)))[0])
     grid = Grid.centred((70, 66, 62), 1.5, (0.0, 0.0, 0.0))
+    content = np.zeros(source.shape, bool)
+    content[3:13, 10:, :9] = True
     index = source.indices(transform.map_points(grid.points(np.argwhere(np.ones(grid.shape)))))
-    met = ((index > -1) & (index < np.array(source.shape))).all(1).reshape(grid.shape)
-    box = transforms._reached(transform, grid, source)
-    assert met.sum() > 1000
-    assert met[box].sum() == met.sum()
-    tight = np.ptp(np.argwhere(met), axis=0) + 1
-    # On either side at most the cell looked at, another one as slack, and the source's own rim.
-    assert (np.array([part.stop - part.start for part in box]) <= tight + 2 * 3 * 4).all()
+    met = ((index > [2, 9, -1]) & (index < [13, 24, 9])).all(1).reshape(grid.shape)
+    looked, boxes = np.zeros(grid.shape, bool), list(transforms._reached(transform, grid, source, content))
+    for box in boxes:
+        looked[box] = True
+    assert met.sum() > 500
+    assert looked[met].all()
+    for d, h, w in boxes:
+        # On either side at most the cell looked at, another one as slack, and the blocks that content is looked up in.
+        near = np.argwhere(met[max(0, d.start - 12) : d.stop + 12])
+        assert len(near) and ([h.stop - h.start, w.stop - w.start] <= np.ptp(near, axis=0)[1:] + 1 + 2 * 4 * 4).all()
 
 
 def test_a_fold_in_one_cell_is_seen(compact):

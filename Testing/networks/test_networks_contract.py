@@ -139,8 +139,11 @@ def test_every_parameter_learns_in_the_joint_stage(name):
     terms = network.objective(*images(network.card, anisotropic=False))
     sum(terms.values()).backward()
     assert all(torch.isfinite(value) for value in terms.values())
-    idle = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert not idle
+    slopes = {key: 0.0 if p.grad is None else float(p.grad.abs().sum()) for key, p in network.named_parameters()}
+    # A bias in front of a softmax shifts all its scores alike, which changes nothing: rounding alone is left.
+    shifts = {key for key in slopes if key.endswith("regions.score.bias")}
+    assert not [key for key, slope in slopes.items() if key not in shifts and not slope > 0]
+    assert all(slopes[key] < 1e-6 for key in shifts)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,8 +11,10 @@ import torch
 from pairs import SEED, phantom
 
 from SymRegistrationLib import fields, networks
+from SymRegistrationLib.fields import inversion
 from SymRegistrationLib.networks import _attention, _passes, _pose, _prealign
 from SymRegistrationLib.registration.optimisers import syn
+from SymRegistrationLib.registration.schedule import Schedule
 
 SHAPE = (20, 22, 24)
 
@@ -22,7 +24,7 @@ SHAPE = (20, 22, 24)
 def test_a_level_of_the_optimiser_reads_nothing_back(similarity, weighted):
     images = torch.empty(2, 1, *SHAPE, device="meta")
     weight = torch.empty(2, 1, *SHAPE, device="meta") if weighted else None
-    level = syn._Level(images, weight, (10, 11, 12), syn.Schedule(), similarity)
+    level = syn._Level(images, weight, (10, 11, 12), Schedule(), similarity)
     halves = torch.empty(2, 3, 10, 11, 12, device="meta")
     update, value = level.update(halves)
     assert update.device.type == "meta" and update.shape == halves.shape and value.shape == ()
@@ -116,12 +118,12 @@ def test_rounds_behind_the_end_of_a_loop_change_nothing(never_asked):
 
 def test_inverting_all_voxels_is_inverting_one_by_one():
     u, _ = opposite_fields(25.0)
-    found = fields.invert(u, tolerance=0.01, iterations=40)
-    start = -u
-    for _ in range(4):
-        start = start - fields._FIRST_STEP * (start + fields.warp(u, start))
+    found = inversion.invert(u, tolerance=0.01, iterations=40)
+    start = inversion._guess(u, 40)
+    for _ in range(inversion._NEWTON_STEPS):
+        start = inversion._newton(start, start + fields.warp(u, start))
     residual = start + fields.warp(u, start)
     assert float(fields.square_sum(residual).max()) > 0.01**2  # there is something left to do
-    w, least = fields._converge_everywhere(u, start, residual, 0.01, 36)
+    w, least = inversion._converge_everywhere(u, start, residual, 0.01, 38)
     torch.testing.assert_close(w, found.field, atol=1e-4, rtol=0)
     assert float(least) == pytest.approx(found.residual, abs=1e-4)

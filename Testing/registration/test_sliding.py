@@ -15,6 +15,7 @@ from SymRegistrationLib.quality.checks import sliding_statement
 from SymRegistrationLib.registration import body, sliding
 from SymRegistrationLib.registration.alignment import Alignment, split_midway
 from SymRegistrationLib.registration.optimisers import syn
+from SymRegistrationLib.registration.schedule import Schedule
 from SymRegistrationLib.registration.working_grid import WorkingPair, prepare
 from SymRegistrationLib.uncertainty.predictors import Perturbation
 
@@ -41,7 +42,7 @@ def blocks():
 
 
 def schedule():
-    return syn.Schedule(shrink=(2, 1), iterations=(20, 15)).for_sliding()
+    return Schedule(shrink=(2, 1), iterations=(20, 15)).for_sliding()
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_a_jump_along_the_plane_survives_and_one_across_is_smoothed(blocks):
 
 def test_the_jump_of_two_blocks_is_found(blocks, slid):
     along, across = errors(slid)
-    off, _ = errors(syn.optimise(blocks[0], blocks[1], syn.Schedule(shrink=(2, 1), iterations=(20, 15)), "lncc"))
+    off, _ = errors(syn.optimise(blocks[0], blocks[1], Schedule(shrink=(2, 1), iterations=(20, 15)), "lncc"))
     near = slice(PLANE - 3, PLANE + 3)
     print(along[near], off[near], across)
     assert along[near].mean() < 0.5 * off[near].mean()

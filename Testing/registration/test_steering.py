@@ -17,6 +17,7 @@ from SymRegistrationLib.registration.extras import Extras
 from SymRegistrationLib.registration.guide import Region
 from SymRegistrationLib.registration.live import Watch
 from SymRegistrationLib.registration.optimisers import syn
+from SymRegistrationLib.registration.schedule import Schedule
 from SymRegistrationLib.registration.steering import LabelChannels, LandmarkPairs, Steering, spread
 
 QUICK = Options(preset="fast", initial="none")
@@ -59,7 +60,7 @@ def test_landmarks_pull_symmetrically_and_the_rest_follows():
     p = where[torch.randperm(len(where), generator=generator)[:30]].double()
     q = p + fields.sample_at(u.double(), p[None])[0]
     blank = torch.full_like(fixed, 0.5)  # no image tells where to go
-    schedule = syn.Schedule(shrink=(2, 1), iterations=(12, 6))
+    schedule = Schedule(shrink=(2, 1), iterations=(12, 6))
 
     def run(a, b, first, second):
         steering = Steering((36, 40, 32), LandmarkPairs(first[:20], second[:20], torch.full((20,), 0.5).double()))
@@ -82,7 +83,7 @@ def test_labels_pull_where_images_say_nothing():
     ]
     blank = torch.full((1, 1, *shape), 0.5)
     steering = Steering(shape, labels=LabelChannels(torch.cat(balls), 1.0))
-    pair = syn.optimise(blank, blank, syn.Schedule(shrink=(2, 1), iterations=(25, 15)), "mse", steering=steering)
+    pair = syn.optimise(blank, blank, Schedule(shrink=(2, 1), iterations=(25, 15)), "mse", steering=steering)
     warped = fields.warp(balls[1], pair.fixed_to_moving)
     overlap = [float(2 * (balls[0] * b).sum() / (balls[0] + b).sum()) for b in (balls[1], warped)]
     print("Dice", overlap)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,112 +20,36 @@ from torch import Tensor
 from ...fields import (
     FieldPair,
     compose,
+    compose_step,
     gaussian,
     gradient,
     identity,
     inverse_consistency,
-    invert,
-    invert_within,
     jacobian_determinant,
     resize,
     resize_field,
     sample_at,
+    settled,
     square_sum,
     warp,
 )
+from ...fields.inversion import invert, invert_within
 from ...job import Progress, silent
 from ...losses import lncc_force, mind
-from ..presets import Preset
+from ..schedule import Schedule, schedule_for
 from ..sliding import SlidingSmoother
 from ..steering import SteeredLevel, Steering
 from ..working_grid import WorkingPair
 from ._base import Optimiser, OptimiserCard, RunSettings, check_similarity, register
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How the optimiser walks from coarse to fine.
-
-    Attributes:
-        shrink: factor of each level, coarse to fine; 1 = the working grid itself.
-        iterations: most steps per level.
-        step: length of the longest updates, voxels of the level.
-        window: of the local correlation, voxels (odd).
-        smooth_update: Gaussian sigma on every update ("fluid"), voxels of the level.
-        smooth_total: Gaussian sigma on the half-way fields per step ("elastic"), voxels.
-        smooth_every: that smoothing is done after every so many steps, then with the sigma of all of them together:
-            half the work of every step, and more overlap at the same strain (RESULTS.md).
-        least_determinant: half-way fields are eased where their Jacobian determinant falls below.
-        tolerance: a level ends when its similarity gained less than this share of its first value
-            in ``patience`` steps.
-    """
-
-    shrink: tuple[float, ...] = (4, 2, 1)
-    iterations: tuple[int, ...] = (20, 30, 15)
-    step: float = 0.6
-    window: int = 5
-    smooth_update: float = 1.2
-    smooth_total: float = 0.7
-    smooth_every: int = 2
-    least_determinant: float = 0.3
-    tolerance: float = 2e-3
-    patience: int = 8
-
-    @classmethod
-    def of(cls, preset: Preset, levels: int = 0) -> Schedule:
-        """The schedule of a preset; with ``levels`` only so many of the finest, with the fewer steps that suffice after
-        a network."""
-        changes = preset.settings.get("syn", {})
-        values: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in changes.items()}
-        whole = cls(**values)
-        if not levels:
-            return whole
-        return replace(whole, shrink=whole.shrink[-levels:], iterations=preset.after_network[-levels:])
-
-    def for_one_patient(self) -> Schedule:
-        """For two contrasts of one patient, who deforms smoothly: the fine detail of their force is noise that the two
-        scans do not share. With the sigmas of one contrast MIND spoiled every pose that was tried (RESULTS.md)."""
-        return replace(self, smooth_update=12.0, smooth_total=3.0)
-
-    def without_detail(self) -> Schedule:
-        """For one contrast whose images do not insist on detail, see ``evidence.detail_is_noise``."""
-        return replace(self, smooth_update=6.0, smooth_total=2.0)
-
-    def for_sliding(self) -> Schedule:
-        """For regions that slide: where no jump has to be bridged, motion is smoother, and is smoothed more."""
-        return replace(self, smooth_update=max(self.smooth_update, 2.0), smooth_total=max(self.smooth_total, 1.4))
-
-    def stiffer(self, factor: float) -> Schedule:
-        """The half-way fields smoothed by ``factor`` times the sigma."""
-        return replace(self, smooth_total=self.smooth_total * factor)
-
-
-def schedule_for(
-    preset: Preset, similarity: str, one_patient: bool, slides: bool, levels: int = 0, smooth: bool = False
-) -> Schedule:
-    """How a run, an update or a repair walks.
-
-    Args:
-        preset: how much time it may take.
-        similarity: what it maximises.
-        one_patient: the alignment found no stretch (``Alignment.one_patient``).
-        slides: regions of the scans slide along each other.
-        levels: see :meth:`Schedule.of`.
-        smooth: detail was found to be noise (``evidence.detail_is_noise``).
-    """
-    schedule = Schedule.of(preset, levels)
-    if smooth:
-        schedule = schedule.without_detail()
-    if one_patient and similarity == "mind":
-        schedule = schedule.for_one_patient()
-    return schedule.for_sliding() if slides else schedule
-
 
 #: The longest vectors of a smoothed force are about this many times its root mean square (brain, liver, lung alike).
 TYPICAL_TO_LONGEST = 9.0
 #: Distance of the neighbours that MIND compares, voxels of the level. With 2, which networks use, known warps of three
 #: contrasts were left with up to twice the error (results/contrasts.md).
 NEIGHBOURS = 1
+#: Standard deviation, voxels, of the smoothing where half-way fields are squeezed, and how far around such a place
+#: smoothing looks: twice the filter's reach, and one more.
+_EASING, _EASING_ROOM = 1.5, 13
 #: Steps between two looks at the similarity.
 _LOOK = 4
 
@@ -280,16 +203,31 @@ def split_halves(pair: FieldPair) -> Tensor:
 
 
 def regularise_folds(halves: Tensor, least: float, rounds: int = 4) -> Tensor:
-    """Smooth half-way fields only where they are squeezed below ``least`` in volume, so that they stay invertible."""
+    """Smooth half-way fields only where they are squeezed below ``least`` in volume, so that they stay invertible.
+
+    After the first round only what it changed is looked at; on a CPU, only the box around what is squeezed is smoothed.
+    """
+    eased, touched = halves, None
+    at: Any = (..., *(slice(0, n) for n in halves.shape[2:]))
     for _ in range(rounds):
-        squeezed = (jacobian_determinant(halves) < least).to(halves)
-        if squeezed.device.type == "cpu" and not bool(
-            squeezed.any()
-        ):  # elsewhere asking costs more than smoothing nothing
-            break
-        blend = gaussian(squeezed, 1.5).mul_(4).clamp_(max=1)
-        halves = halves + blend * (gaussian(halves, 1.5) - halves)
-    return halves
+        squeezed = jacobian_determinant(eased[at]) < least
+        if touched is not None:
+            squeezed &= touched
+        if halves.device.type == "cpu":  # elsewhere asking costs more than smoothing nothing
+            where = squeezed.any(1).any(0).nonzero()
+            if not len(where):
+                break
+            low, high = (where.amin(0) - _EASING_ROOM).clamp_min(0).tolist(), (where.amax(0) + _EASING_ROOM).tolist()
+            near: Any = (..., *(slice(a, min(b + 1, n)) for a, b, n in zip(low, high, squeezed.shape[2:])))
+            squeezed = squeezed[near]
+            at = (..., *(slice(w.start + n.start, w.start + n.stop) for w, n in zip(at[1:], near[1:])))
+        part = eased[at]
+        blend = gaussian(squeezed.to(halves), _EASING).mul_(4).clamp_(max=1)
+        smooth = torch.lerp(part, gaussian(part, _EASING), blend.expand_as(part))
+        eased = eased.clone() if eased is halves else eased
+        eased[at] = smooth
+        touched = blend > 0
+    return eased
 
 
 def _level_shape(shape: Sequence[int], factor: float) -> tuple[int, ...]:
@@ -334,6 +272,7 @@ class _Level:
         schedule = self.schedule
         values: list[Tensor] = []
         best, highest = halves, halves.new_full((), -math.inf)
+        far = steered is not None and steered.landmarks is not None  # only they pull by more than a voxel a step
         for step in range(iterations + 1):
             if steered is None:
                 update, value = self.update(halves)
@@ -342,12 +281,13 @@ class _Level:
             values.append(value)
             # On the device, without reading the value: there the host would wait for every step.
             better = value > highest
-            best, highest = torch.where(better, halves, best), torch.where(better, value, highest)
+            best = halves if settled(better) else torch.where(better, halves, best)
+            highest = torch.where(better, value, highest)
             if step == iterations or self._stands_still(values, report):
                 break
             if steered is not None and steered.enough():
                 break
-            halves = moved = compose(halves, update)
+            halves = moved = (compose if far else compose_step)(halves, update)
             if schedule.smooth_total > 0 and step % schedule.smooth_every == schedule.smooth_every - 1:
                 halves = self.smooth(halves, schedule.smooth_total * schedule.smooth_every**0.5)
             if step % 10 == 9:
@@ -372,14 +312,16 @@ class _Level:
         weight = None if self.weight is None else warp(self.weight, halves, padding="zeros").prod(0, keepdim=True)
         force, value = self._force(warped, weight)
         # d similarity / d u = force * gradient of the warped image, summed over its channels.
-        direction = torch.cat([(force * gradient(warped, axis)).sum(1, keepdim=True) for axis in range(3)], 1)
+        direction = torch.empty_like(halves)
+        for axis in range(3):
+            torch.sum(gradient(warped, axis).mul_(force), 1, out=direction[:, axis])
         self.smooth.look(halves)
         direction = self.smooth(direction, self.schedule.smooth_update)
         length = square_sum(direction)
         typical = TYPICAL_TO_LONGEST * length.mean().sqrt()
         # Scaled by the root mean square, so that one hot voxel does not decide; no vector longer than a voxel.
         scale = self.schedule.step / typical.clamp_min(1e-12)
-        return direction * (scale / length.sqrt_().mul_(scale).clamp_(min=1.0)), value
+        return direction.mul_(scale / length.sqrt_().mul_(scale).clamp_(min=1.0)), value
 
     def _force(self, warped: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         """Derivative of the similarity with respect to every channel of both warped images, and the similarity."""
