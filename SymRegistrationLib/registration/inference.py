@@ -248,7 +248,10 @@ def _run(moving: Tensor, fixed: Tensor, network: SymmetricNetwork, plan: _Plan, 
         resize_field(crop_to(u.float(), plan.shape), moving.shape[2:]).to(moving.device)
         for u in (pair.fixed_to_moving, pair.moving_to_fixed)
     )
-    found = measured_pair(there, back, pair.inverse_method)
+    if there.shape == pair.fixed_to_moving.shape:  # neither cropped nor resized: measured already
+        found = replace(pair, fixed_to_moving=there, moving_to_fixed=back)
+    else:
+        found = measured_pair(there, back, pair.inverse_method)
     notes = [f"{network.card.name}: {note}" for note in output.aux["notes"]]
     return replace(found, residual=float(found.residual), details={"notes": notes})
 

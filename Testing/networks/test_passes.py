@@ -17,11 +17,11 @@ from SymRegistrationLib.networks import _passes
 from SymRegistrationLib.networks._passes import (
     HalfFields,
     adapting,
-    content_box,
     no_motion,
     of_velocity,
     similarity_force,
 )
+from SymRegistrationLib.networks._prealign import content_box
 from SymRegistrationLib.registration import devices, inference, weights
 
 SHAPE = (32, 48, 32)
@@ -155,6 +155,32 @@ def test_half_fields_advance_and_invert():
     for half in (state, HalfFields(state.to_moving, state.to_fixed)):
         there, back = half.full()
         assert there.shape[2:] == (32, 32, 32) and compose(there, back)[inner].abs().max() < 0.1
+
+
+def test_half_fields_on_another_lattice_lead_to_the_same_places():
+    """A slow wave of 2 cells on 16 cells an axis and on 24: its length in parts of the volume stays."""
+    place = [(torch.arange(n) + 0.5) / n for n in (16, 24)]
+    coarse, fine = (torch.sin(2 * torch.pi * p)[:, None, None].expand(-1, len(p), len(p)) for p in place)
+    wave = torch.zeros(1, 3, 16, 16, 16)
+    wave[:, 2] = 2 * coarse
+    for half in (of_velocity(wave), HalfFields(wave, -wave)):
+        moved = half.on((24, 24, 24))
+        assert (moved.to_moving[0, 2] - 3 * fine)[2:-2].abs().max() < 0.1
+        assert (moved.velocity is None) == (half.velocity is None) and half.on((16, 16, 16)) is half
+
+
+def test_at_use_the_first_half_of_the_passes_sees_longer_voxels():
+    network = recurrent("sm-gicnet", passes=5)
+    moving, fixed = torch.rand(2, 1, 1, 80, 96, 80).unbind()
+    looks = network._looks(moving, fixed)
+    assert [(tuple(x.shape[2:]), times) for x, _, times in looks] == [((48, 64, 48), 2), ((80, 96, 80), 3)]
+    assert looks[0][0].mean() == pytest.approx(float(moving.mean()), abs=2e-3) and looks[1][1] is fixed
+    assert [times for *_, times in network.train()._looks(moving, fixed)] == [5]
+
+
+def test_adaptation_loads_no_optimiser():
+    """PyTorch's optimisers load a compiler: four seconds in every new process."""
+    assert "torch.optim" not in Path(_passes.__file__).read_text(encoding="utf-8")
 
 
 def test_the_box_about_the_content():

@@ -9,13 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from SymRegistrationLib import networks
+from SymRegistrationLib import fields, networks
 from SymRegistrationLib.commands import demo
 from SymRegistrationLib.geometry.grid import transform_points
 from SymRegistrationLib.geometry.volumes import Volume, foreground, read_volume
 from SymRegistrationLib.job import Options
+from SymRegistrationLib.networks._base import pad_to
+from SymRegistrationLib.networks._passes import GAIN, no_motion, similarity_force
 from SymRegistrationLib.pipeline import register
-from SymRegistrationLib.registration import weights
+from SymRegistrationLib.registration import inference, weights
 
 SEED = 20261121
 NAMES = networks.names()
@@ -105,3 +107,45 @@ def test_a_head_turned_by_sixty_degrees_is_found_too():
     which scans of longer voxels get, too."""
     before, after, back = errors_mm("sm-gicnet", turned_head(60.0))
     assert before > 50 and max(after, back) < 6.0
+
+
+@pytest.fixture(scope="module")
+def warped_heads():
+    """Colin27 at 3 mm bent in two ways: (moving, fixed, true map of the fixed scan's voxels, where the fixed scan shows
+    something)."""
+    print("seed", SEED)
+    full = read_volume(demo.find_images() / demo.MOVING)
+    image = F.adaptive_avg_pool3d(torch.from_numpy(full.array.astype(np.float32))[None, None], (60, 72, 60))
+    image = pad_to(image / image.max(), (64, 80, 64))
+    random = torch.Generator().manual_seed(SEED)
+    bends = []
+    for _ in range(2):
+        v = fields.gaussian(torch.randn(1, 3, *image.shape[2:], generator=random), 8.0)
+        bends.append(v * (3.0 / fields.square_sum(v).mean().sqrt()))
+    to_moving, to_fixed = (fields.exponentiate(v) for v in bends)
+    moving, fixed = (
+        (fields.warp(image, u, padding="zeros") + 0.02 * torch.randn(image.shape, generator=random)).clamp(0, 1)
+        for u in (to_moving, to_fixed)
+    )
+    return moving, fixed, fields.compose(fields.exponentiate(-bends[0]), to_fixed), fixed > 0.15
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_a_methods_own_levels_beat_the_plain_step_at_equal_passes(name, warped_heads):
+    """Of the error of pose and matching, 2.1 voxels, the levels leave 1.5 to 1.73, the force times a fixed gain 1.77
+    (1.83 in CAML's four passes)."""
+    moving, fixed, true, seen = warped_heads
+    network = inference.load_network(name, Options(method=name), torch.device("cpu"))
+    frame, *met = network._met(moving, fixed)
+
+    def error(u: torch.Tensor) -> float:
+        return float(fields.square_sum(frame.through(u, 1) - true).sqrt()[seen].mean())
+
+    state = no_motion(met[0])
+    front = error(state.full()[0])
+    for _ in range(network.inner.switches.passes):
+        state = state.advanced(GAIN * similarity_force(*state.warped(*met)))
+    gain, own = error(state.full()[0]), error(network.within(*met, frame).pair.fixed_to_moving)
+    print(f"{name}: front {front:.3f}, fixed gain {gain:.3f}, own levels {own:.3f} voxels")
+    assert own < 0.87 * front and own < 0.985 * gain < front

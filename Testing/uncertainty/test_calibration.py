@@ -18,6 +18,7 @@ from SymRegistrationLib.geometry.grid import Grid
 from SymRegistrationLib.geometry.volumes import Volume
 from SymRegistrationLib.job import InputError, Options
 from SymRegistrationLib.registration import weights
+from SymRegistrationLib.registration.working_grid import WorkingPair
 from SymRegistrationLib.uncertainty import calibration, estimate
 from SymRegistrationLib.uncertainty.calibration import Calibration
 
@@ -158,6 +159,20 @@ def _benchmark():
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_truth_is_told_in_the_frame_of_a_found_pose():
+    """Two sides 8 mm apart and a true shift of the same 8 mm: nothing is left to find; without the pose, 4 voxels."""
+    grid = Grid((6, 6, 6), np.diag([2.0, 2.0, 2.0, 1.0]))
+    image, shift = torch.zeros(1, 1, 6, 6, 6), torch.zeros(1, 3, 6, 6, 6)
+    shift[:, 1] = 8.0
+    halves = [np.eye(4), np.eye(4)]
+    halves[0][1, 3], halves[1][1, 3] = -4.0, 4.0
+    there = WorkingPair(image, image, None, grid, *halves)
+    assert _benchmark().truth_on(there, shift).abs().max() < 1e-6
+    as_scanned = WorkingPair(image, image, None, grid, np.eye(4), np.eye(4))
+    left = _benchmark().truth_on(as_scanned, shift)
+    assert (left[:, 1] - 4.0).abs().max() < 1e-6 and left[:, ::2].abs().max() < 1e-6
 
 
 def test_a_learned_method_is_calibrated_beside_its_weights_and_found_again(tmp_path, monkeypatch):
