@@ -362,7 +362,7 @@ def test_a_tiny_training_lowers_the_error_on_pairs_it_never_saw(tmp_path):
     result = loop.train(
         options(
             tmp_path,
-            iterations=80,
+            iterations=120,
             stages=(1.0, 0.0, 0.0),
             learning_rate=3e-3,
             rate="cosine",
@@ -370,7 +370,7 @@ def test_a_tiny_training_lowers_the_error_on_pairs_it_never_saw(tmp_path):
             shift=32.0,
             scale=0.0,
             ema=0.9,
-            validate_every=80,
+            validate_every=120,
             validation_pairs=4,
             curriculum=0.3,
             supervised=1.0,
