@@ -74,6 +74,8 @@ def main() -> None:
         here = transform.map_points(points)
         dense = transform.resampled(dense_grid(scan.grid, float(transform.grid.spacing.min())))
         told("dense (--dense) against compact", dense.map_points(points) - here)
+        middles = scan.grid.points(np.round(inside))
+        told("the same at the voxels", dense.map_points(middles) - transform.map_points(middles))
         told("Slicer, linear, against ours", slicers(transform, points, False) - here)
         told("Slicer, cubic, against linear", slicers(transform, points, True) - here)
         ends[name] = points, here, slicers(transform, points, True)
