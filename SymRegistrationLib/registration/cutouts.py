@@ -68,10 +68,11 @@ def _content(volume: Volume) -> tuple[float, bool]:
 
 
 def _eroded(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """The mask less its outermost :data:`RIM` mm."""
+    """The mask less its outermost :data:`RIM` mm; whole where less than a third would be left."""
     reach = [round(RIM / step) for step in spacing]
     outside = torch.from_numpy(~mask)[None, None].float()
-    return (F.max_pool3d(outside, [2 * n + 1 for n in reach], 1, reach) == 0)[0, 0].numpy()
+    inner = (F.max_pool3d(outside, [2 * n + 1 for n in reach], 1, reach) == 0)[0, 0].numpy()
+    return inner if inner.sum() > mask.sum() / 3 else mask
 
 
 def _between(content: np.ndarray) -> np.ndarray:

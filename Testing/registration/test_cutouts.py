@@ -56,6 +56,14 @@ def test_two_brains_two_heads_and_given_masks_are_left_alone(head, brain):
     assert cutouts.masks((head, brain), (given, None), []) == (given, None)
 
 
+def test_two_slices_keep_their_rim(head, brain):
+    only = np.zeros(brain.array.shape, bool)
+    only[30:32] = brain.array[30:32] > 0
+    thin = replace(brain, array=np.where(only, brain.array, 0))
+    found = masks(head, thin)[1]
+    assert found is not None and found[only].all()
+
+
 def test_air_with_noise_is_no_cut(head, brain):
     noise = np.random.default_rng(0).integers(0, 3, brain.array.shape)
     assert masks(head, replace(brain, array=brain.array + noise)) == (None, None)
