@@ -36,6 +36,9 @@ def masks(
         volumes: fixed and moving.
         given: (D, H, W) bool on the scans' grids, or None.
         notes: what was found out is added.
+
+    Returns:
+        (D, H, W) bool on the grids of the fixed and of the moving scan, or None where everything counts.
     """
     fixed, moving = given
     if fixed is not None or moving is not None:
@@ -46,7 +49,7 @@ def masks(
         if cut and size < (CUT if other_cut else WHOLE) * other:
             array = volumes[own].array
             notes.append(
-                f"'{volumes[own].name}' was cut out of its surroundings (a brain without its skull?), unlike "
+                f"'{volumes[own].name}' was cut out of its surroundings (a brain without its skull?) and shows less than "
                 f"'{volumes[1 - own].name}': they were compared only where it shows something"
             )
             found = _eroded(_between(array != array.flat[0]), volumes[own].grid.spacing)
