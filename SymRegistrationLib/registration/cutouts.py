@@ -49,8 +49,8 @@ def masks(
         if cut and size < (CUT if other_cut else WHOLE) * other:
             array = volumes[own].array
             notes.append(
-                f"'{volumes[own].name}' was cut out of its surroundings (a brain without its skull?) and shows less than "
-                f"'{volumes[1 - own].name}': they were compared only where it shows something"
+                f"'{volumes[own].name}' was cut out of its surroundings (a brain without its skull?) and shows less "
+                f"than '{volumes[1 - own].name}': they were compared only where it shows something"
             )
             found = _eroded(_between(array != array.flat[0]), volumes[own].grid.spacing)
             return (found, None) if own == 0 else (None, found)

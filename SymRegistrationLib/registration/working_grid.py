@@ -112,13 +112,11 @@ def shrink(scan: Scan, spacing: float) -> Scan:
     grid = scan.grid.resampled(np.maximum(scan.grid.spacing, spacing))
     if grid.shape == scan.grid.shape:
         return scan
-    image, mask = scan.image, None
-    if scan.mask is not None:
+    image, mask = F.adaptive_avg_pool3d(scan.image, grid.shape), None
+    if scan.mask is not None:  # a voxel that the mask touches is the mean of what lies inside
         mask = F.adaptive_avg_pool3d(scan.mask, grid.shape)
-        image = image * scan.mask
-    image = F.adaptive_avg_pool3d(image, grid.shape)
-    if mask is not None:  # the mean of what lies inside
-        image = image / mask.clamp_min(1e-3)
+        inside = F.adaptive_avg_pool3d(scan.image * scan.mask, grid.shape) / mask.clamp_min(1e-3)
+        image = torch.where(mask > 0, inside, image)
     return Scan(image, grid, mask, scan.inside, scan.cut)
 
 
